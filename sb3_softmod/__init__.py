@@ -1,0 +1,60 @@
+"""Multi-task reinforcement learning with soft modularization on Stable-Baselines3."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_softmod.buffers import MultiTaskReplayBuffer
+    from sb3_softmod.envs.make import make_metaworld_env
+    from sb3_softmod.envs.tasks import TaskEnv
+    from sb3_softmod.errors import ConfigurationError, NonFiniteError, SoftModError
+    from sb3_softmod.extractors import SoftModularExtractor
+    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.networks import SoftModularNetwork
+    from sb3_softmod.policies import MultiTaskSACPolicy, SoftModPolicy
+    from sb3_softmod.softmod_sac import SoftModSAC
+
+__version__ = "0.1.0"
+
+# Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
+_HOMES = {
+    "ConfigurationError": "errors",
+    "MultiTaskReplayBuffer": "buffers",
+    "MultiTaskSAC": "multitask_sac",
+    "MultiTaskSACPolicy": "policies",
+    "NonFiniteError": "errors",
+    "SoftModError": "errors",
+    "SoftModPolicy": "policies",
+    "SoftModSAC": "softmod_sac",
+    "SoftModularExtractor": "extractors",
+    "SoftModularNetwork": "networks",
+    "TaskEnv": "envs.tasks",
+    "make_metaworld_env": "envs.make",
+}
+
+__all__ = [
+    "ConfigurationError",
+    "MultiTaskReplayBuffer",
+    "MultiTaskSAC",
+    "MultiTaskSACPolicy",
+    "NonFiniteError",
+    "SoftModError",
+    "SoftModPolicy",
+    "SoftModSAC",
+    "SoftModularExtractor",
+    "SoftModularNetwork",
+    "TaskEnv",
+    "make_metaworld_env",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

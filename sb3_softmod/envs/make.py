@@ -1,0 +1,77 @@
+"""Multi-task environments for SB3 in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_softmod.envs.metaworld import Goals, make_task_env, resolve_task_names
+from sb3_softmod.errors import ConfigurationError, nearest
+
+#: Meta-World's simulators raise past this step.
+MAX_HORIZON = 500
+
+
+def make_metaworld_env(
+    tasks: str | Sequence[str],
+    *,
+    goals: Goals = "random",
+    seed: int | None = None,
+    max_episode_steps: int = 200,
+    reward_version: Literal["v1", "v2"] = "v2",
+    envs_per_task: int = 1,
+    terminate_on_success: bool = False,
+    render_mode: str | None = None,
+    camera_name: str = "corner2",
+    vec_env_cls: type[VecEnv] = DummyVecEnv,
+) -> VecEnv:
+    """Meta-World tasks as one vectorised environment, task by task.
+
+    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
+    :param goals: "random": each episode draws one of the benchmark's 50 goals of its task (the paper's
+        "Conditioned"); "fixed": one goal a task, the same every episode
+    :param seed: of the goals and their order; different tasks and copies get different sequences. None draws one.
+    :param max_episode_steps: the horizon, 200 in the paper, at most 500; an episode that ends there is truncated
+    :param reward_version: Meta-World's reward functions, "v1" or "v2"
+    :param envs_per_task: copies of each task
+    :param terminate_on_success: end an episode at its first success
+    :param render_mode: as in gymnasium ("rgb_array" for pictures)
+    :param camera_name: Meta-World's camera for rendering
+    :param vec_env_cls: SB3's ``DummyVecEnv`` or ``SubprocVecEnv``
+    :return: ``envs_per_task * M`` envs with float32 observations ``[39 + M]``; copies of a task stand together
+    :raises ConfigurationError: for an unknown name (with the nearest known) or an impossible number
+    """
+    names = resolve_task_names(tasks)
+    for option, value, known in (
+        ("goals", goals, ("random", "fixed")),
+        ("reward_version", reward_version, ("v1", "v2")),
+    ):
+        if value not in known:
+            raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
+    if not 1 <= max_episode_steps <= MAX_HORIZON:
+        raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
+    if envs_per_task < 1:
+        raise ConfigurationError(f"envs_per_task must be at least 1, not {envs_per_task}.")
+    return vec_env_cls(
+        [
+            partial(
+                make_task_env,
+                name,
+                task_id,
+                names,
+                goals=goals,
+                seed=seed,
+                stream=(task_id, copy),
+                max_episode_steps=max_episode_steps,
+                reward_version=reward_version,
+                terminate_on_success=terminate_on_success,
+                render_mode=render_mode,
+                camera_name=camera_name,
+            )
+            for task_id, name in enumerate(names)
+            for copy in range(envs_per_task)
+        ]
+    )

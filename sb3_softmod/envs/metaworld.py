@@ -1,0 +1,165 @@
+"""Meta-World's tasks as one multi-task environment."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.types import Task
+
+from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.errors import ConfigurationError, nearest
+
+Goals = Literal["random", "fixed"]
+
+#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes.
+TASK_SETS: dict[str, tuple[str, ...]] = {
+    "MT3": ("reach-v3", "drawer-close-v3", "button-press-topdown-v3"),
+    "MT10": tuple(MT10_V3),
+    "MT25": tuple(MT25_V3),
+    "MT50": tuple(ALL_V3_ENVIRONMENTS),
+}
+
+#: Goals of a task in Meta-World's benchmarks.
+NUM_GOALS = 50
+
+
+def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """The task names that a user means.
+
+    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
+    :raises ConfigurationError: for an unknown or repeated name, with the nearest known ones
+    """
+    if isinstance(tasks, str):
+        if tasks in TASK_SETS:
+            return TASK_SETS[tasks]
+        if tasks not in ALL_V3_ENVIRONMENTS:
+            raise ConfigurationError(
+                f"Unknown task or task set {tasks!r}: {nearest(tasks, [*TASK_SETS, *ALL_V3_ENVIRONMENTS])}"
+            )
+        return (tasks,)
+    names = tuple(tasks)
+    if not names:
+        raise ConfigurationError("The list of tasks is empty.")
+    for name in names:
+        if name not in ALL_V3_ENVIRONMENTS:
+            raise ConfigurationError(f"Unknown task {name!r}: {nearest(name, ALL_V3_ENVIRONMENTS)}")
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
+            )
+    return names
+
+
+def is_metaworld(name: str) -> bool:
+    """Whether a name is a task set or a task of Meta-World."""
+    return name in TASK_SETS or name in ALL_V3_ENVIRONMENTS
+
+
+def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
+    """The 50 goals of a task, the same as ``metaworld.MT1(name, seed).train_tasks``.
+
+    A goal is drawn by a reset, whose simulation (it settles the arm, 50 steps) has no part in the draw and is
+    replaced by the kinematics alone: milliseconds instead of most of a second.
+
+    :param env: an env of that task, not yet used
+    :param name: the task's name
+    :param seed: what the goals depend on; None draws other goals each time
+    """
+    state = np.random.get_state()  # Meta-World draws goals from numpy's global generator
+    np.random.seed(seed)
+    try:
+        env.do_simulation = lambda *_: mujoco.mj_kinematics(env.model, env.data)  # type: ignore[method-assign]
+        env._freeze_rand_vec = False
+        env._set_task_called = True
+        goals = []
+        for _ in range(NUM_GOALS):
+            env.reset()
+            data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
+            goals.append(Task(env_name=name, data=pickle.dumps(data)))
+    finally:
+        np.random.set_state(state)
+        del env.do_simulation
+    return goals
+
+
+class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """One Meta-World task whose goal is drawn anew from the benchmark's 50 at each reset, or fixed.
+
+    ``reset(seed=...)`` restarts the sequence of goals; which 50 they are depends on ``seed`` alone.
+
+    :param name: for instance "reach-v3"
+    :param goals: "random" or "fixed" (the first of the 50, every episode)
+    :param seed: of the goals and, with ``stream``, of their order
+    :param stream: tells apart the envs of one set: two envs never share a sequence
+    :param reward_version: Meta-World's reward functions, "v1" or "v2"
+    :param render_mode: as in gymnasium
+    :param camera_name: Meta-World's camera for rendering
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        goals: Goals = "random",
+        seed: int | None = None,
+        stream: Sequence[int] = (),
+        reward_version: Literal["v1", "v2"] = "v2",
+        render_mode: str | None = None,
+        camera_name: str = "corner2",
+    ) -> None:
+        env = ALL_V3_ENVIRONMENTS[name](
+            reward_function_version=reward_version, render_mode=render_mode, camera_name=camera_name
+        )
+        super().__init__(env)
+        self._goals = draw_goals(env, name, seed)
+        self._random = goals == "random"
+        self._stream = tuple(stream)
+        self._rng = self._generator(seed)
+        self._upside_down = camera_name == "corner2"
+        self._set_goal()  # so that the declared observation space is that of the multi-task mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode with the next goal.
+
+        :param seed: restarts the sequence of goals
+        :param options: not used
+        """
+        if seed is not None:
+            self._rng = self._generator(seed)
+        self._set_goal()
+        return self.env.reset()
+
+    def render(self) -> Any:
+        """A frame, upright (Meta-World's camera corner2 hangs upside down)."""
+        frame = self.env.render()
+        return np.ascontiguousarray(frame[::-1, ::-1]) if self._upside_down and isinstance(frame, np.ndarray) else frame
+
+    def _set_goal(self) -> None:
+        index = self._rng.integers(len(self._goals)) if self._random else 0
+        self.unwrapped.set_task(self._goals[index])  # type: ignore[attr-defined]
+
+    def _generator(self, seed: int | None) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=self._stream))
+
+
+def make_task_env(
+    name: str,
+    task_id: int,
+    task_names: Sequence[str],
+    *,
+    max_episode_steps: int,
+    terminate_on_success: bool,
+    **kwargs: Any,
+) -> TaskEnv:
+    """One env of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
+    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, **kwargs), max_episode_steps)
+    return TaskEnv(env, task_id, task_names, terminate_on_success=terminate_on_success)

@@ -1,0 +1,111 @@
+"""One task of a set, in the form that every part of the package reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.task_observation import append_task, make_space
+
+
+class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """Makes any env with flat observations one task of a multi-task set.
+
+    Observations become ``[observation | zeros up to O | one-hot task (M)]`` in float32. Every ``info`` gains
+    ``task_id`` and ``task_name``. At the end of an episode ``info["episode"]`` holds its return ``r``, length ``l``
+    and time ``t`` (seconds since the env was made). For an env that reports ``info["success"]``, ``is_success`` says
+    whether the episode succeeded at any of its steps (the field's convention), ``is_success_at_end`` at its last.
+
+    :param env: the env to wrap, with a 1-D Box observation
+    :param task_id: this task's index in ``task_names``
+    :param task_names: the names of all tasks of the set
+    :param width: O, at least the width of this env's observation; default is that width
+    :param terminate_on_success: end the episode at its first success
+    :raises ConfigurationError: for an observation that is no 1-D Box, or wider than ``width``
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[np.ndarray, np.ndarray],
+        task_id: int,
+        task_names: Sequence[str],
+        *,
+        width: int | None = None,
+        terminate_on_success: bool = False,
+    ) -> None:
+        super().__init__(env)
+        self.task_id = task_id
+        self.task_names = tuple(task_names)
+        if not 0 <= task_id < len(self.task_names):
+            raise ConfigurationError(f"task_id {task_id} is not an index of the {len(self.task_names)} task names.")
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ConfigurationError(
+                f"The observation of task {self.task_name!r} must be a 1-D Box, not {space}: flatten it first "
+                "(gymnasium.wrappers.FlattenObservation)."
+            )
+        self._width = space.shape[0] if width is None else width
+        if space.shape[0] > self._width:
+            raise ConfigurationError(
+                f"The observation of task {self.task_name!r} has {space.shape[0]} entries, more than width={width}."
+            )
+        self.observation_space = make_space(self._width, self.num_tasks)
+        self._terminate_on_success = terminate_on_success
+        self._made_at = time.perf_counter()
+        self._begin_episode()
+
+    @property
+    def num_tasks(self) -> int:
+        """M, the number of tasks of the set."""
+        return len(self.task_names)
+
+    @property
+    def task_name(self) -> str:
+        """The name of this task."""
+        return self.task_names[self.task_id]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode; arguments as in gymnasium."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._begin_episode()
+        return self._canonical(observation), self._described(info)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
+        """Take one step; see the class for what ``info`` holds."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        info = self._described(info)
+        self._return += float(reward)
+        self._length += 1
+        if "success" in info:
+            success = bool(info["success"])
+            self._succeeded |= success
+            terminated = terminated or (success and self._terminate_on_success)
+        if terminated or truncated:
+            info["episode"] = {
+                "r": self._return,
+                "l": self._length,
+                "t": round(time.perf_counter() - self._made_at, 6),
+            }
+            if "success" in info:
+                info["is_success"] = self._succeeded
+                info["is_success_at_end"] = success
+        return self._canonical(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def _begin_episode(self) -> None:
+        self._return = 0.0
+        self._length = 0
+        self._succeeded = False
+
+    def _canonical(self, observation: np.ndarray) -> np.ndarray:
+        return append_task(observation, self.task_id, self._width, self.num_tasks)
+
+    def _described(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {**info, "task_id": self.task_id, "task_name": self.task_name}

@@ -1,0 +1,50 @@
+"""Returns, lengths and successes of the last episodes of each task."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+#: What is kept of an episode, by the key under which the envs report it.
+_REPORTED = {"success_rate": "is_success", "success_at_end_rate": "is_success_at_end"}
+METRICS = ("success_rate", "success_at_end_rate", "return", "length")
+
+
+class EpisodeStatistics:
+    """The last episodes of each task.
+
+    :param num_tasks: M
+    :param window: how many episodes of each task to keep
+    """
+
+    def __init__(self, num_tasks: int, window: int) -> None:
+        self._episodes: list[deque[dict[str, float]]] = [deque(maxlen=window) for _ in range(num_tasks)]
+
+    def add(self, infos: Iterable[dict[str, Any]]) -> None:
+        """Take up the episodes that end with these infos of one vector step."""
+        for info in infos:
+            episode = info.get("episode")
+            if episode is None or "task_id" not in info:
+                continue
+            record = {"return": float(episode["r"]), "length": float(episode["l"])}
+            record.update({name: float(info[key]) for name, key in _REPORTED.items() if key in info})
+            self._episodes[info["task_id"]].append(record)
+
+    def num_episodes(self) -> list[int]:
+        """How many episodes of each task are kept."""
+        return [len(episodes) for episodes in self._episodes]
+
+    def means(self) -> dict[str, np.ndarray]:
+        """The mean of each metric for each task.
+
+        :return: metric to ``[M]``, NaN for a task without episodes; a metric that no task reports is left out
+        """
+        out = {}
+        for metric in METRICS:
+            values = [[episode[metric] for episode in task if metric in episode] for task in self._episodes]
+            if any(values):
+                out[metric] = np.array([np.mean(v) if v else np.nan for v in values])
+        return out

@@ -1,0 +1,32 @@
+"""The errors of the package. Their messages say what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SoftModError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ConfigurationError(SoftModError, ValueError):
+    """An argument, option, task set or environment that cannot work; raised before any training."""
+
+
+class NonFiniteError(SoftModError, ValueError):
+    """A NaN or an infinity where a finite number is needed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that names the known names nearest to an unknown one.
+
+    :param name: what the user wrote
+    :param known: the names that would have been accepted
+    :return: ``"did you mean ...?"``, or the list of all names when none is near
+    """
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(match) for match in close)}?"
+    return f"known are {', '.join(map(repr, names))}"

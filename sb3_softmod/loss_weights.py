@@ -1,0 +1,25 @@
+"""How much the loss of each task counts (Eq. 10 of the paper, and its variants)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch as th
+from torch import Tensor
+
+LossWeighting = Literal["uniform", "alpha", "log_alpha"]
+LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = ("uniform", "alpha", "log_alpha")
+
+
+def loss_weights(weighting: LossWeighting, alpha: Tensor) -> Tensor:
+    r"""The weights of the tasks' losses, without gradient.
+
+    :param weighting: "alpha": :math:`w_i = M e^{-\alpha_i} / \sum_j e^{-\alpha_j}`, Eq. 10 scaled to a mean of 1;
+        "log_alpha": the same over :math:`\log \alpha_i`, as in the authors' code; "uniform": all 1
+    :param alpha: ``[M]``, the temperatures
+    :return: ``[M]``, positive, of mean 1
+    """
+    alpha = alpha.detach()
+    if weighting == "uniform":
+        return th.ones_like(alpha)
+    return len(alpha) * th.softmax(-alpha if weighting == "alpha" else -alpha.log(), 0)

@@ -1,0 +1,450 @@
+"""SAC on many tasks: a temperature for each task, and losses weighted by task."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
+from torch.nn.utils import clip_grad_norm_
+
+from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
+from sb3_softmod.envs.make import make_metaworld_env
+from sb3_softmod.envs.metaworld import is_metaworld
+from sb3_softmod.episode_statistics import EpisodeStatistics
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting, loss_weights
+from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy, SoftModPolicy
+from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, split, task_ids, task_names_of
+
+SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
+
+#: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
+METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
+
+
+class MultiTaskSAC(SAC):
+    r"""Soft Actor-Critic (SB3's) on M tasks at once.
+
+    Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
+    :math:`w_i` that multiplies its part of the actor's and the critics' loss. With one task and uniform weights it is
+    SB3's SAC. Arguments that are not listed are those of :class:`stable_baselines3.SAC`.
+
+    :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
+    :param env: a multi-task env, or the name of a Meta-World task or set ("MT10"), made with ``seed``
+    :param learning_starts: environment steps with random actions before learning; default 100 a task
+    :param batch_size: samples in a gradient step; default 128 a task
+    :param replay_buffer_class: default :class:`.MultiTaskReplayBuffer`, whose batches are balanced
+    :param ent_coef: "auto" (learned from 1), "auto_0.1" (learned from 0.1), a number, or one for each task
+    :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
+        see :func:`.loss_weights`
+    :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself (the authors' code: 1)
+    :param num_tasks: M; default is what the env says
+    :raises ConfigurationError: before any training, for what cannot work
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**SAC.policy_aliases, "SoftModPolicy": SoftModPolicy}
+
+    def __init__(
+        self,
+        policy: str | type[SACPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | None = None,
+        batch_size: int | None = None,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        ent_coef: str | float | Sequence[float] = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        loss_weighting: LossWeighting = "uniform",
+        max_grad_norm: float | None = None,
+        num_tasks: int | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        env = _made(env, seed)
+        action_space = getattr(env, "action_space", None)
+        if action_space is not None and not isinstance(action_space, spaces.Box):
+            raise ConfigurationError(f"{type(self).__name__} needs continuous actions (a Box), not {action_space}.")
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]  # None while loading
+            learning_rate,
+            buffer_size,
+            learning_starts,  # type: ignore[arg-type]  # resolved in _setup_model, when M is known
+            batch_size,  # type: ignore[arg-type]
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=None if policy_kwargs is None else dict(policy_kwargs),  # SB3 writes into it
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.loss_weighting = loss_weighting
+        self.max_grad_norm = max_grad_norm
+        self.num_tasks = num_tasks
+        self.task_names: list[str] | None = None
+        self.episode_statistics: EpisodeStatistics | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ set-up
+
+    def _setup_model(self) -> None:
+        M = self._resolve_tasks()
+        self._check_options()
+        if self.batch_size is None:
+            self.batch_size = 128 * M
+        if self.learning_starts is None:
+            self.learning_starts = 100 * M
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = MultiTaskReplayBuffer
+        if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
+            check_batch_size(self.batch_size, M)
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "num_tasks": M}
+        if issubclass(self.policy_class, MultiTaskSACPolicy):
+            self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
+        if self.episode_statistics is None:
+            self.episode_statistics = EpisodeStatistics(M, self._stats_window_size)
+
+        # SB3 knows one temperature: it sets up that, and the vector then takes its place.
+        given: Any = self.ent_coef
+        initial = self._initial_temperatures(M)
+        self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
+        super()._setup_model()
+        self.ent_coef = given
+        if isinstance(given, str):
+            self.log_ent_coef = initial.log().to(self.device).requires_grad_(True)
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+        else:
+            self.ent_coef_tensor = initial.to(self.device)
+        self._actor_parameters = list(self.actor.parameters())
+        self._forget_metrics()
+
+    def _resolve_tasks(self) -> int:
+        """M, from the env or, without one, from what was saved or passed; refuses contradictions."""
+        by_hand = {n for n in (self.num_tasks, self.policy_kwargs.get("num_tasks")) if n is not None}
+        if self.env is not None:
+            found = num_tasks_of(self.env)
+            for wrong in by_hand - {found}:
+                raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
+            names = task_names_of(self.env)
+            if self.task_names is not None and names != self.task_names:
+                warnings.warn(
+                    f"The model knows the tasks {self.task_names}, in this order; the env has {names}.", stacklevel=4
+                )
+            self.task_names = names
+            by_hand = {found}
+            self._refuse_normalised_tasks()
+        if len(by_hand) != 1:
+            raise ConfigurationError(
+                f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env."
+            )
+        self.num_tasks = by_hand.pop()
+        if self.task_names is None:
+            self.task_names = [f"task-{i}" for i in range(self.num_tasks)]
+        check_space(self.observation_space, self.num_tasks)
+        return self.num_tasks
+
+    def _refuse_normalised_tasks(self) -> None:
+        if type(self._vec_normalize_env) is VecNormalize and self._vec_normalize_env.norm_obs:
+            raise ConfigurationError(
+                "VecNormalize normalises the one-hot task too, which then names no task: pass norm_obs=False."
+            )
+
+    def _check_options(self) -> None:
+        if self.loss_weighting not in LOSS_WEIGHTINGS:
+            raise ConfigurationError(
+                f"Unknown loss_weighting {self.loss_weighting!r}: {nearest(self.loss_weighting, LOSS_WEIGHTINGS)}"
+            )
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigurationError(
+                f"max_grad_norm must be positive, or None for no clipping, not {self.max_grad_norm!r}."
+            )
+
+    def _initial_temperatures(self, num_tasks: int) -> th.Tensor:
+        """The first temperature of each task, ``[M]``, from ``ent_coef``."""
+        given: Any = self.ent_coef
+        learned = isinstance(given, str)
+        listed = not learned and isinstance(given, (Sequence, np.ndarray))
+        try:
+            if learned:
+                prefix, _, start = given.partition("_")
+                values = [float(start or 1.0)] if prefix == "auto" else []
+            else:
+                values = [float(value) for value in (given if listed else [given])]
+        except (TypeError, ValueError):
+            values = []
+        # A fixed temperature may be 0; one that is learned, or whose logarithm is used, may not.
+        lowest = math.ulp(0.0) if learned or self.loss_weighting == "log_alpha" else 0.0
+        if not values or not all(math.isfinite(value) and value >= lowest for value in values):
+            raise ConfigurationError(
+                f'ent_coef must be "auto", "auto_0.1" (any positive start), a number of at least 0 (above 0 with '
+                f'loss_weighting="log_alpha"), or a list of {num_tasks} such numbers, not {given!r}.'
+            )
+        if listed and len(values) != num_tasks:
+            raise ConfigurationError(f"ent_coef lists {len(values)} temperatures, but there are {num_tasks} tasks.")
+        return th.tensor(values if listed else values * num_tasks, dtype=th.float32)
+
+    # ---------------------------------------------------------------- learning
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Take gradient steps on balanced batches; nothing in here waits for the device."""
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+
+        for gradient_step in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            self._metrics += self._gradient_step(batch)
+            if gradient_step % self.target_update_interval == 0:
+                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+        self._n_updates += gradient_steps
+        self._num_metrics += gradient_steps
+
+    def _gradient_step(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """One update of temperatures, critics and actor.
+
+        :param batch: B transitions of all tasks
+        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples
+        """
+        discounts = batch.discounts if batch.discounts is not None else self.gamma
+        task = split(batch.observations, self.num_tasks)[1]  # [B, M]
+        share = task / task.sum(0).clamp(min=1)  # its columns average over the samples of one task
+
+        if self.use_sde:
+            self.actor.reset_noise()
+        actions_pi, log_prob = self.actor.action_log_prob(batch.observations)
+        log_prob = log_prob.reshape(-1, 1)
+        task_log_prob = log_prob.detach().T @ share  # [1, M]
+
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            alpha = self.log_ent_coef.detach().exp()  # the losses use the temperature from before its step
+            # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
+            ent_coef_loss = -self.log_ent_coef * (task_log_prob[0] + self.target_entropy * share.sum(0))
+            self.ent_coef_optimizer.zero_grad()
+            ent_coef_loss.sum().backward()
+            self.ent_coef_optimizer.step()
+        else:
+            alpha = self.ent_coef_tensor
+            ent_coef_loss = th.zeros_like(alpha)
+        weights = loss_weights(self.loss_weighting, alpha)
+        sample_alpha = task @ alpha.unsqueeze(1)  # [B, 1]
+        sample_weight = task @ weights.unsqueeze(1)
+
+        with th.no_grad():
+            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
+            next_q = th.stack(self.critic_target(batch.next_observations, next_actions)).amin(0)
+            next_q = next_q - sample_alpha * next_log_prob.reshape(-1, 1)
+            target_q = batch.rewards + (1 - batch.dones) * discounts * next_q
+
+        q = th.stack(self.critic(batch.observations, batch.actions))  # [E, B, 1]
+        critic_losses = 0.5 * (q - target_q).square().sum(0)  # [B, 1]
+        self.critic.optimizer.zero_grad()
+        (sample_weight * critic_losses).mean().backward()
+        self._clip_gradients(self.critic)
+        self.critic.optimizer.step()
+
+        q_pi = th.stack(self.critic(batch.observations, actions_pi)).amin(0)
+        actor_losses = sample_alpha * log_prob - q_pi
+        self.actor.optimizer.zero_grad()
+        # Only the actor's parameters take a gradient: the critics' would be thrown away.
+        (sample_weight * actor_losses).mean().backward(inputs=self._actor_parameters)
+        self._clip_gradients(self.actor)
+        self.actor.optimizer.step()
+
+        with th.no_grad():
+            of_tasks = th.cat([q.mean(0), critic_losses, actor_losses], 1).T @ share  # [3, M]
+            return th.cat([th.stack([alpha, weights]), task_log_prob, of_tasks, ent_coef_loss.detach().unsqueeze(0)])
+
+    def _clip_gradients(self, module: th.nn.Module) -> None:
+        if self.max_grad_norm is None:
+            return
+        if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
+            module.network.clip_grad_norm_(self.max_grad_norm)
+        else:  # a policy of SB3: each of its Q-networks by itself
+            for network in getattr(module, "q_networks", [module]):
+                clip_grad_norm_(network.parameters(), self.max_grad_norm)
+
+    # -------------------------------------------------------------- collecting
+
+    def learn(
+        self: SelfMultiTaskSAC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | str | None = "auto",  # type: ignore[override]
+        tb_log_name: str | None = None,  # type: ignore[override]
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMultiTaskSAC:
+        """Train; arguments as in SB3.
+
+        :param log_interval: episodes between two logs; "auto" is one for each env, since synchronous envs end their
+            episodes together; None for no logs
+        :param tb_log_name: default is the name of the class
+        """
+        return super().learn(
+            total_timesteps,
+            callback,
+            self.n_envs if log_interval == "auto" else log_interval,  # type: ignore[arg-type]
+            tb_log_name or type(self).__name__,
+            reset_num_timesteps,
+            progress_bar,
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        out = super()._setup_learn(*args, **kwargs)
+        ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
+        check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
+        return out
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
+        ends = [info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]
+        for what, values, tasks in (
+            ("reward", reward, ids),
+            ("observation", new_obs, ids),
+            ("last observation", np.array(ends), ids[dones.astype(bool)]),
+        ):
+            check_finite(what, values, tasks, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        assert self.episode_statistics is not None
+        self.episode_statistics.add(infos)
+
+    # ----------------------------------------------------------------- logging
+
+    def dump_logs(self) -> None:
+        """Write the logs: means over the tasks everywhere, each task to every writer but the terminal."""
+        if self._num_metrics:
+            metrics = (self._metrics / self._num_metrics).cpu().numpy()
+            self._forget_metrics()
+            for name, values in zip(METRICS, metrics, strict=True):
+                self._record("train", name, values)
+            self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        assert self.episode_statistics is not None
+        for name, values in self.episode_statistics.means().items():
+            self._record("rollout", f"task_{name}", values)
+        super().dump_logs()
+
+    def _record(self, group: str, name: str, values: np.ndarray) -> None:
+        self.logger.record(f"{group}/{name}", float(np.nanmean(values)))
+        for task, value in zip(self.task_names, values, strict=True):  # type: ignore[arg-type]
+            if np.isfinite(value):
+                # The terminal cuts keys at 36 characters and raises where two then coincide.
+                self.logger.record(f"{name}/{task}", float(value), exclude=("stdout", "log"))
+
+    def _forget_metrics(self) -> None:
+        self._metrics = th.zeros(len(METRICS), self.num_tasks, device=self.device)  # type: ignore[arg-type]
+        self._num_metrics = 0
+
+    # ------------------------------------------------------- saving and loading
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_actor_parameters"]
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfMultiTaskSAC],
+        path: str | Path | Any,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfMultiTaskSAC:
+        """Load a saved model; arguments as in SB3. Loading runs code from the file: open only files you trust.
+
+        :param path: the zip file, or a file object
+        :param env: to go on training; an env, or the name of a Meta-World task or set
+        :param device: where to load to
+        :raises ConfigurationError: if the env has another number of tasks than the model
+        """
+        env = _made(env, kwargs.get("seed"))
+        if env is not None:
+            saved = _saved_num_tasks(path)
+            wrapped = cls._wrap_env(env)
+            found = num_tasks_of(wrapped)
+            if saved is not None and saved != found:
+                raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
+        model = super().load(path, env=env, device=device, **kwargs)
+        temperatures = model.log_ent_coef if model.ent_coef_optimizer is not None else model.ent_coef_tensor
+        if temperatures is None or temperatures.shape != (model.num_tasks,):
+            raise ConfigurationError(
+                f"The file {path} does not hold one temperature for each of {model.num_tasks} tasks."
+            )
+        return model
+
+
+def _made(env: GymEnv | str | None, seed: int | None) -> GymEnv | str | None:
+    """An env by its Meta-World name; whatever else is left to SB3."""
+    return make_metaworld_env(env, seed=seed) if isinstance(env, str) and is_metaworld(env) else env
+
+
+def _saved_num_tasks(path: Any) -> int | None:
+    """The number of tasks that a saved model says, read without running anything from the file."""
+    file = open_path(path, "r", verbose=0, suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("data")).get("num_tasks")
+    finally:
+        if file is not path:
+            file.close()

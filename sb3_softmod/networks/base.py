@@ -1,0 +1,67 @@
+"""The one signature that every multi-task network has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch as th
+from torch import Tensor, nn
+
+from sb3_softmod.errors import ConfigurationError
+
+
+class MultiTaskNetwork(nn.Module, ABC):
+    """A network of a state (or state and action) and a task, E independent copies of it at once.
+
+    Every parameter has the ensemble as its leading axis, and no member reads another's: E critics in one
+    network equal E networks. Subclasses take their own options as keyword arguments behind these four.
+
+    :param input_dim: width of ``inputs``
+    :param output_dim: width of the output
+    :param num_tasks: M, the number of tasks
+    :param ensemble_size: E, the number of independent copies
+    :raises ConfigurationError: if a size is not a positive integer
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, num_tasks: int, *, ensemble_size: int = 1) -> None:
+        super().__init__()
+        for name, value in (
+            ("input_dim", input_dim),
+            ("output_dim", output_dim),
+            ("num_tasks", num_tasks),
+            ("ensemble_size", ensemble_size),
+        ):
+            require_positive(name, value)
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.num_tasks = num_tasks
+        self.ensemble_size = ensemble_size
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members.
+
+        :param inputs: ``[B, input_dim]``, the same for all members, or ``[E, B, input_dim]``
+        :param task: ``[B, M]``, one-hot rows (or any rows that sum to 1)
+        :return: ``[E, B, output_dim]``
+        """
+
+    def clip_grad_norm_(self, max_norm: float) -> None:
+        """Scale the gradients of each member, by itself, to a norm of at most ``max_norm``.
+
+        :param max_norm: the largest Euclidean norm over all of a member's parameters
+        """
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = th.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()  # [E]
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+
+
+def require_positive(name: str, value: object) -> None:
+    """Refuse a size that is not a positive integer.
+
+    :raises ConfigurationError: naming the size and the value
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")

@@ -1,0 +1,71 @@
+"""Many linear layers as one batched matrix product."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch as th
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: "pytorch": U(+-1/sqrt(fan_in)) for weights and biases, the default of :class:`torch.nn.Linear`.
+#: "official": the authors' hidden layers, weights U(+-1/sqrt(fan_out)), biases 0.1.
+#: "small": the authors' last layers, weights and biases U(+-3e-3).
+Init = Literal["pytorch", "official", "small"]
+
+
+class BatchedLinear(nn.Module):
+    """``prod(batch_shape)`` independent linear layers of one size.
+
+    Weights are ``[*batch_shape, out, in]`` as in :class:`torch.nn.Linear`, biases ``[*batch_shape, out]``.
+    The input's batch axes may be a prefix of ``batch_shape``: the layers along the axes that it lacks then read
+    the same input, and are evaluated as one wide product instead of a product each.
+
+    :param batch_shape: the axes of the batch of layers, for instance ``(E,)`` or ``(E, n)``
+    :param in_features: width of the input
+    :param out_features: width of the output
+    :param init: how the parameters are drawn, see :data:`Init`
+    """
+
+    def __init__(self, batch_shape: tuple[int, ...], in_features: int, out_features: int, init: Init = "pytorch"):
+        super().__init__()
+        self.batch_shape = batch_shape
+        self.weight = nn.Parameter(th.empty(*batch_shape, out_features, in_features))
+        self.bias = nn.Parameter(th.empty(*batch_shape, out_features))
+        with th.no_grad():
+            if init == "small":
+                self.weight.uniform_(-3e-3, 3e-3)
+                self.bias.uniform_(-3e-3, 3e-3)
+            elif init == "official":
+                bound = 1 / math.sqrt(out_features)
+                self.weight.uniform_(-bound, bound)
+                self.bias.fill_(0.1)
+            else:
+                bound = 1 / math.sqrt(in_features)
+                self.weight.uniform_(-bound, bound)
+                self.bias.uniform_(-bound, bound)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply every layer.
+
+        :param inputs: ``[*prefix of batch_shape, B, in]``
+        :return: ``[*batch_shape, B, out]``
+        """
+        own_axes = inputs.dim() - 2
+        # Layers that share an input are stacked along their output: one matrix with more rows.
+        weight, bias = self.weight.flatten(own_axes, -2), self.bias.flatten(own_axes)
+        if own_axes == 0:
+            out = F.linear(inputs, weight, bias)
+        else:
+            out = th.baddbmm(
+                bias.flatten(0, -2).unsqueeze(-2),
+                inputs.flatten(0, own_axes - 1),
+                weight.flatten(0, own_axes - 1).mT,
+            )
+        out = out.view(*inputs.shape[:-1], *self.batch_shape[own_axes:], -1)
+        return out.movedim(own_axes, -2)
+
+    def extra_repr(self) -> str:
+        *_, out_features, in_features = self.weight.shape
+        return f"{'x'.join(map(str, self.batch_shape))} layers, in_features={in_features}, out_features={out_features}"

@@ -1,0 +1,147 @@
+"""Where the task sits in an observation, and how many tasks there are; the only module that knows.
+
+An observation is ``[observation (O) | one-hot task (M)]`` in float32. Nothing here imports torch, so that a worker
+process that steps environments stays small; :func:`split` works on arrays and tensors alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_softmod.errors import ConfigurationError, NonFiniteError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+def make_space(width: int, num_tasks: int) -> spaces.Box:
+    """The one observation space of a task set.
+
+    :param width: O, entries of the widest observation
+    :param num_tasks: M
+    :return: an unbounded float32 box of shape ``(O + M,)``
+    """
+    return spaces.Box(-np.inf, np.inf, (width + num_tasks,), np.float32)
+
+
+def append_task(observation: np.ndarray, task_id: int, width: int, num_tasks: int) -> np.ndarray:
+    """Zero-pad an observation and append its one-hot task.
+
+    :param observation: ``[<= O]``, of any float type
+    :param task_id: from 0 to M - 1
+    :param width: O
+    :param num_tasks: M
+    :return: ``[O + M]`` float32
+    """
+    out = np.zeros(width + num_tasks, np.float32)
+    out[: len(observation)] = observation
+    out[width + task_id] = 1.0
+    return out
+
+
+def append_tasks(observations: np.ndarray, ids: np.ndarray, num_tasks: int) -> np.ndarray:
+    """Append the one-hot tasks to a batch of observations.
+
+    :param observations: ``[B, O]`` float32
+    :param ids: ``[B]``, the task of each
+    :param num_tasks: M
+    :return: ``[B, O + M]`` float32
+    """
+    size, width = observations.shape
+    out = np.zeros((size, width + num_tasks), np.float32)
+    out[:, :width] = observations
+    out[np.arange(size), width + ids] = 1.0
+    return out
+
+
+def split(observation: Any, num_tasks: int) -> tuple[Any, Any]:
+    """Cut ``[..., O + M]`` into the observation ``[..., O]`` and the task ``[..., M]``; arrays or tensors."""
+    return observation[..., :-num_tasks], observation[..., -num_tasks:]
+
+
+def task_ids(observations: np.ndarray, num_tasks: int) -> np.ndarray:
+    """The integer task of each observation.
+
+    :param observations: ``[B, O + M]``
+    :param num_tasks: M
+    :return: ``[B]`` integers
+    :raises ConfigurationError: if the last M entries of a row are not a one-hot task
+    """
+    one_hot = split(observations, num_tasks)[1]
+    ids = one_hot.argmax(-1)
+    if not ((one_hot.sum(-1) == 1) & (one_hot.max(-1) == 1)).all():
+        row = int(np.flatnonzero((one_hot.sum(-1) != 1) | (one_hot.max(-1) != 1))[0])
+        raise ConfigurationError(
+            f"The observation of env {row} does not end in a one-hot task of {num_tasks} entries but in "
+            f"{np.array2string(one_hot[row], precision=3, threshold=12)}. Wrap each env in sb3_softmod.TaskEnv, and do "
+            "not normalise the task (VecNormalize does)."
+        )
+    return ids
+
+
+def check_space(space: spaces.Space, num_tasks: int) -> None:
+    """Refuse an observation space that cannot hold M tasks.
+
+    :raises ConfigurationError: naming the space and M
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.shape[0] <= num_tasks:
+        raise ConfigurationError(
+            f"The observation space {space} cannot be an observation followed by a one-hot task of {num_tasks} "
+            f"entries: a flat Box with more than {num_tasks} entries is needed (see sb3_softmod.TaskEnv)."
+        )
+
+
+def num_tasks_of(env: VecEnv) -> int:
+    """M, as the envs themselves say.
+
+    :param env: a VecEnv whose envs have the attribute ``num_tasks``, as :class:`sb3_softmod.TaskEnv` does
+    :raises ConfigurationError: if they have none, disagree, or differ in their action spaces
+    """
+    try:
+        found = env.get_attr("num_tasks")
+    except AttributeError as error:
+        raise ConfigurationError(
+            "The environment has no tasks: it lacks the attribute 'num_tasks'. Make it with make_metaworld_env(...), "
+            "or wrap each env in sb3_softmod.TaskEnv."
+        ) from error
+    if len(set(found)) != 1:
+        raise ConfigurationError(f"The envs disagree on the number of tasks: {sorted(set(found))}.")
+    names = task_names_of(env)
+    ids = env.get_attr("task_id")
+    for attribute in ("action_space", "observation_space"):
+        values = env.get_attr(attribute)
+        for task, value in zip(ids, values, strict=True):
+            if value != values[0]:
+                raise ConfigurationError(
+                    f"The tasks {names[ids[0]]!r} and {names[task]!r} differ in their {attribute.replace('_', ' ')}: "
+                    f"{values[0]} and {value}. One policy needs one {attribute.replace('_', ' ')} for all tasks."
+                )
+    return int(found[0])
+
+
+def task_names_of(env: VecEnv) -> list[str]:
+    """The names of all tasks, by task id."""
+    return list(env.get_attr("task_names")[0])
+
+
+def check_finite(what: str, values: np.ndarray, ids: np.ndarray, names: list[str], step: int) -> None:
+    """Refuse NaN and infinity in what the envs sent.
+
+    :param what: "observation" or "reward"
+    :param values: ``[n_envs, ...]``
+    :param ids: ``[n_envs]``, the task of each env
+    :param names: the names of all tasks
+    :param step: environment steps so far
+    :raises NonFiniteError: naming the task, the env and the step
+    """
+    if np.isfinite(values).all():
+        return
+    env = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
+    raise NonFiniteError(
+        f"The {what} of task {names[ids[env]]!r} (env {env}) holds NaN or infinity at environment step {step}: "
+        f"{np.array2string(values[env], precision=4, threshold=12)}. Nothing of this step was learned from; look at "
+        "that task's reward and simulation."
+    )
