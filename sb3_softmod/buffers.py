@@ -55,7 +55,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = True
         self.capacity_per_task = buffer_size // num_tasks
         rows = num_tasks * self.capacity_per_task  # task t owns the rows from t * capacity_per_task on
-        width = self.obs_shape[0] - num_tasks  # type: ignore[index]
+        width = self.obs_shape[0] - num_tasks
         self.observations = np.zeros((rows, width), np.float32)
         self.next_observations = np.zeros((rows, width), np.float32)
         self.actions = np.zeros((rows, self.action_dim), np.float32)
@@ -124,7 +124,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         return self._batch(ids * self.capacity_per_task + np.random.randint(0, sizes[ids]), ids, env)
 
     def _batch(self, rows: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> ReplayBufferSamples:
-        data = (
+        data: tuple[Any, ...] = (
             self._normalize_obs(append_tasks(self.observations[rows], ids, self.num_tasks), env),
             self.actions[rows],
             self._normalize_obs(append_tasks(self.next_observations[rows], ids, self.num_tasks), env),

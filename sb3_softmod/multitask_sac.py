@@ -100,7 +100,7 @@ class MultiTaskSAC(SAC):
             raise ConfigurationError(f"{type(self).__name__} needs continuous actions (a Box), not {action_space}.")
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]  # None while loading
+            env,  # None while loading
             learning_rate,
             buffer_size,
             learning_starts,  # type: ignore[arg-type]  # resolved in _setup_model, when M is known
@@ -128,8 +128,9 @@ class MultiTaskSAC(SAC):
         )
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
-        self.num_tasks = num_tasks
-        self.task_names: list[str] | None = None
+        # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
+        self.num_tasks: int = num_tasks  # type: ignore[assignment]
+        self.task_names: list[str] = []
         self.episode_statistics: EpisodeStatistics | None = None
         if _init_setup_model:
             self._setup_model()
@@ -175,7 +176,7 @@ class MultiTaskSAC(SAC):
             for wrong in by_hand - {found}:
                 raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
             names = task_names_of(self.env)
-            if self.task_names is not None and names != self.task_names:
+            if self.task_names and names != self.task_names:
                 warnings.warn(
                     f"The model knows the tasks {self.task_names}, in this order; the env has {names}.", stacklevel=4
                 )
@@ -187,7 +188,7 @@ class MultiTaskSAC(SAC):
                 f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env."
             )
         self.num_tasks = by_hand.pop()
-        if self.task_names is None:
+        if not self.task_names:
             self.task_names = [f"task-{i}" for i in range(self.num_tasks)]
         check_space(self.observation_space, self.num_tasks)
         return self.num_tasks
@@ -321,8 +322,8 @@ class MultiTaskSAC(SAC):
         self: SelfMultiTaskSAC,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | str | None = "auto",  # type: ignore[override]
-        tb_log_name: str | None = None,  # type: ignore[override]
+        log_interval: int | str | None = "auto",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfMultiTaskSAC:
@@ -389,13 +390,13 @@ class MultiTaskSAC(SAC):
 
     def _record(self, group: str, name: str, values: np.ndarray) -> None:
         self.logger.record(f"{group}/{name}", float(np.nanmean(values)))
-        for task, value in zip(self.task_names, values, strict=True):  # type: ignore[arg-type]
+        for task, value in zip(self.task_names, values, strict=True):
             if np.isfinite(value):
                 # The terminal cuts keys at 36 characters and raises where two then coincide.
                 self.logger.record(f"{name}/{task}", float(value), exclude=("stdout", "log"))
 
     def _forget_metrics(self) -> None:
-        self._metrics = th.zeros(len(METRICS), self.num_tasks, device=self.device)  # type: ignore[arg-type]
+        self._metrics = th.zeros(len(METRICS), self.num_tasks, device=self.device)
         self._num_metrics = 0
 
     # ------------------------------------------------------- saving and loading
@@ -418,14 +419,13 @@ class MultiTaskSAC(SAC):
         :param device: where to load to
         :raises ConfigurationError: if the env has another number of tasks than the model
         """
-        env = _made(env, kwargs.get("seed"))
-        if env is not None:
+        made = _made(env, kwargs.get("seed"))
+        if made is not None:
             saved = _saved_num_tasks(path)
-            wrapped = cls._wrap_env(env)
-            found = num_tasks_of(wrapped)
+            found = num_tasks_of(cls._wrap_env(made))
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
-        model = super().load(path, env=env, device=device, **kwargs)
+        model = super().load(path, env=made, device=device, **kwargs)
         temperatures = model.log_ent_coef if model.ent_coef_optimizer is not None else model.ent_coef_tensor
         if temperatures is None or temperatures.shape != (model.num_tasks,):
             raise ConfigurationError(
@@ -434,7 +434,7 @@ class MultiTaskSAC(SAC):
         return model
 
 
-def _made(env: GymEnv | str | None, seed: int | None) -> GymEnv | str | None:
+def _made(env: GymEnv | str | None, seed: int | None) -> Any:
     """An env by its Meta-World name; whatever else is left to SB3."""
     return make_metaworld_env(env, seed=seed) if isinstance(env, str) and is_metaworld(env) else env
 

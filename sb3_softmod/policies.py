@@ -89,7 +89,7 @@ class MultiTaskCritic(ContinuousCritic):
             observation_space,
             action_space,
             net_arch=[],
-            features_extractor=FlattenExtractor(observation_space),  # type: ignore[arg-type]
+            features_extractor=FlattenExtractor(observation_space),
             features_dim=features_dim,
             n_critics=0,  # SB3's own networks, replaced by the members of one
             share_features_extractor=False,
@@ -179,11 +179,11 @@ class MultiTaskSACPolicy(SACPolicy):
         check_space(observation_space, num_tasks)
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
+        self.n_critics = n_critics
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
-            n_critics=n_critics,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
@@ -206,7 +206,7 @@ class MultiTaskSACPolicy(SACPolicy):
             self.num_tasks,
             self.network_class,
             self.network_kwargs,
-            n_critics=self.critic_kwargs["n_critics"],
+            n_critics=self.n_critics,
         ).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class MultiTaskSACPolicy(SACPolicy):
             action_space=self.action_space,
             lr_schedule=self._dummy_schedule,  # not needed to act
             num_tasks=self.num_tasks,
-            n_critics=self.critic_kwargs["n_critics"],
+            n_critics=self.n_critics,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             **self.network_kwargs,

@@ -118,8 +118,8 @@ def test_weights_are_eq_10() -> None:
     assert (loss_weights("log_alpha", alpha) - th.tensor(of_code, dtype=th.float64)).abs().max() < 1e-12
     assert loss_weights("uniform", alpha).tolist() == [1.0] * 4
     for weighting in ("alpha", "log_alpha", "uniform"):
-        assert loss_weights(weighting, alpha).mean() == pytest.approx(1.0)  # type: ignore[arg-type]
-        assert not loss_weights(weighting, alpha.requires_grad_()).requires_grad  # type: ignore[arg-type]
+        assert loss_weights(weighting, alpha).mean() == pytest.approx(1.0)
+        assert not loss_weights(weighting, alpha.requires_grad_()).requires_grad
 
 
 def test_a_tasks_share_of_the_loss_follows_its_weight() -> None:
@@ -218,9 +218,8 @@ def test_logs_of_every_task(tmp_path: Path) -> None:
     model.learn(4 * 20 * 3)
     with open(tmp_path / "progress.csv") as file:
         last = list(csv.DictReader(file))[-1]
-    per_task = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss")
-    per_task += ("task_success_rate", "task_return", "task_length")
-    for metric in per_task:
+    losses = ["ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss"]
+    for metric in [*losses, "task_success_rate", "task_return", "task_length"]:
         values = [float(last[f"{metric}/corner-{i}"]) for i in range(M)]
         group = "rollout" if metric.startswith("task_") else "train"
         assert np.mean(values) == pytest.approx(float(last[f"{group}/{metric}"]), rel=1e-4)
@@ -293,7 +292,7 @@ def test_other_number_of_tasks_is_refused(tmp_path: Path) -> None:
 def test_other_tasks_of_the_same_number_warn(tmp_path: Path) -> None:
     make_model(tasks=2).save(tmp_path / "model")
     names = ["left", "right"]
-    env = DummyVecEnv([partial(TaskEnv, PointMass(i), i, names) for i in range(2)])  # type: ignore[list-item]
+    env = DummyVecEnv([partial(TaskEnv, PointMass(i), i, names) for i in range(2)])
     with pytest.warns(UserWarning, match=r"The model knows the tasks \['corner-0', 'corner-1'\]"):
         SoftModSAC.load(tmp_path / "model", env=env)
 
@@ -339,9 +338,7 @@ class Broken(PointMass):
 
 def vec(*envs: PointMass) -> DummyVecEnv:
     names = [f"task-{i}" for i in range(len(envs))]
-    return DummyVecEnv(
-        [partial(TaskEnv, gym.wrappers.TimeLimit(env, 20), i, names) for i, env in enumerate(envs)]  # type: ignore[misc]
-    )
+    return DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(env, 20), i, names) for i, env in enumerate(envs)])
 
 
 @pytest.mark.parametrize(

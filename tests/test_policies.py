@@ -59,8 +59,8 @@ def test_the_task_decides() -> None:
 )
 def test_save_and_load_keep_everything(kwargs: dict[str, Any], tmp_path: Path) -> None:
     policy = make_policy(**kwargs)
-    policy.save(tmp_path / "policy.pth")
-    loaded = SoftModPolicy.load(tmp_path / "policy.pth")
+    policy.save(str(tmp_path / "policy.pth"))
+    loaded = SoftModPolicy.load(str(tmp_path / "policy.pth"))
     assert loaded.actor.network.options == policy.actor.network.options  # type: ignore[union-attr]
     assert loaded.critic.n_critics == policy.critic.n_critics
     assert loaded.optimizer_kwargs == policy.optimizer_kwargs

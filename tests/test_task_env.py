@@ -20,11 +20,11 @@ class Scripted(gym.Env[np.ndarray, np.ndarray]):
     def __init__(self, successes: list[bool]) -> None:
         self.successes = successes
 
-    def reset(self, **kwargs):  # type: ignore[no-untyped-def]
+    def reset(self, **kwargs):
         self.t = 0
         return np.zeros(3), {}
 
-    def step(self, action):  # type: ignore[no-untyped-def]
+    def step(self, action):
         self.t += 1
         success = self.successes[self.t - 1]
         return np.full(3, self.t / 10), float(self.t), False, self.t == len(self.successes), {"success": float(success)}
@@ -37,7 +37,7 @@ def test_observation_is_padded_float32_with_the_task() -> None:
     assert obs.dtype == np.float32
     assert obs.tolist() == [0, 0, 0, 0, 0, 0, 1, 0]
     obs, *_ = env.step(np.zeros(1))
-    np.testing.assert_array_equal(obs, np.float32([0.1, 0.1, 0.1, 0, 0, 0, 1, 0]))
+    np.testing.assert_array_equal(obs, np.array([0.1, 0.1, 0.1, 0, 0, 0, 1, 0], np.float32))
     assert obs in env.observation_space
     assert (info["task_id"], info["task_name"]) == (1, "b")
     assert (env.num_tasks, env.task_names, env.task_name) == (3, ("a", "b", "c"), "b")
@@ -71,7 +71,7 @@ def test_terminate_on_success() -> None:
 
 def test_env_without_success_reports_none() -> None:
     class Silent(PointMass):
-        def step(self, action):  # type: ignore[no-untyped-def]
+        def step(self, action):
             *rest, _ = super().step(action)
             return (*rest, {})
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_softmod.envs.metaworld import Goals, make_task_env, resolve_task_names
+from sb3_softmod.envs.metaworld import Goals, RenderMode, make_task_env, resolve_task_names
 from sb3_softmod.errors import ConfigurationError, nearest
 
 #: Meta-World's simulators raise past this step.
@@ -24,9 +24,9 @@ def make_metaworld_env(
     reward_version: Literal["v1", "v2"] = "v2",
     envs_per_task: int = 1,
     terminate_on_success: bool = False,
-    render_mode: str | None = None,
+    render_mode: RenderMode | None = None,
     camera_name: str = "corner2",
-    vec_env_cls: type[VecEnv] = DummyVecEnv,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = DummyVecEnv,
 ) -> VecEnv:
     """Meta-World tasks as one vectorised environment, task by task.
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
-from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
 from metaworld.types import Task
 
 from sb3_softmod.envs.tasks import TaskEnv
@@ -111,7 +111,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         seed: int | None = None,
         stream: Sequence[int] = (),
         reward_version: Literal["v1", "v2"] = "v2",
-        render_mode: str | None = None,
+        render_mode: RenderMode | None = None,
         camera_name: str = "corner2",
     ) -> None:
         env = ALL_V3_ENVIRONMENTS[name](

@@ -78,7 +78,7 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self._begin_episode()
         return self._canonical(observation), self._described(info)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step; see the class for what ``info`` holds."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         info = self._described(info)

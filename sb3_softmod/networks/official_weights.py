@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch as th
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.networks.layers import BatchedLinear
 
 if TYPE_CHECKING:
     from sb3_softmod.networks.soft_modular import SoftModularNetwork
@@ -111,7 +110,7 @@ def _named_views(network: SoftModularNetwork) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.{kind}", parameter if module is None else parameter[:, module]
 
 
-def _named_layers(network: SoftModularNetwork) -> Iterator[tuple[str, BatchedLinear, int | None]]:
+def _named_layers(network: SoftModularNetwork) -> Iterator[tuple[str, nn.Module, int | None]]:
     options = network.options
     last = options.num_layers - 1
     for k, layer in enumerate(network.state_encoder):

@@ -1,0 +1,38 @@
+"""The command line, ``sb3-softmod``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sb3_softmod.errors import SoftModError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors of the package end it with their message and status 2."""
+    parser = argparse.ArgumentParser(prog="sb3-softmod", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="train on three Meta-World tasks for about 10 minutes and show what was learned",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")
+    demo.add_argument("--steps", type=int, default=30_000, help="steps of each environment, and gradient steps")
+    demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything")
+    args = parser.parse_args(argv)
+    try:
+        from sb3_softmod.demo import run_demo  # here, so that --help does not wait for torch
+
+        run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
+    except SoftModError as error:
+        print(f"sb3-softmod: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""make_metaworld_env on real Meta-World."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import metaworld
+import numpy as np
+import pytest
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
+
+from sb3_softmod import ConfigurationError, SoftModSAC, make_metaworld_env
+from sb3_softmod.envs.metaworld import draw_goals, resolve_task_names
+
+PAIR = ["reach-v3", "button-press-topdown-v3"]
+
+
+def rollout(env: Any, steps: int, seed: int = 0) -> list[tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(seed)
+    out: list[tuple[np.ndarray, ...]] = []
+    for _ in range(steps):
+        obs, rewards, dones, infos = env.step(rng.uniform(-1, 1, (env.num_envs, 4)).astype(np.float32))
+        out.append((obs.copy(), rewards.copy(), dones.copy(), np.array([info["success"] for info in infos])))
+    return out
+
+
+def goal_of(obs: np.ndarray) -> np.ndarray:
+    return obs[:, 36:39]
+
+
+def test_task_sets() -> None:
+    assert resolve_task_names("MT10") == tuple(MT10_V3)
+    assert len(resolve_task_names("MT25")) == 25
+    assert resolve_task_names("MT50") == tuple(ALL_V3_ENVIRONMENTS)
+    assert resolve_task_names("reach-v3") == ("reach-v3",)
+    assert resolve_task_names(PAIR) == tuple(PAIR)
+
+
+@pytest.mark.parametrize("name", ["reach-v3", "lever-pull-v3", "pick-place-v3"])
+def test_goals_are_those_of_meta_world(name: str) -> None:
+    """The fast draw gives the benchmark's goals (the slow test compares all 50 tasks)."""
+    ours = draw_goals(ALL_V3_ENVIRONMENTS[name](), name, seed=7)
+    theirs = metaworld.MT1(name, seed=7).train_tasks
+    assert len(ours) == 50
+    for a, b in zip(ours, theirs, strict=True):
+        ours_data, theirs_data = pickle.loads(a.data), pickle.loads(b.data)
+        np.testing.assert_array_equal(ours_data.pop("rand_vec"), theirs_data.pop("rand_vec"))
+        assert ours_data == theirs_data
+
+
+@pytest.mark.slow
+def test_goals_of_all_tasks_are_those_of_meta_world() -> None:
+    for name in ALL_V3_ENVIRONMENTS:
+        test_goals_are_those_of_meta_world(name)
+
+
+def test_goal_draw_leaves_the_global_generator_alone() -> None:
+    np.random.seed(1)
+    expected = np.random.random(3)
+    np.random.seed(1)
+    make_metaworld_env("reach-v3", seed=0)
+    np.testing.assert_array_equal(np.random.random(3), expected)
+
+
+def test_trajectory_equals_meta_world_stepped_by_hand() -> None:
+    env = make_metaworld_env(PAIR, goals="fixed", seed=3, max_episode_steps=60)
+    first = np.asarray(env.reset())
+    ours = rollout(env, 60)
+    for i, name in enumerate(PAIR):
+        benchmark = metaworld.MT1(name, seed=3)
+        theirs = benchmark.train_classes[name]()
+        theirs.set_task(benchmark.train_tasks[0])
+        obs, _ = theirs.reset()
+        np.testing.assert_array_equal(first[i, :39], obs.astype(np.float32))
+        rng = np.random.default_rng(0)
+        for step in range(60):
+            action = rng.uniform(-1, 1, (2, 4)).astype(np.float32)[i]
+            obs, reward, _, _, info = theirs.step(action)
+            if step < 59:  # at the horizon the VecEnv has reset already
+                np.testing.assert_array_equal(ours[step][0][i, :39], obs.astype(np.float32))
+            assert ours[step][1][i] == np.float32(reward)
+            assert ours[step][3][i] == info["success"]
+
+
+def test_observations_and_infos() -> None:
+    env = make_metaworld_env(PAIR, seed=0, max_episode_steps=5)
+    assert env.observation_space.shape == (41,)
+    assert env.get_attr("num_tasks") == [2, 2]
+    obs = np.asarray(env.reset())
+    assert obs.dtype == np.float32
+    np.testing.assert_array_equal(obs[:, 39:], np.eye(2))
+    for step in range(5):
+        obs, _, dones, infos = env.step(np.zeros((2, 4)))  # type: ignore[assignment]
+        assert [info["task_name"] for info in infos] == PAIR
+        assert dones.tolist() == [step == 4] * 2
+    for task, info in enumerate(infos):
+        assert info["TimeLimit.truncated"]
+        assert info["episode"]["l"] == 5
+        assert {"is_success", "is_success_at_end", "terminal_observation"} <= info.keys()
+        assert info["terminal_observation"][39 + task] == 1
+
+
+def test_random_goals_change_and_never_coincide() -> None:
+    env = make_metaworld_env(["reach-v3", "push-v3"], seed=0, envs_per_task=2, max_episode_steps=1)
+    goals = []
+    for _ in range(12):
+        goals.append(goal_of(np.asarray(env.reset())).round(6))
+    sequences = [[tuple(goal[i]) for goal in goals] for i in range(4)]
+    assert all(len(set(sequence)) > 6 for sequence in sequences)
+    assert sequences[0] != sequences[1]  # copies of a task
+    assert sequences[2] != sequences[3]
+
+
+def test_fixed_goals_never_change_and_random_ones_are_of_the_fifty() -> None:
+    fixed = make_metaworld_env("reach-v3", goals="fixed", seed=0)
+    assert len({tuple(goal_of(np.asarray(fixed.reset()))[0]) for _ in range(6)}) == 1
+    seen = {tuple(goal_of(np.asarray(fixed.reset()))[0])}
+    random = make_metaworld_env("reach-v3", seed=0)
+    for _ in range(400):
+        seen.add(tuple(goal_of(np.asarray(random.reset()))[0]))
+    assert len(seen) == 50
+
+
+def test_same_seed_same_run() -> None:
+    def run(seed: int) -> list[tuple[np.ndarray, ...]]:
+        env = make_metaworld_env(PAIR, seed=seed, max_episode_steps=8)
+        return [(np.asarray(env.reset()),), *rollout(env, 20)]
+
+    first, again, other = run(5), run(5), run(6)
+    for a, b in zip(first, again, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert not np.array_equal(first[0][0], other[0][0])
+
+
+def test_terminate_on_success() -> None:
+    """Meta-World's own expert solves reach; the episode then ends at once."""
+    from metaworld.policies import ENV_POLICY_MAP
+
+    expert: Any = ENV_POLICY_MAP["reach-v3"]()  # type: ignore[abstract]
+    env = make_metaworld_env("reach-v3", seed=0, terminate_on_success=True)
+    obs = np.asarray(env.reset())
+    for _ in range(200):
+        obs, _, dones, infos = env.step(np.array([expert.get_action(obs[0, :39].astype(float))]))  # type: ignore[assignment]
+        if dones[0]:
+            break
+    assert infos[0]["episode"]["l"] < 150
+    assert infos[0]["is_success"]
+    assert infos[0]["is_success_at_end"]
+    assert not infos[0]["TimeLimit.truncated"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        ("MT11", {}, r"Unknown task or task set 'MT11': did you mean 'MT10'"),
+        ("reach", {}, r"Unknown task or task set 'reach': did you mean 'reach-v3'"),
+        (["reach-v3", "pusch-v3"], {}, r"Unknown task 'pusch-v3': did you mean 'push-v3'"),
+        ([], {}, "The list of tasks is empty"),
+        (["reach-v3", "reach-v3"], {}, "'reach-v3' is listed 2 times"),
+        ("reach-v3", dict(goals="randomly"), "Unknown goals 'randomly': did you mean 'random'"),
+        ("reach-v3", dict(reward_version="v3"), "Unknown reward_version 'v3'"),
+        ("reach-v3", dict(max_episode_steps=501), "max_episode_steps must be from 1 to 500, not 501"),
+        ("reach-v3", dict(envs_per_task=0), "envs_per_task must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(tasks: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_metaworld_env(tasks, **options)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_training_by_name(variant: str, tmp_path: Any) -> None:
+    """The whole path on real tasks: MT10 by name, a few gradient steps, save, load, act."""
+    model = SoftModSAC(
+        "SoftModPolicy",
+        "MT10",
+        batch_size=40,
+        learning_starts=100,
+        buffer_size=10_000,
+        policy_kwargs=dict(preset="deep", variant=variant, embedding_dim=32, module_dim=16),
+        seed=0,
+    )
+    model.learn(300)
+    assert model._n_updates == 20
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+    model.save(tmp_path / "mt10")
+    loaded = SoftModSAC.load(tmp_path / "mt10", env="MT10")
+    obs = np.asarray(loaded.get_env().reset())  # type: ignore[union-attr]
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert loaded.task_names == list(MT10_V3)
+
+
+def test_env_modules_do_not_load_torch() -> None:
+    code = "import sb3_softmod.envs.metaworld, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
