@@ -63,8 +63,8 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
 
 def _table(untrained: TaskEvaluation, trained: TaskEvaluation) -> Table:
     table = Table(title=f"{trained.episodes[0]} episodes a task with goals that training did not use")
-    table.add_column("task")
-    for column in ("success untrained", "success trained", "return untrained", "return trained"):
+    table.add_column("task", no_wrap=True)
+    for column in ("success\nuntrained", "success\ntrained", "return\nuntrained", "return\ntrained"):
         table.add_column(column, justify="right")
     columns = (untrained.success_rate, trained.success_rate, untrained.mean_return, trained.mean_return)
     rows = [*zip(trained.task_names, *columns, strict=True), ("mean", *(sum(c) / len(c) for c in columns))]

@@ -1,0 +1,35 @@
+"""The demo's whole path, with hardly any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sb3_softmod import SoftModSAC
+from sb3_softmod.cli import main
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["demo", "--out", str(tmp_path), "--steps", "210", "--episodes", "4"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for task in ("reach-v3", "drawer-close-v3", "button-press-topdown-v3"):
+        assert any(line.split()[1:2] == [task] for line in out.splitlines())  # a row of the table
+    run = tmp_path / "run-1"
+    assert (run / "routing.png").stat().st_size > 5000
+    assert list((run / "tensorboard").rglob("events.*"))
+    assert SoftModSAC.load(run / "model").num_tasks == 3
+
+
+def test_a_second_demo_keeps_the_first(tmp_path: Path) -> None:
+    (tmp_path / "run-1").mkdir()
+    assert main(["demo", "--out", str(tmp_path), "--steps", "1", "--episodes", "1"]) == 0
+    assert not list((tmp_path / "run-1").iterdir())
+    assert (tmp_path / "run-2" / "model.zip").exists()
+
+
+def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--episodes", "0"]) == 2
+    assert capsys.readouterr().err.strip() == "sb3-softmod: n_eval_episodes must be at least 1, not 0."
+    assert not list(tmp_path.glob("run-*/model.zip"))

@@ -1,0 +1,81 @@
+"""Evaluation covers every task the same number of times."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from point_mass import GOALS, HORIZON, PointMass, make_point_mass_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_softmod import ConfigurationError, TaskEnv
+from sb3_softmod.episode_statistics import EpisodeStatistics
+from sb3_softmod.evaluation import evaluate_tasks, rollout_observations
+
+
+class Expert:
+    """Moves to the goal of its task; of the tasks in ``lazy`` not at all."""
+
+    def __init__(self, *lazy: int) -> None:
+        self.lazy = lazy
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, None]:
+        tasks = observation[:, 2:].argmax(1)
+        actions = np.clip((GOALS[tasks % 4] - observation[:, :2]) / 0.2, -1, 1)
+        actions[np.isin(tasks, self.lazy)] = 0
+        return actions, None
+
+
+@pytest.mark.parametrize("envs_per_task", [1, 3])
+def test_every_task_counts_the_same(envs_per_task: int) -> None:
+    result = evaluate_tasks(Expert(1, 3), make_point_mass_env(4, envs_per_task), n_eval_episodes=7)
+    assert result.task_names == [f"corner-{i}" for i in range(4)]
+    assert result.episodes == [7] * 4
+    assert result.success_rate == [1.0, 0.0, 1.0, 0.0]
+    assert result.success_at_end_rate == [1.0, 0.0, 1.0, 0.0]
+    assert result.length == [HORIZON] * 4
+    assert result.mean_return[0] > result.mean_return[1]
+
+
+def test_short_episodes_do_not_count_more_often() -> None:
+    """Two envs of one task, of which one ends five times as often: each plays its half."""
+    envs = [partial(_task, length) for length in (2, 10)]
+    result = evaluate_tasks(Expert(), DummyVecEnv(envs), n_eval_episodes=6)  # type: ignore[arg-type]
+    assert result.episodes == [6]
+    assert result.length == [pytest.approx((3 * 2 + 3 * 10) / 6)]
+
+
+def _task(length: int) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(PointMass(0), length), 0, ["only"])
+
+
+def test_rollout_observations() -> None:
+    seen = rollout_observations(Expert(), make_point_mass_env(4), steps=HORIZON)
+    assert seen.shape == (HORIZON, 4, 6)
+    assert np.abs(seen[-1, :, :2] - GOALS).max() < 1e-3
+    np.testing.assert_array_equal(seen[:, :, 2:], np.broadcast_to(np.eye(4), (HORIZON, 4, 4)))
+
+
+def test_no_episodes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="n_eval_episodes must be at least 1, not 0"):
+        evaluate_tasks(Expert(), make_point_mass_env(4), n_eval_episodes=0)
+
+
+def test_statistics_keep_the_last_episodes_of_each_task() -> None:
+    statistics = EpisodeStatistics(2, window=2)
+
+    def end(task: int, value: float, **info: Any) -> dict[str, Any]:
+        return {"task_id": task, "episode": {"r": value, "l": 10, "t": 0.0}, **info}
+
+    statistics.add([end(0, 1.0, is_success=True), {"task_id": 1}])
+    assert statistics.num_episodes() == [1, 0]
+    statistics.add([end(0, 2.0, is_success=False)])
+    statistics.add([end(0, 4.0, is_success=False), end(1, 8.0)])
+    means = statistics.means()
+    assert means["return"].tolist() == [3.0, 8.0]
+    assert means["success_rate"][0] == 0.0
+    assert np.isnan(means["success_rate"][1])  # reports no success
+    assert "success_at_end_rate" not in means
