@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
     from sb3_softmod.envs.make import make_metaworld_env
+    from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.errors import ConfigurationError, NonFiniteError, SoftModError
     from sb3_softmod.extractors import SoftModularExtractor
@@ -24,6 +25,7 @@ _HOMES = {
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
+    "MultiTaskVecNormalize": "envs.normalize",
     "NonFiniteError": "errors",
     "SoftModError": "errors",
     "SoftModPolicy": "policies",
@@ -39,6 +41,7 @@ __all__ = [
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",
+    "MultiTaskVecNormalize",
     "NonFiniteError",
     "SoftModError",
     "SoftModPolicy",

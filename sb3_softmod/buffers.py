@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_observation import append_tasks, check_space, split, task_ids
 
@@ -129,9 +130,14 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             self.actions[rows],
             self._normalize_obs(append_tasks(self.next_observations[rows], ids, self.num_tasks), env),
             self.dones[rows].astype(np.float32).reshape(-1, 1),
-            self._normalize_reward(self.rewards[rows].reshape(-1, 1), env),
+            self._scaled(self.rewards[rows], ids, env).reshape(-1, 1),
         )
         return ReplayBufferSamples(*(self.to_torch(array, copy=False) for array in data))
+
+    def _scaled(self, rewards: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> np.ndarray:
+        if isinstance(env, MultiTaskVecNormalize):
+            return env.normalize_reward(rewards, ids)
+        return self._normalize_reward(rewards, env)
 
 
 def check_batch_size(batch_size: int, num_tasks: int) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,21 +15,24 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, RolloutReturn, Schedule
 from stable_baselines3.common.utils import polyak_update
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.metaworld import is_metaworld
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting, loss_weights
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy, SoftModPolicy
+from sb3_softmod.saved_models import saved_num_tasks
 from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, split, task_ids, task_names_of
+from sb3_softmod.temperatures import initial_temperatures
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
@@ -57,6 +57,8 @@ class MultiTaskSAC(SAC):
         see :func:`.loss_weights`
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself (the authors' code: 1)
     :param num_tasks: M; default is what the env says
+    :param overlap: learn while the envs step, instead of after: the gradient steps that belong to a step of the envs
+        run during the next one, so that its actions come from the policy before them
     :raises ConfigurationError: before any training, for what cannot work
     """
 
@@ -83,6 +85,7 @@ class MultiTaskSAC(SAC):
         loss_weighting: LossWeighting = "uniform",
         max_grad_norm: float | None = None,
         num_tasks: int | None = None,
+        overlap: bool = False,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -128,6 +131,9 @@ class MultiTaskSAC(SAC):
         )
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
+        self.overlap = overlap
+        self._postponed: tuple[int, int] | None = None
+        self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names: list[str] = []
@@ -156,7 +162,7 @@ class MultiTaskSAC(SAC):
 
         # SB3 knows one temperature: it sets up that, and the vector then takes its place.
         given: Any = self.ent_coef
-        initial = self._initial_temperatures(M)
+        initial = initial_temperatures(given, M, self.loss_weighting)
         self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
         super()._setup_model()
         self.ent_coef = given
@@ -182,7 +188,7 @@ class MultiTaskSAC(SAC):
                 )
             self.task_names = names
             by_hand = {found}
-            self._refuse_normalised_tasks()
+            self._restore_normalization()
         if len(by_hand) != 1:
             raise ConfigurationError(
                 f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env."
@@ -193,11 +199,19 @@ class MultiTaskSAC(SAC):
         check_space(self.observation_space, self.num_tasks)
         return self.num_tasks
 
-    def _refuse_normalised_tasks(self) -> None:
+    def _restore_normalization(self) -> None:
+        """Give the env the statistics that a loaded model was trained with; refuse SB3's normalisation of tasks."""
         if type(self._vec_normalize_env) is VecNormalize and self._vec_normalize_env.norm_obs:
             raise ConfigurationError(
-                "VecNormalize normalises the one-hot task too, which then names no task: pass norm_obs=False."
+                "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
+                "pass norm_obs=False."
             )
+        if self.normalization is not None:
+            if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
+                assert self.env is not None
+                self.env = self._vec_normalize_env = MultiTaskVecNormalize(self.env)
+            self._vec_normalize_env.set_statistics(self.normalization)
+            self.normalization = None
 
     def _check_options(self) -> None:
         if self.loss_weighting not in LOSS_WEIGHTINGS:
@@ -209,34 +223,17 @@ class MultiTaskSAC(SAC):
                 f"max_grad_norm must be positive, or None for no clipping, not {self.max_grad_norm!r}."
             )
 
-    def _initial_temperatures(self, num_tasks: int) -> th.Tensor:
-        """The first temperature of each task, ``[M]``, from ``ent_coef``."""
-        given: Any = self.ent_coef
-        learned = isinstance(given, str)
-        listed = not learned and isinstance(given, (Sequence, np.ndarray))
-        try:
-            if learned:
-                prefix, _, start = given.partition("_")
-                values = [float(start or 1.0)] if prefix == "auto" else []
-            else:
-                values = [float(value) for value in (given if listed else [given])]
-        except (TypeError, ValueError):
-            values = []
-        # A fixed temperature may be 0; one that is learned, or whose logarithm is used, may not.
-        lowest = math.ulp(0.0) if learned or self.loss_weighting == "log_alpha" else 0.0
-        if not values or not all(math.isfinite(value) and value >= lowest for value in values):
-            raise ConfigurationError(
-                f'ent_coef must be "auto", "auto_0.1" (any positive start), a number of at least 0 (above 0 with '
-                f'loss_weighting="log_alpha"), or a list of {num_tasks} such numbers, not {given!r}.'
-            )
-        if listed and len(values) != num_tasks:
-            raise ConfigurationError(f"ent_coef lists {len(values)} temperatures, but there are {num_tasks} tasks.")
-        return th.tensor(values if listed else values * num_tasks, dtype=th.float32)
-
     # ---------------------------------------------------------------- learning
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Take gradient steps on balanced batches; nothing in here waits for the device."""
+        """Take gradient steps on balanced batches; with ``overlap`` postpone them to the next step of the envs."""
+        if self.overlap:
+            self._postponed = (gradient_steps, batch_size)
+        else:
+            self._learn_now(gradient_steps, batch_size)
+
+    def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
+        """Take the gradient steps; nothing in here waits for the device."""
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
@@ -333,7 +330,7 @@ class MultiTaskSAC(SAC):
             episodes together; None for no logs
         :param tb_log_name: default is the name of the class
         """
-        return super().learn(
+        super().learn(
             total_timesteps,
             callback,
             self.n_envs if log_interval == "auto" else log_interval,  # type: ignore[arg-type]
@@ -341,6 +338,20 @@ class MultiTaskSAC(SAC):
             reset_num_timesteps,
             progress_bar,
         )
+        self._learn_postponed()
+        return self
+
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Step the envs; with ``overlap``, learn meanwhile."""
+        if self.overlap:
+            env = Overlapped(env, self._learn_postponed)
+        return super().collect_rollouts(env, *args, **kwargs)
+
+    def _learn_postponed(self) -> None:
+        if self._postponed is not None:
+            (gradient_steps, batch_size), self._postponed = self._postponed, None
+            self._learn_now(gradient_steps, batch_size)
+            self.policy.set_training_mode(False)  # as SB3 does before it collects
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         out = super()._setup_learn(*args, **kwargs)
@@ -404,6 +415,12 @@ class MultiTaskSAC(SAC):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_actor_parameters"]
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""
+        normalised = isinstance(self._vec_normalize_env, MultiTaskVecNormalize)
+        self.normalization = self._vec_normalize_env.statistics() if normalised else self.normalization  # type: ignore
+        super().save(*args, **kwargs)
+
     @classmethod
     def load(  # type: ignore[override]
         cls: type[SelfMultiTaskSAC],
@@ -421,7 +438,7 @@ class MultiTaskSAC(SAC):
         """
         made = _made(env, kwargs.get("seed"))
         if made is not None:
-            saved = _saved_num_tasks(path)
+            saved = saved_num_tasks(path)
             found = num_tasks_of(cls._wrap_env(made))
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
@@ -437,14 +454,3 @@ class MultiTaskSAC(SAC):
 def _made(env: GymEnv | str | None, seed: int | None) -> Any:
     """An env by its Meta-World name; whatever else is left to SB3."""
     return make_metaworld_env(env, seed=seed) if isinstance(env, str) and is_metaworld(env) else env
-
-
-def _saved_num_tasks(path: Any) -> int | None:
-    """The number of tasks that a saved model says, read without running anything from the file."""
-    file = open_path(path, "r", verbose=0, suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return json.loads(archive.read("data")).get("num_tasks")
-    finally:
-        if file is not path:
-            file.close()

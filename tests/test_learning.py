@@ -39,9 +39,9 @@ def learn(policy: Any, steps_per_task: int = 2000, **policy_kwargs: Any) -> Soft
     return model.learn(4 * steps_per_task)
 
 
-@pytest.mark.parametrize("variant", ["paper", "official"])
-def test_soft_modularization_solves_conflicting_tasks(variant: str) -> None:
-    model = learn("SoftModPolicy", variant=variant)
+@pytest.mark.parametrize("kwargs", [dict(), dict(variant="official", preset="deep", module_dim=16)])
+def test_soft_modularization_solves_conflicting_tasks(kwargs: dict[str, Any]) -> None:
+    model = learn("SoftModPolicy", **kwargs)
     env = make_point_mass_env(4)
     env.seed(100)
     result = evaluate_tasks(model, env, n_eval_episodes=50)

@@ -303,6 +303,17 @@ def test_same_seed_same_run() -> None:
     assert not all(th.equal(a, b) for a, b in zip(states(first), states(other), strict=True))
 
 
+def test_overlap_takes_the_same_number_of_steps_and_is_deterministic(tmp_path: Path) -> None:
+    first, again = (make_model(overlap=True).learn(200) for _ in range(2))
+    plain = make_model().learn(200)
+    assert first._n_updates == plain._n_updates == 40
+    assert all(th.equal(a, b) for a, b in zip(states(first), states(again), strict=True))
+    # The policy acts one update later, so the runs differ.
+    assert not all(th.equal(a, b) for a, b in zip(states(first), states(plain), strict=True))
+    first.save(tmp_path / "model")
+    assert SoftModSAC.load(tmp_path / "model").overlap
+
+
 # --------------------------------------------------------------------------- bad input
 
 

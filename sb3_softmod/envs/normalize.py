@@ -1,0 +1,153 @@
+"""Normalisation of observations and rewards that knows of tasks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.task_observation import num_tasks_of, split, task_ids
+
+_STATISTICS = ("pooled", "per-task")
+
+
+class MultiTaskVecNormalize(VecNormalize):
+    """SB3's ``VecNormalize`` for many tasks: the one-hot task stays as it is, and each task's rewards have their scale.
+
+    Rewards are divided by the standard deviation of the discounted return of their own task, so that a task with
+    large rewards does not outweigh the others. A model that is trained on it saves the statistics with itself.
+
+    :param venv: a multi-task env
+    :param obs_statistics: "pooled": mean and variance of the observations over all tasks; "per-task": of each task
+    :param training: whether to update the statistics
+    :param norm_obs: whether to normalise observations
+    :param norm_reward: whether to normalise rewards
+    :param clip_obs: largest absolute value of a normalised observation
+    :param clip_reward: largest absolute value of a normalised reward
+    :param gamma: discount of the returns that scale the rewards
+    :param epsilon: added to variances
+    :raises ConfigurationError: for an env without tasks, or unknown ``obs_statistics``
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        obs_statistics: Literal["pooled", "per-task"] = "pooled",
+        training: bool = True,
+        norm_obs: bool = True,
+        norm_reward: bool = True,
+        clip_obs: float = 10.0,
+        clip_reward: float = 10.0,
+        gamma: float = 0.99,
+        epsilon: float = 1e-8,
+    ) -> None:
+        self.num_tasks = num_tasks_of(venv)
+        if obs_statistics not in _STATISTICS:
+            raise ConfigurationError(
+                f"Unknown obs_statistics {obs_statistics!r}: {nearest(obs_statistics, _STATISTICS)}"
+            )
+        super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon)
+        self.obs_statistics = obs_statistics
+        width = venv.observation_space.shape[0] - self.num_tasks  # type: ignore[index]
+        groups = self.num_tasks if obs_statistics == "per-task" else 1
+        self.task_obs_rms = [RunningMeanStd(shape=(width,)) for _ in range(groups)]
+        self.task_ret_rms = [RunningMeanStd(shape=()) for _ in range(self.num_tasks)]
+        self._ids = np.zeros(0, int)  # of the observations that the envs sent last
+
+    def reset(self) -> np.ndarray:
+        """Reset all envs; returns the first observations, normalised."""
+        observations = np.asarray(self.venv.reset())
+        self.old_obs = observations
+        self.returns = np.zeros(self.num_envs)
+        self._ids = task_ids(observations, self.num_tasks)
+        self._update_obs(observations)
+        return self.normalize_obs(observations)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Observations, rewards, dones and infos, the first two normalised."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        assert isinstance(observations, np.ndarray)
+        acted = self._ids  # the tasks that the rewards are of; an env may have gone on to another task since
+        self.old_obs, self.old_reward = observations, rewards
+        self._ids = task_ids(observations, self.num_tasks)
+        self._update_obs(observations)
+        if self.training:
+            self.returns = self.returns * self.gamma + rewards
+            for task in np.unique(acted):
+                self.task_ret_rms[task].update(self.returns[acted == task])
+        for done, info in zip(dones, infos, strict=True):
+            if done and "terminal_observation" in info:
+                info["terminal_observation"] = self.normalize_obs(info["terminal_observation"])
+        self.returns[dones] = 0
+        return self.normalize_obs(observations), self.normalize_reward(rewards, acted), dones, infos
+
+    def normalize_obs(self, obs: Any) -> np.ndarray:
+        """Normalise observations, not their tasks.
+
+        :param obs: ``[..., O + M]``
+        :return: the same shape, float32
+        """
+        return self._affine(obs, lambda x, mean, std: np.clip((x - mean) / std, -self.clip_obs, self.clip_obs))
+
+    def unnormalize_obs(self, obs: Any) -> np.ndarray:
+        """The inverse of :meth:`normalize_obs`, but for the clipping."""
+        return self._affine(obs, lambda x, mean, std: x * std + mean)
+
+    def normalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+        """Scale rewards by the returns of their tasks.
+
+        :param reward: ``[B]`` or ``[B, 1]``
+        :param ids: ``[B]``, the task of each; default those of the envs
+        :return: the same shape, float32
+        """
+        if not self.norm_reward:
+            return reward.astype(np.float32)
+        return np.clip(reward / self._reward_scale(reward, ids), -self.clip_reward, self.clip_reward).astype(np.float32)
+
+    def unnormalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+        """The inverse of :meth:`normalize_reward`, but for the clipping."""
+        return reward * self._reward_scale(reward, ids) if self.norm_reward else reward
+
+    def statistics(self) -> dict[str, Any]:
+        """What :meth:`set_statistics` takes: all settings and running means, without the envs."""
+        kept = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+        return {name: getattr(self, name) for name in (*kept, "task_obs_rms", "task_ret_rms", "num_tasks")}
+
+    def set_statistics(self, statistics: dict[str, Any]) -> None:
+        """Take over the settings and running means of another one.
+
+        :raises ConfigurationError: if they are of another number of tasks
+        """
+        if statistics["num_tasks"] != self.num_tasks:
+            raise ConfigurationError(
+                f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
+            )
+        self.__dict__.update(statistics)
+
+    def _update_obs(self, observations: np.ndarray) -> None:
+        if not (self.training and self.norm_obs):
+            return
+        states = split(observations, self.num_tasks)[0]
+        if self.obs_statistics == "pooled":
+            self.task_obs_rms[0].update(states)
+            return
+        for task in np.unique(self._ids):
+            self.task_obs_rms[task].update(states[self._ids == task])
+
+    def _affine(self, obs: Any, function: Any) -> np.ndarray:
+        out = np.array(obs, np.float32)
+        if self.norm_obs:
+            states, one_hot = split(out, self.num_tasks)
+            groups = one_hot.argmax(-1) if self.obs_statistics == "per-task" else np.zeros(one_hot.shape[:-1], int)
+            mean = np.stack([rms.mean for rms in self.task_obs_rms])[groups]
+            std = np.sqrt(np.stack([rms.var for rms in self.task_obs_rms]) + self.epsilon)[groups]
+            states[...] = function(states, mean, std)
+        return out
+
+    def _reward_scale(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
+        scale = np.sqrt(np.array([rms.var for rms in self.task_ret_rms]) + self.epsilon)
+        return scale[self._ids if ids is None else ids].reshape(reward.shape)

@@ -1,0 +1,152 @@
+"""MultiTaskVecNormalize: statistics of each task, in training, in the replay buffer and in files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from point_mass import PointMass, make_point_mass_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_softmod import ConfigurationError, MultiTaskVecNormalize, SoftModSAC, TaskEnv
+
+SMALL: dict[str, Any] = dict(embedding_dim=12, module_dim=8)
+
+
+class Scaled(PointMass):
+    """The same task with other units of reward and place."""
+
+    def __init__(self, goal: int) -> None:
+        super().__init__(goal)
+        self.scale = 10.0**goal
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return obs * self.scale, info
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, reward, *rest = super().step(action)
+        return obs * self.scale, reward * self.scale, *rest
+
+
+def make_env(num_tasks: int = 3) -> DummyVecEnv:
+    names = [f"scale-{i}" for i in range(num_tasks)]
+    return DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(Scaled(i), 20), i, names) for i in range(num_tasks)])
+
+
+def play(env: Any, steps: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]]:
+    rng = np.random.default_rng(seed)
+    env.seed(seed)
+    env.reset()
+    return [env.step(rng.uniform(-1, 1, (env.num_envs, 2))) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
+def test_statistics_are_those_of_the_data(obs_statistics: Any) -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics=obs_statistics, gamma=0.9)
+    env.seed(0)
+    raw = [np.asarray(env.venv.reset())]
+    env.seed(0)
+    env.reset()
+    returns, all_returns = np.zeros(3), []
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        env.step(rng.uniform(-1, 1, (3, 2)))
+        raw.append(np.asarray(env.get_original_obs()))
+        returns = 0.9 * returns + env.get_original_reward()
+        all_returns.append(returns.copy())
+        returns[np.array([len(all_returns) % 20 == 0] * 3)] = 0
+    states = np.stack(raw)[:, :, :2]
+    if obs_statistics == "pooled":
+        np.testing.assert_allclose(env.task_obs_rms[0].mean, states.reshape(-1, 2).mean(0), rtol=1e-3)
+    else:
+        for task in range(3):
+            np.testing.assert_allclose(env.task_obs_rms[task].mean, states[:, task].mean(0), rtol=1e-2, atol=1e-4)
+            np.testing.assert_allclose(env.task_obs_rms[task].var, states[:, task].var(0), rtol=1e-2)
+    for task in range(3):
+        np.testing.assert_allclose(env.task_ret_rms[task].var, np.stack(all_returns)[:, task].var(), rtol=1e-2)
+
+
+def test_the_task_stays_and_each_task_has_its_scale() -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task")
+    steps = play(env, 200)
+    obs = np.stack([step[0] for step in steps])
+    rewards = np.stack([step[1] for step in steps])
+    np.testing.assert_array_equal(obs[:, :, 2:], np.broadcast_to(np.eye(3), (200, 3, 3)))
+    spread = obs[100:, :, :2].std((0, 2))
+    assert spread.max() / spread.min() < 1.5  # raw: a factor of 100
+    sizes = np.abs(rewards[100:]).mean(0)
+    assert sizes.max() / sizes.min() < 1.5
+    last = steps[19][3][0]["terminal_observation"]
+    assert last.shape == (5,)
+    np.testing.assert_array_equal(last[2:], [1, 0, 0])
+
+
+def test_inverse() -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task", clip_obs=1e9, clip_reward=1e9)
+    play(env, 60)
+    raw, rewards = np.asarray(env.get_original_obs()), env.get_original_reward()
+    np.testing.assert_allclose(env.unnormalize_obs(env.normalize_obs(raw)), raw, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(env.unnormalize_reward(env.normalize_reward(rewards)), rewards, rtol=1e-5)
+
+
+def test_replay_scales_each_row_by_its_own_task() -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task")
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(300)
+    assert model.replay_buffer is not None
+    np.random.seed(0)
+    raw = model.replay_buffer.sample(300)
+    np.random.seed(0)
+    scaled = model.replay_buffer.sample(300, env=env)
+    ids = raw.observations[:, 2:].argmax(1).numpy()
+    scale = np.sqrt(np.array([rms.var for rms in env.task_ret_rms]) + env.epsilon)[ids]
+    expected = np.clip(raw.rewards.numpy()[:, 0] / scale, -10, 10)
+    np.testing.assert_allclose(scaled.rewards.numpy()[:, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(scaled.observations.numpy(), env.normalize_obs(raw.observations.numpy()), rtol=1e-6)
+    assert np.abs(raw.observations[:, :2].numpy()).max() > 20  # the buffer holds what the envs sent
+
+
+@pytest.mark.parametrize("env_on_load", ["raw", "normalised"])
+def test_statistics_travel_with_the_model(env_on_load: str, tmp_path: Path) -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task", clip_obs=7.0)
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(300)
+    model.save(tmp_path / "model")
+    fresh = make_env() if env_on_load == "raw" else MultiTaskVecNormalize(make_env())
+    loaded = SoftModSAC.load(tmp_path / "model", env=fresh)
+    normalised = loaded.get_vec_normalize_env()
+    assert isinstance(normalised, MultiTaskVecNormalize)
+    assert loaded.get_env() is normalised
+    assert normalised.clip_obs == 7.0
+    obs = np.asarray(env.get_original_obs())
+    np.testing.assert_array_equal(normalised.normalize_obs(obs), env.normalize_obs(obs))
+    loaded.learn(100)
+    again = tmp_path / "again"
+    SoftModSAC.load(tmp_path / "model").save(again)  # without an env they are kept
+    kept = SoftModSAC.load(again, env=make_env()).get_vec_normalize_env()
+    assert kept is not None
+    np.testing.assert_array_equal(kept.normalize_obs(obs), env.normalize_obs(obs))
+
+
+def test_save_and_load_as_in_sb3(tmp_path: Path) -> None:
+    env = MultiTaskVecNormalize(make_env())
+    play(env, 30)
+    env.save(str(tmp_path / "vecnormalize.pkl"))
+    loaded = MultiTaskVecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make_env())
+    obs = np.asarray(env.get_original_obs())
+    np.testing.assert_array_equal(loaded.normalize_obs(obs), env.normalize_obs(obs))
+    assert isinstance(loaded, MultiTaskVecNormalize)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Unknown obs_statistics 'pool': did you mean 'pooled'"):
+        MultiTaskVecNormalize(make_env(), obs_statistics="pool")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="The statistics are of 3 tasks, but the env has 2"):
+        MultiTaskVecNormalize(make_env(2)).set_statistics(MultiTaskVecNormalize(make_env(3)).statistics())
+    with pytest.raises(ConfigurationError, match="use MultiTaskVecNormalize"):
+        SoftModSAC("SoftModPolicy", VecNormalize(make_point_mass_env(2)))
