@@ -227,6 +227,9 @@ class MultiTaskSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches; with ``overlap`` postpone them to the next step of the envs."""
+        buffer = self.replay_buffer
+        if isinstance(buffer, MultiTaskReplayBuffer) and not buffer.size_per_task().all():
+            return  # fewer envs than tasks: some task had no turn yet
         if self.overlap:
             self._postponed = (gradient_steps, batch_size)
         else:

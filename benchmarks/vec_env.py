@@ -1,0 +1,182 @@
+"""Speed, memory and start of vectorised Meta-World: MultiTaskVecEnv beside SB3's and gymnasium's.
+
+    python benchmarks/vec_env.py [--sets MT10 MT50] [--rounds 5] [--seconds 4]
+
+Each contender lives in a process of its own, so that its memory can be told apart; all of a set live at the same
+time, paused but for the one that is measured, and take turns, round by round: the ratios are of the same minutes.
+Memory is the proportional set size of a contender's processes. The floor is what one process takes to step the bare
+simulators one after the other, divided by the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HORIZON = 200
+RESULTS = Path(__file__).parent / "results" / "vec_env.json"
+
+
+def ours(tasks: str) -> Any:
+    from sb3_softmod import make_metaworld_env
+
+    return make_metaworld_env(tasks, seed=0, max_episode_steps=HORIZON)
+
+
+def sb3(tasks: str, cls: str) -> Any:
+    from stable_baselines3.common import vec_env
+
+    from sb3_softmod.envs.metaworld import make_task_env, resolve_task_names
+
+    names = resolve_task_names(tasks)
+    options: dict[str, Any] = dict(seed=0, max_episode_steps=HORIZON, terminate_on_success=False)
+    makers = [partial(make_task_env, name, i, names, 0, **options) for i, name in enumerate(names)]
+    return getattr(vec_env, cls)(makers)
+
+
+def gymnasium(tasks: str, strategy: str) -> Any:
+    import metaworld
+
+    return metaworld.make_mt_envs(tasks, seed=0, use_one_hot=True, max_episode_steps=HORIZON, vector_strategy=strategy)
+
+
+class Bare:
+    """The simulators alone, with neither wrapper nor vector around them."""
+
+    def __init__(self, tasks: str) -> None:
+        from sb3_softmod.envs.metaworld import MetaWorldEnv, resolve_task_names
+
+        self.envs = [MetaWorldEnv(name, seed=0) for name in resolve_task_names(tasks)]
+        self.num_envs = len(self.envs)
+        self.t = 0
+
+    def reset(self) -> None:
+        for env in self.envs:
+            env.reset()
+
+    def step(self, actions: np.ndarray) -> None:
+        for env, action in zip(self.envs, actions, strict=True):
+            env.unwrapped.step(action)
+        self.t += 1
+        if self.t % HORIZON == 0:
+            self.reset()
+
+    def close(self) -> None:
+        pass
+
+
+CONTENDERS: dict[str, Callable[[str], Any]] = {
+    "MultiTaskVecEnv": ours,
+    "SB3 DummyVecEnv": partial(sb3, cls="DummyVecEnv"),
+    "SB3 SubprocVecEnv": partial(sb3, cls="SubprocVecEnv"),
+    "gymnasium sync": partial(gymnasium, strategy="sync"),
+    "gymnasium async": partial(gymnasium, strategy="async"),
+    "bare simulators": Bare,
+}
+
+
+def contend(connection: Connection, name: str, tasks: str, seconds: float) -> None:
+    """The life of a contender: start, say how long it took, then step for some seconds whenever asked."""
+    start = time.perf_counter()
+    env = CONTENDERS[name](tasks)
+    env.reset()
+    connection.send(time.perf_counter() - start)
+    actions = np.random.default_rng(0).uniform(-1, 1, (997, env.num_envs, 4)).astype(np.float32)
+    t = 0
+    while connection.recv():
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            for _ in range(10):
+                env.step(actions[t % len(actions)])
+                t += 1
+            steps += 10 * env.num_envs
+        connection.send(steps / (time.perf_counter() - start))
+    env.close()
+
+
+def family_pss(pid: int) -> int:
+    """Proportional set size of a process and all below it, in bytes."""
+    total = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            total += int(line.split()[1]) * 1024
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            total += family_pss(int(child))
+    return total
+
+
+def measure(tasks: str, names: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """One task set, all contenders."""
+    context = mp.get_context("spawn")
+    living: dict[str, tuple[Connection, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        here, there = context.Pipe()
+        process = context.Process(target=contend, args=(there, name, tasks, seconds))
+        process.start()
+        assert process.pid is not None
+        start = here.recv()
+        rows[name] = {"start_s": start, "steps_per_s": []}
+        living[name] = (here, process)
+        print(f"  {tasks}: {name} started in {start:.1f} s", flush=True)
+    for round_ in range(rounds + 1):
+        for name, (connection, process) in living.items():
+            connection.send(True)
+            speed = connection.recv()
+            if round_:  # the first warms up
+                rows[name]["steps_per_s"].append(speed)
+            else:
+                rows[name]["pss_gb"] = family_pss(process.pid) / 1e9
+    for connection, process in living.values():
+        connection.send(False)
+        process.join()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=["MT10", "MT50"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    out: dict[str, Any] = {"cores": cores, "rounds": args.rounds, "seconds": args.seconds, "sets": {}}
+    for tasks in args.sets:
+        rows = out["sets"][tasks] = measure(tasks, args.contenders, args.rounds, args.seconds)
+        base = rows.get("SB3 DummyVecEnv", {}).get("steps_per_s")
+        bare = rows.get("bare simulators", {}).get("steps_per_s")
+        print(f"\n{tasks}, {cores} cores, medians of {args.rounds} rounds of {args.seconds:g} s")
+        print(
+            f"{'':18} {'env-steps/s':>12} {'min - max':>14} {'x Dummy':>8} {'of floor':>9} {'PSS GB':>7} {'start s':>8}"
+        )
+        for name, row in rows.items():
+            speeds = row["steps_per_s"]
+            if base:
+                row["ratio_to_dummy"] = statistics.median(a / b for a, b in zip(speeds, base, strict=True))
+            if bare:
+                row["share_of_floor"] = statistics.median(a / (b * cores) for a, b in zip(speeds, bare, strict=True))
+            print(
+                f"{name:18} {statistics.median(speeds):12,.0f} {f'{min(speeds):,.0f} - {max(speeds):,.0f}':>14} "
+                f"{row.get('ratio_to_dummy', float('nan')):8.2f} {row.get('share_of_floor', float('nan')):9.0%} "
+                f"{row['pss_gb']:7.2f} {row['start_s']:8.1f}"
+            )
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(out, indent=1))
+    print(f"\nWritten to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
