@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
     from sb3_softmod.envs.make import make_metaworld_env
     from sb3_softmod.envs.tasks import TaskEnv
-    from sb3_softmod.errors import ConfigurationError, NonFiniteError, SoftModError
+    from sb3_softmod.envs.vec_env import MultiTaskVecEnv
+    from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
     from sb3_softmod.extractors import SoftModularExtractor
     from sb3_softmod.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import SoftModularNetwork
@@ -21,9 +22,11 @@ __version__ = "0.1.0"
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
 _HOMES = {
     "ConfigurationError": "errors",
+    "EnvError": "errors",
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
+    "MultiTaskVecEnv": "envs.vec_env",
     "NonFiniteError": "errors",
     "SoftModError": "errors",
     "SoftModPolicy": "policies",
@@ -36,9 +39,11 @@ _HOMES = {
 
 __all__ = [
     "ConfigurationError",
+    "EnvError",
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",
+    "MultiTaskVecEnv",
     "NonFiniteError",
     "SoftModError",
     "SoftModPolicy",
