@@ -15,10 +15,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
-from point_mass import HORIZON, PointMass, make_task
+from point_mass import HORIZON, make_task
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from worker_envs import NAMES, M, make_copy, make_odd, make_troubled
 
 from sb3_softmod import (
     ConfigurationError,
@@ -31,45 +31,11 @@ from sb3_softmod import (
     make_metaworld_env,
 )
 
-M = 3
-NAMES = [f"corner-{i}" for i in range(M)]
-
-
-def make_copy(task: int, copy: int, *, num_tasks: int = M, horizon: int = HORIZON) -> TaskEnv:
-    return make_task(task, num_tasks, horizon)
-
 
 def make_env(num_tasks: int = M, horizon: int = HORIZON, **kwargs: Any) -> MultiTaskVecEnv:
     return MultiTaskVecEnv(
         [partial(make_copy, task, num_tasks=num_tasks, horizon=horizon) for task in range(num_tasks)], **kwargs
     )
-
-
-class Troubled(PointMass):
-    """Raises, or ends its process, when the first action is 1."""
-
-    trouble = "raise"
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if action[0] == 1:
-            if self.trouble == "raise":
-                raise ZeroDivisionError("the simulation is unstable")
-            os._exit(3)
-        return super().step(action)
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def options(self) -> Any:
-        return self.reset_with
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.reset_with = (seed, options)
-        return super().reset(seed=seed)[0], {"seed": seed, "options": options}
-
-
-def make_troubled(task: int, copy: int, names: list[str] = NAMES) -> TaskEnv:
-    return TaskEnv(gym.wrappers.TimeLimit(Troubled(task), HORIZON), task, names)
 
 
 def make_troubled_env(**kwargs: Any) -> MultiTaskVecEnv:
@@ -309,7 +275,7 @@ def test_under_sb3() -> None:
     model.learn(90)
     assert model.task_names == NAMES
     rotating = make_env(n_envs=2, n_workers=1)
-    model = SoftModSAC("SoftModPolicy", rotating, learning_starts=30, policy_kwargs=dict(embedding_dim=16))
+    model = SoftModSAC("SoftModPolicy", rotating, learning_starts=90, policy_kwargs=dict(embedding_dim=16))
     model.learn(2 * HORIZON * M)
     assert model.episode_statistics is not None
     assert model.episode_statistics.num_episodes() == [2] * M
@@ -319,17 +285,6 @@ def test_under_sb3() -> None:
 
 
 # ---------------------------------------------------------------- bad input
-
-
-def make_odd(task: int, copy: int, *, what: str) -> Any:
-    env = PointMass(task)
-    if what == "actions" and task == 1:
-        env.action_space = spaces.Box(-1, 1, (5,), np.float32)
-    if what == "observations" and task == 1:
-        env.observation_space = spaces.Box(-1, 1, (7,), np.float32)
-    if what == "no task":
-        return env
-    return TaskEnv(env, 0 if what == "ids" else task, NAMES)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -498,8 +453,10 @@ import os, sys, time
 import torch  # as a user's script does, and without a main guard
 import numpy as np
 sys.path.insert(0, {tests!r})
-from test_vec_env import make_troubled_env
-env = make_troubled_env(n_workers=2)
+from functools import partial
+from sb3_softmod import MultiTaskVecEnv
+from worker_envs import make_troubled
+env = MultiTaskVecEnv([partial(make_troubled, task) for task in range(3)], n_workers=2)
 env.reset()
 print(*env.env_method("pid"), flush=True)
 env.step(np.zeros((3, 2)))
