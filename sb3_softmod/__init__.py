@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from sb3_softmod.envs.make import make_metaworld_env
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
-    from sb3_softmod.errors import ConfigurationError, NonFiniteError, SoftModError
+    from sb3_softmod.envs.vec_env import MultiTaskVecEnv
+    from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
     from sb3_softmod.extractors import SoftModularExtractor
     from sb3_softmod.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import SoftModularNetwork
@@ -22,10 +23,12 @@ __version__ = "0.1.0"
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
 _HOMES = {
     "ConfigurationError": "errors",
+    "EnvError": "errors",
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
     "MultiTaskVecNormalize": "envs.normalize",
+    "MultiTaskVecEnv": "envs.vec_env",
     "NonFiniteError": "errors",
     "SoftModError": "errors",
     "SoftModPolicy": "policies",
@@ -38,9 +41,11 @@ _HOMES = {
 
 __all__ = [
     "ConfigurationError",
+    "EnvError",
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",
+    "MultiTaskVecEnv",
     "MultiTaskVecNormalize",
     "NonFiniteError",
     "SoftModError",

@@ -37,6 +37,13 @@ class EpisodeStatistics:
         """How many episodes of each task are kept."""
         return [len(episodes) for episodes in self._episodes]
 
+    def last(self, count: int) -> EpisodeStatistics:
+        """The last ``count`` of the kept episodes of each task."""
+        part = EpisodeStatistics(len(self._episodes), count)
+        for episodes, kept in zip(part._episodes, self._episodes, strict=True):
+            episodes.extend(kept)
+        return part
+
     def means(self) -> dict[str, np.ndarray]:
         """The mean of each metric for each task.
 

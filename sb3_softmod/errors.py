@@ -18,6 +18,10 @@ class NonFiniteError(SoftModError, ValueError):
     """A NaN or an infinity where a finite number is needed."""
 
 
+class EnvError(SoftModError, RuntimeError):
+    """An env that raised, or a worker process that died; the message names task and env and ends in the traceback."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the known names nearest to an unknown one.
 

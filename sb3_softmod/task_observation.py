@@ -6,6 +6,7 @@ process that steps environments stays small; :func:`split` works on arrays and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,14 +113,25 @@ def num_tasks_of(env: VecEnv) -> int:
     names = task_names_of(env)
     ids = env.get_attr("task_id")
     for attribute in ("action_space", "observation_space"):
-        values = env.get_attr(attribute)
-        for task, value in zip(ids, values, strict=True):
-            if value != values[0]:
-                raise ConfigurationError(
-                    f"The tasks {names[ids[0]]!r} and {names[task]!r} differ in their {attribute.replace('_', ' ')}: "
-                    f"{values[0]} and {value}. One policy needs one {attribute.replace('_', ' ')} for all tasks."
-                )
+        check_common(attribute, [names[task] for task in ids], env.get_attr(attribute))
     return int(found[0])
+
+
+def check_common(attribute: str, names: Sequence[str | int], values: Sequence[Any]) -> None:
+    """Refuse tasks that differ in a space.
+
+    :param attribute: "action_space" or "observation_space"
+    :param names: the task of each value
+    :param values: the spaces
+    :raises ConfigurationError: naming the first two tasks that differ
+    """
+    what = attribute.replace("_", " ")
+    for name, value in zip(names, values, strict=True):
+        if value != values[0]:
+            raise ConfigurationError(
+                f"The tasks {names[0]!r} and {name!r} differ in their {what}: {values[0]} and {value}. One policy "
+                f"needs one {what} for all tasks."
+            )
 
 
 def task_names_of(env: VecEnv) -> list[str]:

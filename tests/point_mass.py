@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_softmod import TaskEnv
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
 GOALS = np.array([[0.7, 0.7], [-0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]], np.float32)
 HORIZON = 20
@@ -46,6 +48,8 @@ def make_task(goal: int, num_tasks: int, horizon: int = HORIZON) -> TaskEnv:
 
 
 def make_point_mass_env(num_tasks: int = 4, envs_per_task: int = 1, horizon: int = HORIZON) -> VecEnv:
+    from stable_baselines3.common.vec_env import DummyVecEnv  # not above: worker processes import this module
+
     return DummyVecEnv(
         [partial(make_task, goal, num_tasks, horizon) for goal in range(num_tasks) for _ in range(envs_per_task)]
     )

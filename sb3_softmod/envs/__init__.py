@@ -1,1 +1,1 @@
-"""Task sets as environments. Only :mod:`.make` imports SB3 (and so torch): worker processes load the rest."""
+"""Task sets as environments. Only :mod:`.make` and :mod:`.vec_env` import SB3 (and so torch): workers load neither."""

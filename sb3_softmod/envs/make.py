@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
-
 from sb3_softmod.envs.metaworld import Goals, RenderMode, make_task_env, resolve_task_names
+from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.errors import ConfigurationError, nearest
 
 #: Meta-World's simulators raise past this step.
@@ -26,8 +25,10 @@ def make_metaworld_env(
     terminate_on_success: bool = False,
     render_mode: RenderMode | None = None,
     camera_name: str = "corner2",
-    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = DummyVecEnv,
-) -> VecEnv:
+    n_envs: int | None = None,
+    n_workers: int | None = None,
+    restart_failed: bool = False,
+) -> MultiTaskVecEnv:
     """Meta-World tasks as one vectorised environment, task by task.
 
     :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
@@ -40,7 +41,9 @@ def make_metaworld_env(
     :param terminate_on_success: end an episode at its first success
     :param render_mode: as in gymnasium ("rgb_array" for pictures)
     :param camera_name: Meta-World's camera for rendering
-    :param vec_env_cls: SB3's ``DummyVecEnv`` or ``SubprocVecEnv``
+    :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
+    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param restart_failed: build the envs of a worker that fails anew instead of raising
     :return: ``envs_per_task * M`` envs with float32 observations ``[39 + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known) or an impossible number
     """
@@ -53,9 +56,7 @@ def make_metaworld_env(
             raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
     if not 1 <= max_episode_steps <= MAX_HORIZON:
         raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
-    if envs_per_task < 1:
-        raise ConfigurationError(f"envs_per_task must be at least 1, not {envs_per_task}.")
-    return vec_env_cls(
+    return MultiTaskVecEnv(
         [
             partial(
                 make_task_env,
@@ -64,7 +65,6 @@ def make_metaworld_env(
                 names,
                 goals=goals,
                 seed=seed,
-                stream=(task_id, copy),
                 max_episode_steps=max_episode_steps,
                 reward_version=reward_version,
                 terminate_on_success=terminate_on_success,
@@ -72,6 +72,9 @@ def make_metaworld_env(
                 camera_name=camera_name,
             )
             for task_id, name in enumerate(names)
-            for copy in range(envs_per_task)
-        ]
+        ],
+        envs_per_task=envs_per_task,
+        n_envs=n_envs,
+        n_workers=n_workers,
+        restart_failed=restart_failed,
     )

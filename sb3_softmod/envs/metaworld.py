@@ -155,11 +155,12 @@ def make_task_env(
     name: str,
     task_id: int,
     task_names: Sequence[str],
+    copy: int,
     *,
     max_episode_steps: int,
     terminate_on_success: bool,
     **kwargs: Any,
 ) -> TaskEnv:
-    """One env of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
-    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, **kwargs), max_episode_steps)
+    """One copy of a task of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
+    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, stream=(task_id, copy), **kwargs), max_episode_steps)
     return TaskEnv(env, task_id, task_names, terminate_on_success=terminate_on_success)

@@ -85,7 +85,7 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self._return += float(reward)
         self._length += 1
         if "success" in info:
-            success = bool(info["success"])
+            success = info["success"] = bool(info["success"])
             self._succeeded |= success
             terminated = terminated or (success and self._terminate_on_success)
         if terminated or truncated:

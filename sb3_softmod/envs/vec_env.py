@@ -1,0 +1,362 @@
+"""Many tasks, stepped by a few processes, as one SB3 ``VecEnv``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from sb3_softmod.envs import worker
+from sb3_softmod.envs.rotation import Rotation
+from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
+from sb3_softmod.envs.worker_pool import WorkerPool
+from sb3_softmod.envs.worker_process import StartMethod
+from sb3_softmod.episode_statistics import EpisodeStatistics
+from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
+
+#: How many episodes of each task :meth:`MultiTaskVecEnv.episode_table` remembers.
+EPISODES_KEPT = 1000
+
+
+class MultiTaskVecEnv(VecEnv):
+    """M tasks in a few worker processes; each process steps its share of the envs.
+
+    The trajectories depend on the task makers and the seeds alone, not on the number of workers. Mid-episode an
+    ``info`` holds ``task_id``, ``task_name``, ``success`` (of this step, if the env reports it) and
+    ``TimeLimit.truncated``; everything else that an env reports comes with the last info of an episode only.
+
+    An env that raises, or a process that dies, closes all envs and raises :class:`.EnvError`; with ``restart_failed``
+    the envs of that worker are built anew instead, and their episodes end, truncated, where they were, with reward 0
+    and without ``success`` or ``episode`` in their info.
+
+    :param task_makers: one for each task: ``make(copy) -> TaskEnv``, picklable by cloudpickle
+    :param envs_per_task: copies of each task; they stand together: env ``task * envs_per_task + copy``
+    :param n_envs: at most M. Fewer envs than tasks go on to another task at the end of each episode, in turn, so that
+        the numbers of episodes that the tasks began never differ by more than 1; ``copy`` is then the index of the env.
+        Each env builds for itself the tasks that it plays: take an ``n_envs`` that divides M to build each task once.
+    :param n_workers: processes; default one for each core, at most one for each env; 0: no process, all happens here
+    :param restart_failed: rebuild the envs of a worker that fails instead of raising
+    :param start_method: "forkserver" or "spawn", of multiprocessing; default is the first that the platform has
+    :raises ConfigurationError: for impossible numbers, or tasks that differ in their spaces
+    """
+
+    def __init__(
+        self,
+        task_makers: Sequence[TaskMaker],
+        *,
+        envs_per_task: int = 1,
+        n_envs: int | None = None,
+        n_workers: int | None = None,
+        restart_failed: bool = False,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        size = _number_of_envs(len(task_makers), envs_per_task, n_envs)
+        self._rotation = Rotation(len(task_makers), size) if size < len(task_makers) else None
+        self._restart_failed = restart_failed
+        self._pool = WorkerPool(
+            task_makers,
+            tasks=[index if self._rotation else index // envs_per_task for index in range(size)],
+            copies=[index if self._rotation else index % envs_per_task for index in range(size)],
+            n_workers=n_workers,
+            start_method=start_method,
+            auto_reset=self._rotation is None,
+        )
+        self._facts = self._pool.facts
+        self._tasks = self._pool.tasks
+        self._steps = np.zeros(size, self._pool.dtype)  # the last step of all envs
+        self._stepping = False
+        self._awaited: list[int] = []  # workers whose answer to "step" is still to come
+        self._answers: dict[int, Any] = {}  # those that came; an error is one too
+        #: Workers that were started again because they failed.
+        self.num_restarts = 0
+        self._unproven: set[int] = set()  # workers that took no step since they were started again
+        #: M
+        self.num_tasks: int = self._facts["num_tasks"]
+        #: The name of each task.
+        self.task_names: list[str] = list(self._facts["task_names"])
+        self._statistics = EpisodeStatistics(self.num_tasks, EPISODES_KEPT)
+        super().__init__(size, self._facts["observation_space"], self._facts["action_space"])
+
+    @property
+    def task_ids(self) -> np.ndarray:
+        """The task that each env plays now, ``[n_envs]`` integers."""
+        return np.array(self._tasks)
+
+    # ---------------------------------------------------------------- stepping
+
+    def reset(self) -> np.ndarray:
+        """Begin an episode in every env, of the task that it plays now, with the seeds and options set before.
+
+        :return: observations ``[n_envs, O + M]``
+        """
+        self._check_open()
+        self._take_answers()  # of a step that nobody waited for
+        self._stepping = False
+        if self._rotation:
+            self._rotation.seed(self._seeds, self._tasks)
+        idle: Sequence[int] = range(self.num_envs)
+        while idle:
+            idle = self._begin(
+                {index: (self._tasks[index], self._seeds[index], self._options[index]) for index in idle}
+            )
+        self._reset_seeds()
+        self._reset_options()
+        return self._steps["observation"].copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Let the workers take a step, and return at once.
+
+        :param actions: ``[n_envs, *action shape]``
+        :raises ConfigurationError: for another shape, or numbers that are no actions
+        :raises NonFiniteError: for NaN or infinity
+        """
+        self._check_open()
+        if self._stepping:
+            raise SoftModError("step_async was called twice: call step_wait for the results of the first step.")
+        self._steps["action"] = self._checked(np.asarray(actions))
+        for group, share in zip(self._pool.workers, self._pool.shares, strict=True):
+            group.steps["action"] = self._steps["action"][share]
+            group.send("step")
+        self._awaited = list(range(len(self._pool.workers)))
+        self._stepping = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """The results of the step.
+
+        :return: observations ``[n_envs, O + M]``, rewards ``[n_envs]`` float32, dones ``[n_envs]`` and infos
+        :raises EnvError: if an env raised or a worker died
+        """
+        self._check_open()
+        if not self._stepping:
+            raise SoftModError("step_wait was called before step_async.")
+        self._take_answers()
+        self._stepping = False
+        ends: dict[int, dict[str, Any]] = {}
+        idle: list[int] = []  # envs that wait for an episode
+        for number, answer in self._answers.items():
+            if isinstance(answer, SoftModError):
+                lost = self._restart(number, answer)
+                ends |= self._cut_off(lost)
+                idle += lost
+                continue
+            self._unproven.discard(number)
+            self._steps[self._pool.shares[number]] = self._pool.workers[number].steps
+            if answer is not None:
+                infos, reset_infos = answer
+                ends |= infos
+                idle += infos.keys() - reset_infos.keys()
+                for index, info in reset_infos.items():
+                    self.reset_infos[index] = info
+        infos = self._infos(ends)
+        while idle:
+            lost = self._begin({index: self._next_episode(index) for index in sorted(idle)})
+            for index, info in self._cut_off([index for index in lost if index not in ends]).items():
+                infos[index] = ends[index] = info
+            idle = lost
+        self._statistics.add(ends.values())
+        steps = self._steps
+        return (
+            steps["observation"].copy(),
+            steps["reward"].copy(),
+            steps["terminated"] | steps["truncated"],
+            infos,
+        )
+
+    def close(self) -> None:
+        """Close all envs and end the workers; a second time does nothing."""
+        self._pool.close()
+
+    def episode_table(self, last: int = 100) -> list[dict[str, Any]]:
+        """How the last episodes of each task went.
+
+        :param last: episodes of each task, at most :data:`EPISODES_KEPT`
+        :return: a row for each task: ``task``, ``episodes``, and their means ``return``, ``length``, ``success_rate``
+            (success at any step) and ``success_at_end_rate``, NaN without episodes; a success that no task reports is
+            left out
+        """
+        if not 1 <= last <= EPISODES_KEPT:
+            raise ConfigurationError(f"last must be from 1 to {EPISODES_KEPT}, not {last}.")
+        statistics = self._statistics.last(last)
+        means = statistics.means()
+        return [
+            {"task": name, "episodes": episodes, **{metric: float(values[task]) for metric, values in means.items()}}
+            for task, (name, episodes) in enumerate(zip(self.task_names, statistics.num_episodes(), strict=True))
+        ]
+
+    # ----------------------------------------------------------- talk to the envs
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether all envs have an attribute."""
+        return attr_name in FACTS or all(self._apply(worker.has_attribute, None, attr_name))
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of some envs, each with the task that it plays now."""
+        if attr_name == "task_id":
+            return [self._tasks[index] for index in self._listed(indices)]
+        if attr_name in FACTS:
+            return [self._facts[attr_name] for _ in self._listed(indices)]
+        self._require(attr_name, indices)
+        return self._apply(worker.get_attribute, indices, attr_name)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of some envs, each with the task that it plays now."""
+        self._apply(setattr, indices, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        """Call a method of some envs, each with the task that it plays now."""
+        self._require(method_name, indices)
+        return self._apply(worker.call_method, indices, method_name, method_args, method_kwargs)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether some envs are wrapped with a class."""
+        return self._apply(worker.is_wrapped, indices, wrapper_class.__module__, wrapper_class.__qualname__)
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A picture of each env; needs ``render_mode="rgb_array"``."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(f'Pictures need envs with render_mode="rgb_array", not {self.render_mode!r}.', stacklevel=2)
+            return [None] * self.num_envs
+        return self._apply(worker.call_method, None, "render", (), {})
+
+    def _require(self, name: str, indices: VecEnvIndices) -> None:
+        for index, found in zip(self._listed(indices), self._apply(worker.has_attribute, indices, name), strict=True):
+            if not found:
+                raise AttributeError(f"Env {index} (task {self._pool.name(index)!r}) has no attribute {name!r}.")
+
+    def _apply(self, function: Callable[..., Any], indices: VecEnvIndices, *arguments: Any) -> list[Any]:
+        """``function(env, *arguments)`` for some envs."""
+        self._check_open()
+        self._take_answers()
+        targets = self._listed(indices)
+        parts = self._pool.split(targets)
+        values, errors = self._pool.ask(
+            "apply", {number: (function, part, *arguments) for number, part in parts.items()}
+        )
+        for error in errors.values():
+            raise error
+        return [values[index] for index in targets]
+
+    def _listed(self, indices: VecEnvIndices) -> list[int]:
+        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
+
+    # ----------------------------------------------------------------- workers
+
+    def _restart(self, number: int, error: SoftModError) -> list[int]:
+        """Replace a worker that failed; raise its error if that is not wanted, or did not help the last time.
+
+        :return: its envs, none of which plays
+        """
+        if not (self._restart_failed and isinstance(error, EnvError)) or number in self._unproven:
+            self.close()
+            raise error
+        warnings.warn(f"Building the envs of a worker anew after this error: {error}", stacklevel=3)
+        self.num_restarts += 1
+        self._unproven.add(number)
+        try:
+            self._pool.restart(number)
+        except BaseException:
+            self.close()
+            raise
+        return self._pool.envs(number)
+
+    def _take_answers(self) -> None:
+        """Wait for the answers to "step", if there are any to come."""
+        if self._awaited:
+            self._answers.clear()
+        while self._awaited:
+            number = self._awaited.pop(0)
+            try:
+                self._answers[number] = self._pool.receive(number)
+            except SoftModError as error:
+                self._answers[number] = error
+
+    # ---------------------------------------------------------------- episodes
+
+    def _begin(self, episodes: dict[int, Episode]) -> list[int]:
+        """Begin episodes.
+
+        :return: the envs of workers that failed meanwhile: none of them plays
+        """
+        parts = self._pool.split(episodes)
+        questions = {number: ({index: episodes[index] for index in part},) for number, part in parts.items()}
+        infos, errors = self._pool.ask("begin", questions)
+        for index, info in infos.items():
+            self.reset_infos[index] = info
+            number, row = index % len(self._pool.workers), index // len(self._pool.workers)
+            self._steps["observation"][index] = self._pool.workers[number].steps["observation"][row]
+        return [index for number, error in errors.items() for index in self._restart(number, error)]
+
+    def _next_episode(self, index: int) -> Episode:
+        if self._rotation is None:
+            return self._tasks[index], None, {}
+        task = self._tasks[index] = self._rotation.next_task()
+        return task, self._rotation.seed_of(index, task), {}
+
+    def _cut_off(self, indices: list[int]) -> dict[int, dict[str, Any]]:
+        """End the episodes of envs that are gone where they were last seen; their last infos."""
+        self._steps["reward"][indices] = 0
+        self._steps["terminated"][indices] = False
+        self._steps["truncated"][indices] = True
+        return {
+            index: {
+                "task_id": self._tasks[index],
+                "task_name": self._pool.name(index),
+                "TimeLimit.truncated": True,
+                "terminal_observation": self._steps["observation"][index].copy(),
+            }
+            for index in indices
+        }
+
+    def _infos(self, ends: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """The infos of a step: those that came from the envs, and the rest from what all envs share."""
+        infos = []
+        for index, (task, success) in enumerate(zip(self._tasks, self._steps["success"].tolist(), strict=True)):
+            info = ends.get(index)
+            if info is None:
+                info = {"task_id": task, "task_name": self.task_names[task], "TimeLimit.truncated": False}
+                if success != worker.NO_SUCCESS:
+                    info["success"] = bool(success)
+            infos.append(info)
+        return infos
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        wanted = self._steps["action"]
+        if actions.shape != wanted.shape or not np.can_cast(actions.dtype, wanted.dtype, "same_kind"):
+            raise ConfigurationError(
+                f"A step needs actions {wanted.shape} of {wanted.dtype}, a row for each env, not {actions.shape} of "
+                f"{actions.dtype}."
+            )
+        finite = np.isfinite(actions).reshape(self.num_envs, -1).all(1)
+        if not finite.all():
+            env = int(np.flatnonzero(~finite)[0])
+            raise NonFiniteError(
+                f"The action for env {env} (task {self._pool.name(env)!r}) holds NaN or infinity: "
+                f"{np.array2string(actions[env], precision=4, threshold=12)}."
+            )
+        return actions
+
+    def _check_open(self) -> None:
+        if not self._pool.close.alive:
+            raise SoftModError("This env is closed, by close() or by an error before: make a new one.")
+
+
+def _number_of_envs(num_tasks: int, envs_per_task: int, n_envs: int | None) -> int:
+    if num_tasks < 1:
+        raise ConfigurationError("The list of tasks is empty.")
+    if envs_per_task < 1:
+        raise ConfigurationError(f"envs_per_task must be at least 1, not {envs_per_task}.")
+    if n_envs is None:
+        return num_tasks * envs_per_task
+    if envs_per_task > 1 or not 1 <= n_envs <= num_tasks:
+        raise ConfigurationError(
+            f"n_envs must be from 1 to the number of tasks, {num_tasks}, not {n_envs}; for more envs use envs_per_task "
+            "instead."
+        )
+    return n_envs

@@ -1,0 +1,253 @@
+"""What a worker process does: step some of the envs of a :class:`.MultiTaskVecEnv`.
+
+A worker stays small because nothing here, nor anything imported here, imports torch or SB3.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.task_observation import check_common
+
+Env = gym.Env[np.ndarray, Any]
+#: Makes one copy of a task: ``make(copy) -> TaskEnv``.
+TaskMaker = Callable[[int], Env]
+#: An episode to begin: its task, and seed and options of the reset.
+Episode = tuple[int, "int | None", dict[str, Any]]
+
+#: What a vector must know of every env.
+FACTS = ("observation_space", "action_space", "num_tasks", "task_names", "task_id", "render_mode")
+
+#: In place of a success, for an env that reports none.
+NO_SUCCESS = -1
+
+
+def step_dtype(observation_space: spaces.Space, action_space: spaces.Space) -> np.dtype:
+    """One env's part of a vector step, as it lies in shared memory.
+
+    :raises ConfigurationError: for spaces whose elements are not arrays of one shape
+    """
+    for space in (observation_space, action_space):
+        if space.shape is None or space.dtype is None:
+            raise ConfigurationError(f"{space} is no space of arrays: flatten it first (gymnasium.wrappers).")
+    return np.dtype(
+        [
+            ("action", action_space.dtype, action_space.shape),
+            ("observation", observation_space.dtype, observation_space.shape),
+            ("reward", np.float32),
+            ("terminated", np.bool_),
+            ("truncated", np.bool_),
+            ("success", np.int8),
+        ],
+        align=True,
+    )
+
+
+class EnvGroup:
+    """The envs of one worker, each known by its index in the whole vector.
+
+    An env plays one task at a time; the simulator of a task is built when the env first plays it.
+
+    :param makers: one for each task
+    :param copies: for each env of this group which copy of its tasks it plays
+    :param auto_reset: whether an env goes on to its next episode by itself, or waits to be told a task
+    """
+
+    def __init__(self, makers: Sequence[TaskMaker], copies: dict[int, int], *, auto_reset: bool) -> None:
+        self._makers = makers
+        self._copies = copies
+        self._auto_reset = auto_reset
+        self._rows = {index: row for row, index in enumerate(copies)}
+        self._tasks: dict[int, int] = {}  # what each env plays now
+        self._built: dict[tuple[int, int], Env] = {}  # by env and task
+        self._known: dict[str, Any] = {}
+
+    def build(self, tasks: dict[int, int]) -> dict[int, dict[str, Any]]:
+        """Build the task that each env plays first.
+
+        :return: for each env its :data:`FACTS`
+        """
+        return {index: self._build(index, task) for index, task in tasks.items()}
+
+    def attach(self, dtype: np.dtype, known: dict[str, Any], memory: str | None) -> None:
+        """Exchange steps through an array with a row for each env.
+
+        :param dtype: from :func:`step_dtype`
+        :param known: the :data:`FACTS` of some env; those that are built later must have the same spaces
+        :param memory: name of the shared memory; None for memory of this process
+        """
+        size = len(self._copies)
+        self._known = known
+        self._memory = None if memory is None else SharedMemory(memory)
+        self.steps = np.zeros(size, dtype) if self._memory is None else np.ndarray(size, dtype, self._memory.buf)
+        # Looking up a field of a structured array costs more than writing to it.
+        self._fields = tuple(self.steps[name] for name in dtype.names or ())
+
+    def begin(self, episodes: dict[int, Episode]) -> dict[int, dict[str, Any]]:
+        """Begin an episode in some envs.
+
+        :return: for each of them the info of its reset
+        """
+        infos = {}
+        for index, (task, seed, options) in episodes.items():
+            if (index, task) not in self._built:
+                facts = self._build(index, task)
+                for space in ("observation_space", "action_space"):
+                    names = [self._name(self._known["task_id"]), self._name(task)]
+                    check_common(space, names, [self._known[space], facts[space]])
+            self._tasks[index] = task
+            try:
+                infos[index] = self._reset(index, seed=seed, **(dict(options=options) if options else {}))
+            except Exception as error:
+                raise self._blamed(error, index) from error
+        return infos
+
+    def step(self) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]] | None:
+        """Take one step in every env.
+
+        :return: the last info of each env whose episode ended, and the info of the reset of each that began another;
+            None if no episode ended
+        """
+        actions, observations, rewards, terminations, truncations, successes = self._fields
+        infos, reset_infos = {}, {}
+        for index, row in self._rows.items():
+            try:
+                env = self._now(index)
+                observation, reward, terminated, truncated, info = env.step(actions[row].copy())
+                observations[row] = observation
+                rewards[row] = reward
+                terminations[row] = terminated
+                truncations[row] = truncated
+                successes[row] = info.get("success", NO_SUCCESS)
+                if terminated or truncated:
+                    infos[index] = info | {
+                        "terminal_observation": observation,
+                        "TimeLimit.truncated": truncated and not terminated,
+                    }
+                    if self._auto_reset:
+                        reset_infos[index] = self._reset(index)
+            except Exception as error:
+                raise self._blamed(error, index) from error
+        return (infos, reset_infos) if infos else None
+
+    def apply(self, function: Callable[..., Any], indices: Iterable[int], *arguments: Any) -> dict[int, Any]:
+        """``function(env, *arguments)`` for some envs, each with the task that it plays now."""
+        values = {}
+        for index in indices:
+            try:
+                values[index] = function(self._now(index), *arguments)
+            except Exception as error:
+                raise self._blamed(error, index) from error
+        return values
+
+    def close(self) -> None:
+        """Close all envs."""
+        for env in self._built.values():
+            env.close()
+        self._built.clear()
+
+    def _now(self, index: int) -> Env:
+        return self._built[index, self._tasks[index]]
+
+    def _build(self, index: int, task: int) -> dict[str, Any]:
+        self._tasks[index] = task
+        try:
+            env = self._built[index, task] = self._makers[task](self._copies[index])
+            missing = [fact for fact in FACTS if not has_attribute(env, fact)]
+            if missing:
+                raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
+            return {fact: env.get_wrapper_attr(fact) for fact in FACTS}
+        except Exception as error:
+            raise self._blamed(error, index) from error
+
+    def _reset(self, index: int, **kwargs: Any) -> dict[str, Any]:
+        self.steps["observation"][self._rows[index]], info = self._now(index).reset(**kwargs)
+        return info
+
+    def _blamed(self, error: Exception, index: int) -> SoftModError:
+        """An error that names the env; those of this package, which speak for themselves, stay as they are."""
+        if isinstance(error, SoftModError):
+            return error
+        return EnvError(
+            f"Env {index} (task {self._name(self._tasks[index])!r}) raised {type(error).__name__}: {error}\n\n"
+            f"{traceback.format_exc()}"
+        )
+
+    def _name(self, task: int) -> str | int:
+        """The name of a task, or its id as long as no env was built that knows the name."""
+        names = self._known.get("task_names")
+        return names[task] if names else task
+
+
+# What apply() calls, as functions of a module: a process gets them by name.
+
+
+def has_attribute(env: Env, name: str) -> bool:
+    try:
+        env.get_wrapper_attr(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def get_attribute(env: Env, name: str) -> Any:
+    return env.get_wrapper_attr(name)
+
+
+def call_method(env: Env, name: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
+    return env.get_wrapper_attr(name)(*arguments, **keywords)
+
+
+def is_wrapped(env: Env, module: str, qualified_name: str) -> bool:
+    """Whether a wrapper of that name is around an env. By name: SB3's wrappers would bring torch with them."""
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if any((cls.__module__, cls.__qualname__) == (module, qualified_name) for cls in type(layer).__mro__):
+            return True
+        layer = layer.env
+    return False
+
+
+def serve(connection: Connection) -> None:
+    """The life of a worker process: answer until the other end of the connection is closed, by whatever cause.
+
+    A message is a pickled (name of a method of :class:`EnvGroup`, arguments), or empty for the most frequent, ``step``.
+    An answer is a pickled value, which an exception may be, or empty for None.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    np.random.seed()  # workers that were forked from one server would draw the same numbers
+    group: EnvGroup | None = None
+    with suppress(EOFError, ConnectionError):
+        while True:
+            message = connection.recv_bytes()
+            try:
+                if message:
+                    command, arguments = pickle.loads(message)
+                    if command == "set_up":
+                        group, answer = EnvGroup(*arguments[:2], auto_reset=arguments[2]), None
+                    else:
+                        answer = getattr(group, command)(*arguments)
+                else:
+                    answer = group.step()  # type: ignore[union-attr]  # after set_up
+                packed = b"" if answer is None else cloudpickle.dumps(answer)
+            except SoftModError as error:
+                packed = cloudpickle.dumps(error)
+            except Exception as error:  # a maker, an argument or an answer that cannot be pickled
+                text = f"A worker process raised {type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+                packed = cloudpickle.dumps(EnvError(text))
+            connection.send_bytes(packed)
+    if group is not None:
+        group.close()

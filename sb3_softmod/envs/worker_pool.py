@@ -1,0 +1,174 @@
+"""The workers of a vector of envs, asked together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sb3_softmod.envs.worker import TaskMaker, step_dtype
+from sb3_softmod.envs.worker_process import LocalWorker, StartMethod, WorkerDied, WorkerProcess
+from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.task_observation import check_common
+
+Worker = LocalWorker | WorkerProcess
+
+
+class WorkerPool:
+    """Deals envs out to workers, and starts those.
+
+    :param makers: one for each task
+    :param tasks: what each env plays; whoever changes that writes it here
+    :param copies: for each env which copy of its tasks it plays
+    :param n_workers: processes; default one for each core; 0 for none
+    :param start_method: of multiprocessing; default "forkserver" where there is one
+    :param auto_reset: whether an env goes on to its next episode by itself
+    """
+
+    def __init__(
+        self,
+        makers: Sequence[TaskMaker],
+        tasks: list[int],
+        copies: list[int],
+        *,
+        n_workers: int | None,
+        start_method: StartMethod | None,
+        auto_reset: bool,
+    ) -> None:
+        n_workers = _number_of_cores() if n_workers is None else n_workers
+        if n_workers < 0:
+            raise ConfigurationError(f"n_workers must be at least 0, not {n_workers}.")
+        if start_method not in (None, "forkserver", "spawn"):
+            raise ConfigurationError(f'start_method must be "forkserver" or "spawn", not {start_method!r}.')
+        self._start_method = None if n_workers == 0 else start_method or _default_start_method()
+        self._makers = list(makers)
+        self._copies = copies
+        self._auto_reset = auto_reset
+        self.tasks = tasks
+        #: What the first env says of itself: :data:`.FACTS`.
+        self.facts: dict[str, Any] = {}
+        n_workers = min(max(n_workers, 1), len(tasks))
+        #: The envs of each worker. Neighbours often cost the same, so they are dealt out in turn.
+        self.shares = [slice(first, None, n_workers) for first in range(n_workers)]
+        self.workers: list[Worker] = []
+        #: Ends the workers; once only, and at the latest when nobody uses the pool any more.
+        self.close = weakref.finalize(self, _close_all, self.workers)
+        try:
+            self._start_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def envs(self, number: int) -> list[int]:
+        """The envs of a worker."""
+        return list(range(len(self.tasks)))[self.shares[number]]
+
+    def split(self, indices: Iterable[int]) -> dict[int, list[int]]:
+        """Which worker has which of these envs."""
+        parts: dict[int, list[int]] = {}
+        for index in indices:
+            parts.setdefault(index % len(self.workers), []).append(index)
+        return parts
+
+    def name(self, index: int) -> str | int:
+        """The name of the task that an env plays, or its id before the names are known."""
+        names, task = self.facts.get("task_names"), self.tasks[index]
+        return names[task] if names else task
+
+    def receive(self, number: int) -> Any:
+        """The answer of a worker; raises what the envs raised.
+
+        :raises EnvError: if the worker died
+        """
+        try:
+            return self.workers[number].receive()
+        except WorkerDied as death:
+            envs = ", ".join(f"env {index} (task {self.name(index)!r})" for index in self.envs(number))
+            raise EnvError(f"A worker died: {death}. Its envs: {envs}.") from None
+
+    def ask(
+        self, command: str, questions: dict[int, tuple[Any, ...]]
+    ) -> tuple[dict[int, Any], dict[int, SoftModError]]:
+        """Ask some workers at once, for a command whose answer has an entry for each env.
+
+        :param questions: arguments for each worker
+        :return: the answers of all, by env, and the errors, by worker
+        """
+        answers: dict[int, Any] = {}
+        errors: dict[int, SoftModError] = {}
+        for number, arguments in questions.items():
+            self.workers[number].send(command, *arguments)
+        for number in questions:
+            try:
+                answers |= self.receive(number)
+            except SoftModError as error:
+                errors[number] = error
+        return answers, errors
+
+    def restart(self, number: int) -> None:
+        """Replace a worker; its envs are built when they begin an episode."""
+        self.workers[number].close()
+        self.workers[number] = self._start()
+        self._set_up(number)
+        self.receive(number)
+        self._attach(number)
+
+    def _start_all(self) -> None:
+        """Start the workers, build the envs side by side, and check that they fit together."""
+        numbers = range(len(self.shares))
+        for _ in numbers:
+            self.workers.append(self._start())
+        for number in numbers:
+            self._set_up(number)
+        for number in numbers:
+            self.receive(number)
+        facts, errors = self.ask("build", {n: ({i: self.tasks[i] for i in self.envs(n)},) for n in numbers})
+        for error in errors.values():
+            raise error
+        self.facts = facts[0]
+        self._check([facts[index] for index in range(len(self.tasks))])
+        self.dtype = step_dtype(self.facts["observation_space"], self.facts["action_space"])
+        for number in numbers:
+            self._attach(number)
+
+    def _start(self) -> Worker:
+        return LocalWorker() if self._start_method is None else WorkerProcess(self._start_method)
+
+    def _set_up(self, number: int) -> None:
+        copies = {index: self._copies[index] for index in self.envs(number)}
+        self.workers[number].send("set_up", self._makers, copies, self._auto_reset)
+
+    def _attach(self, number: int) -> None:
+        try:
+            self.workers[number].attach(self.dtype, self.facts, len(self.envs(number)))
+        except WorkerDied as death:
+            raise EnvError(f"A worker died before its first step: {death}.") from None
+
+    def _check(self, facts: list[dict[str, Any]]) -> None:
+        """Refuse envs that do not fit together."""
+        names = self.facts["task_names"]
+        for task, fact in zip(self.tasks, facts, strict=True):
+            if fact["task_id"] != task or fact["task_names"] != names or len(names) != len(self._makers):
+                raise ConfigurationError(
+                    f"The maker of task {task} made a TaskEnv with task_id {fact['task_id']} of the tasks "
+                    f"{list(fact['task_names'])}, but there are {len(self._makers)} makers: one is needed for each "
+                    "task, in their order."
+                )
+        for space in ("action_space", "observation_space"):
+            check_common(space, [names[task] for task in self.tasks], [fact[space] for fact in facts])
+
+
+def _close_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.close()
+
+
+def _number_of_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _default_start_method() -> StartMethod:
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

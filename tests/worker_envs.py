@@ -1,0 +1,58 @@
+"""Tasks that worker processes make. They import this module, so that it loads neither torch nor SB3."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from point_mass import HORIZON, PointMass, make_task
+
+from sb3_softmod import TaskEnv
+
+M = 3
+NAMES = [f"corner-{i}" for i in range(M)]
+
+
+def make_copy(task: int, copy: int, *, num_tasks: int = M, horizon: int = HORIZON) -> TaskEnv:
+    return make_task(task, num_tasks, horizon)
+
+
+class Troubled(PointMass):
+    """Raises, or ends its process, when the first action is 1."""
+
+    trouble = "raise"
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if action[0] == 1:
+            if self.trouble == "raise":
+                raise ZeroDivisionError("the simulation is unstable")
+            os._exit(3)
+        return super().step(action)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def options(self) -> Any:
+        return self.reset_with
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.reset_with = (seed, options)
+        return super().reset(seed=seed)[0], {"seed": seed, "options": options}
+
+
+def make_troubled(task: int, copy: int, names: list[str] = NAMES) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(Troubled(task), HORIZON), task, names)
+
+
+def make_odd(task: int, copy: int, *, what: str) -> Any:
+    env = PointMass(task)
+    if what == "actions" and task == 1:
+        env.action_space = spaces.Box(-1, 1, (5,), np.float32)
+    if what == "observations" and task == 1:
+        env.observation_space = spaces.Box(-1, 1, (7,), np.float32)
+    if what == "no task":
+        return env
+    return TaskEnv(env, 0 if what == "ids" else task, NAMES)
