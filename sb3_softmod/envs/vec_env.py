@@ -123,6 +123,7 @@ class MultiTaskVecEnv(VecEnv):
             group.steps["action"] = self._steps["action"][share]
             group.send("step")
         self._awaited = list(range(len(self._pool.workers)))
+        self._answers = {}
         self._stepping = True
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -267,15 +268,14 @@ class MultiTaskVecEnv(VecEnv):
         return self._pool.envs(number)
 
     def _take_answers(self) -> None:
-        """Wait for the answers to "step", if there are any to come."""
-        if self._awaited:
-            self._answers.clear()
+        """Wait for the answers to "step" that are still to come. An interrupted wait can be taken up again."""
         while self._awaited:
-            number = self._awaited.pop(0)
+            number = self._awaited[0]
             try:
                 self._answers[number] = self._pool.receive(number)
             except SoftModError as error:
                 self._answers[number] = error
+            self._awaited.pop(0)
 
     # ---------------------------------------------------------------- episodes
 
