@@ -5,6 +5,7 @@ A worker stays small because nothing here, nor anything imported here, imports t
 
 from __future__ import annotations
 
+import gc
 import pickle
 import signal
 import traceback
@@ -240,6 +241,8 @@ def serve(connection: Connection) -> None:
                         group, answer = EnvGroup(*arguments[:2], auto_reset=arguments[2]), None
                     else:
                         answer = getattr(group, command)(*arguments)
+                    if command == "attach":
+                        gc.freeze()  # the simulators live as long as the process: no collection need look at them
                 else:
                     answer = group.step()  # type: ignore[union-attr]  # after set_up
                 packed = b"" if answer is None else cloudpickle.dumps(answer)
