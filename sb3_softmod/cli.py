@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")
-    demo.add_argument("--steps", type=int, default=30_000, help="steps of each environment, and gradient steps")
+    demo.add_argument("--steps", type=int, default=40_000, help="steps of each environment, and gradient steps")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
     args = parser.parse_args(argv)

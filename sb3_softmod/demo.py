@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 import torch as th
 from rich.console import Console
 from rich.table import Table
+from tqdm import TqdmExperimentalWarning
 
 from sb3_softmod.envs.make import make_metaworld_env
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks, rollout_observations
 from sb3_softmod.plots.routing import draw_routing, mean_routing
 from sb3_softmod.softmod_sac import SoftModSAC
@@ -25,33 +29,46 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
     :param n_eval_episodes: episodes of each task in an evaluation
     :param seed: of everything
     :return: the evaluations before and after training
+    :raises ConfigurationError: for fewer than one step or episode
     """
+    for name, value in (("steps", vector_steps), ("episodes", n_eval_episodes)):
+        if value < 1:
+            raise ConfigurationError(f"--{name} must be at least 1, not {value}.")
+    warnings.filterwarnings("ignore", category=TqdmExperimentalWarning)  # SB3's progress bar is "experimental"
     console = Console()
     folder = _new_folder(out)
-    env = make_metaworld_env(TASKS, seed=seed, envs_per_task=4)
+    th.set_num_threads(1)  # enough for networks of this size; the other core steps the envs meanwhile
+    env = MultiTaskVecNormalize(make_metaworld_env(TASKS, seed=seed, envs_per_task=3), norm_reward=False)
     model = SoftModSAC(
         "SoftModPolicy",
         env,
         learning_rate=1e-3,
         gamma=0.97,
+        batch_size=64 * env.num_tasks,
         max_grad_norm=10.0,
+        overlap=True,
         policy_kwargs=dict(embedding_dim=128, module_dim=128),
         tensorboard_log=str(folder / "tensorboard"),
         seed=seed,
     )
     console.print(
-        f"SoftModSAC on {', '.join(model.task_names or [])}: random goals, {env.num_envs} envs, "
-        f"{th.get_num_threads()} threads. About 10 minutes on 2 cores; results go to {folder}/"
+        f"SoftModSAC on {', '.join(model.task_names)}, random goals, {env.num_envs} envs. "
+        f"About 10 minutes on 2 cores; results go to {folder}/"
     )
-    test_env = make_metaworld_env(TASKS, seed=seed + 1, envs_per_task=4)  # other goals than those of training
+    # Other goals than those of training, and the statistics of training.
+    test_env = MultiTaskVecNormalize(make_metaworld_env(TASKS, seed=seed + 1, envs_per_task=3), training=False)
+    test_env.set_statistics(env.statistics())
     untrained = evaluate_tasks(model, test_env, n_eval_episodes=n_eval_episodes)
     start = time.perf_counter()
     model.learn(vector_steps * env.num_envs, progress_bar=True)
     minutes = (time.perf_counter() - start) / 60
     model.save(folder / "model")
+    test_env.set_statistics(env.statistics())
     trained = evaluate_tasks(model, test_env, n_eval_episodes=n_eval_episodes)
 
     seen = rollout_observations(model, test_env, steps=200)
+    env.close()
+    test_env.close()
     figure = draw_routing(mean_routing(model.actor.network, seen, trained.task_names))  # type: ignore[arg-type]
     figure.savefig(folder / "routing.png", dpi=150)
     console.print(_table(untrained, trained))

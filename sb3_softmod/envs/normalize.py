@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -113,9 +114,9 @@ class MultiTaskVecNormalize(VecNormalize):
         return reward * self._reward_scale(reward, ids) if self.norm_reward else reward
 
     def statistics(self) -> dict[str, Any]:
-        """What :meth:`set_statistics` takes: all settings and running means, without the envs."""
+        """A copy of what :meth:`set_statistics` takes: all settings and running means, without the envs."""
         kept = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-        return {name: getattr(self, name) for name in (*kept, "task_obs_rms", "task_ret_rms", "num_tasks")}
+        return {name: deepcopy(getattr(self, name)) for name in (*kept, "task_obs_rms", "task_ret_rms", "num_tasks")}
 
     def set_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over the settings and running means of another one.
