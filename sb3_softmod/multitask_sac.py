@@ -213,6 +213,18 @@ class MultiTaskSAC(SAC):
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on with another env; arguments as in SB3.
+
+        :raises ConfigurationError: if it has another number of tasks
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        found = num_tasks_of(wrapped)
+        if found != self.num_tasks:
+            raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")
+        super().set_env(wrapped, force_reset)
+        self._resolve_tasks()
+
     def _check_options(self) -> None:
         if self.loss_weighting not in LOSS_WEIGHTINGS:
             raise ConfigurationError(
@@ -400,6 +412,9 @@ class MultiTaskSAC(SAC):
         assert self.episode_statistics is not None
         for name, values in self.episode_statistics.means().items():
             self._record("rollout", f"task_{name}", values)
+        restarts = getattr(self.env, "num_restarts", 0)  # only a MultiTaskVecEnv counts them
+        if restarts:
+            self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()
 
     def _record(self, group: str, name: str, values: np.ndarray) -> None:

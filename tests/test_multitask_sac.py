@@ -297,6 +297,16 @@ def test_other_tasks_of_the_same_number_warn(tmp_path: Path) -> None:
         SoftModSAC.load(tmp_path / "model", env=env)
 
 
+def test_set_env(tmp_path: Path) -> None:
+    make_model().learn(200).save(tmp_path / "model")
+    model = SoftModSAC.load(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match="The model has 4 tasks, but the env 3"):
+        model.set_env(make_point_mass_env(3))
+    model.set_env(make_point_mass_env(M))
+    model.learn(100, reset_num_timesteps=False)
+    assert model.num_timesteps == 300
+
+
 def test_same_seed_same_run() -> None:
     first, second, other = (make_model(seed=seed).learn(200) for seed in (0, 0, 1))
     assert all(th.equal(a, b) for a, b in zip(states(first), states(second), strict=True))
