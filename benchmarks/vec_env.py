@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def sb3(tasks: str, cls: str) -> Any:
     return getattr(vec_env, cls)(makers)
 
 
-def gymnasium(tasks: str, strategy: str) -> Any:
+def gymnasium(tasks: str, strategy: Literal["sync", "async"]) -> Any:
     import metaworld
 
     return metaworld.make_mt_envs(tasks, seed=0, use_one_hot=True, max_episode_steps=HORIZON, vector_strategy=strategy)
