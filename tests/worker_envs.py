@@ -56,3 +56,23 @@ def make_odd(task: int, copy: int, *, what: str) -> Any:
     if what == "no task":
         return env
     return TaskEnv(env, 0 if what == "ids" else task, NAMES)
+
+
+class Nested(PointMass):
+    """Shows its goal too, in a dictionary: 5 numbers when flat."""
+
+    def __init__(self, goal: int = 2) -> None:
+        super().__init__(goal)
+        self.observation_space = spaces.Dict({"goal": spaces.Discrete(3), "position": self.observation_space})  # type: ignore[assignment]
+
+    def reset(self, **kwargs: Any) -> Any:
+        position, info = super().reset(**kwargs)
+        return {"goal": 2, "position": position}, info
+
+    def step(self, action: np.ndarray) -> Any:
+        position, *rest = super().step(action)
+        return {"goal": 2, "position": position}, *rest
+
+
+def short() -> gym.Env:
+    return gym.wrappers.TimeLimit(PointMass(1), 6)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+from sb3_softmod.envs.gymnasium_tasks import TaskSource, common_width, make_gymnasium_task, name_tasks, resolve
 from sb3_softmod.envs.metaworld import Goals, RenderMode, make_task_env, resolve_task_names
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.errors import ConfigurationError, nearest
@@ -72,6 +73,63 @@ def make_metaworld_env(
                 camera_name=camera_name,
             )
             for task_id, name in enumerate(names)
+        ],
+        envs_per_task=envs_per_task,
+        n_envs=n_envs,
+        n_workers=n_workers,
+        restart_failed=restart_failed,
+    )
+
+
+def make_multitask_env(
+    tasks: Sequence[TaskSource] | Mapping[str, TaskSource],
+    *,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+    envs_per_task: int = 1,
+    terminate_on_success: bool = False,
+    n_envs: int | None = None,
+    n_workers: int | None = None,
+    restart_failed: bool = False,
+) -> MultiTaskVecEnv:
+    """Any gymnasium environments as the tasks of one vectorised environment.
+
+    Observations that are not a 1-D Box are flattened, and all are padded with zeros to the widest. Each task is made
+    once in this process to learn its spaces. An env of the old gym API becomes a task through Shimmy:
+    ``{"old": lambda: shimmy.GymV26CompatibilityV0(env=OldEnv())}`` (``GymV21CompatibilityV0`` for gym before 0.26).
+
+    :param tasks: gymnasium ids, functions ``() -> gym.Env``, or both, named by the id or the function; or a mapping
+        from names to those
+    :param seed: an env that is reset without a seed gets one at its first reset, its own for each task and copy, that
+        depends on this alone; None draws one
+    :param max_episode_steps: a horizon for all tasks, in place of the one that an id was registered with; a function's
+        env keeps a shorter one of its own. Default: each task's own
+    :param envs_per_task: copies of each task
+    :param terminate_on_success: end an episode at its first ``info["success"]``
+    :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
+    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param restart_failed: build the envs of a worker that fails anew instead of raising
+    :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
+    :raises ConfigurationError: for an unknown id (with the nearest known), a repeated name, tasks of different action
+        spaces, or an impossible number
+    """
+    sources = name_tasks(tasks)
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ConfigurationError(f"max_episode_steps must be at least 1, not {max_episode_steps}.")
+    width = common_width(sources)
+    return MultiTaskVecEnv(
+        [
+            partial(
+                make_gymnasium_task,
+                resolve(source),
+                task_id,
+                tuple(sources),
+                width=width,
+                seed=seed,
+                max_episode_steps=max_episode_steps,
+                terminate_on_success=terminate_on_success,
+            )
+            for task_id, source in enumerate(sources.values())
         ],
         envs_per_task=envs_per_task,
         n_envs=n_envs,
