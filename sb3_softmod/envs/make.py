@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
 
 from sb3_softmod.envs.gymnasium_tasks import TaskSource, common_width, make_gymnasium_task, name_tasks, resolve
-from sb3_softmod.envs.metaworld import Goals, RenderMode, make_task_env, resolve_task_names
+from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode, make_task_env, resolve_task_names
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.errors import ConfigurationError, nearest
 
@@ -34,7 +36,10 @@ def make_metaworld_env(
 
     :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
     :param goals: "random": each episode draws one of the benchmark's 50 goals of its task (the paper's
-        "Conditioned"); "fixed": one goal a task, the same every episode
+        "Conditioned"); "fixed": one goal a task, the same every episode; "each-once" (for evaluation): the 50 in turn,
+        in an order that depends on ``seed`` alone. k copies of a task share them: together their first episodes have
+        each goal once, 50 // k or 50 // k + 1 a copy, as :func:`.evaluate_tasks` with 50 episodes plays them, and then
+        each copy begins its share again.
     :param seed: of the goals and their order; different tasks and copies get different sequences. None draws one.
     :param max_episode_steps: the horizon, 200 in the paper, at most 500; an episode that ends there is truncated
     :param reward_version: Meta-World's reward functions, "v1" or "v2"
@@ -50,13 +55,17 @@ def make_metaworld_env(
     """
     names = resolve_task_names(tasks)
     for option, value, known in (
-        ("goals", goals, ("random", "fixed")),
+        ("goals", goals, get_args(Goals)),
         ("reward_version", reward_version, ("v1", "v2")),
     ):
         if value not in known:
             raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
     if not 1 <= max_episode_steps <= MAX_HORIZON:
         raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
+    if goals == "each-once":
+        _check_each_once(len(names), envs_per_task, n_envs, terminate_on_success)
+    if seed is None:  # one for all envs: copies of a task have the same 50 goals
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
     return MultiTaskVecEnv(
         [
             partial(
@@ -71,6 +80,7 @@ def make_metaworld_env(
                 terminate_on_success=terminate_on_success,
                 render_mode=render_mode,
                 camera_name=camera_name,
+                copies=envs_per_task,
             )
             for task_id, name in enumerate(names)
         ],
@@ -79,6 +89,20 @@ def make_metaworld_env(
         n_workers=n_workers,
         restart_failed=restart_failed,
     )
+
+
+def _check_each_once(num_tasks: int, envs_per_task: int, n_envs: int | None, terminate_on_success: bool) -> None:
+    """Refuse envs that would not play each goal once."""
+    if envs_per_task > NUM_GOALS:
+        raise ConfigurationError(
+            f'envs_per_task must be at most {NUM_GOALS} with goals="each-once", one env for each goal, not '
+            f"{envs_per_task}."
+        )
+    if n_envs and (num_tasks % n_envs or terminate_on_success):  # then a task goes from env to env
+        raise ConfigurationError(
+            'goals="each-once" needs every task to stay with one env: an n_envs that divides the number of tasks, '
+            f"{num_tasks}, and no terminate_on_success."
+        )
 
 
 def make_multitask_env(
