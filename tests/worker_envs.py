@@ -76,3 +76,15 @@ class Nested(PointMass):
 
 def short() -> gym.Env:
     return gym.wrappers.TimeLimit(PointMass(1), 6)
+
+
+class Drawn(PointMass):
+    """Draws itself: a picture of 16 x 16 in which the first row is white."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    render_mode = "rgb_array"
+
+    def render(self) -> Any:
+        picture = np.full((16, 16, 3), 20, np.uint8)
+        picture[0] = 255
+        return picture
