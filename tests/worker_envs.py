@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,9 @@ from gymnasium import spaces
 from point_mass import HORIZON, PointMass, make_task
 
 from sb3_softmod import TaskEnv
+
+if TYPE_CHECKING:
+    from sb3_softmod import MultiTaskVecEnv
 
 M = 3
 NAMES = [f"corner-{i}" for i in range(M)]
@@ -45,6 +49,12 @@ class Troubled(PointMass):
 
 def make_troubled(task: int, copy: int, names: list[str] = NAMES) -> TaskEnv:
     return TaskEnv(gym.wrappers.TimeLimit(Troubled(task), HORIZON), task, names)
+
+
+def make_troubled_env(**kwargs: Any) -> MultiTaskVecEnv:
+    from sb3_softmod import MultiTaskVecEnv  # not above: worker processes import this module
+
+    return MultiTaskVecEnv([partial(make_troubled, task) for task in range(M)], **kwargs)
 
 
 def make_odd(task: int, copy: int, *, what: str) -> Any:
