@@ -15,6 +15,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
 from sb3_softmod import ConfigurationError, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
 from sb3_softmod.envs.metaworld import MetaWorldEnv, draw_goals, resolve_task_names
+from sb3_softmod.evaluation import evaluate_tasks
 
 PAIR = ["reach-v3", "button-press-topdown-v3"]
 
@@ -161,6 +162,25 @@ def test_copies_share_the_goals() -> None:
     assert [goal[0] for goal in goals_of(env, 1)] == [goal[0] for goal in goals]
     one = make_metaworld_env("reach-v3", goals="each-once", seed=0, n_workers=0)
     assert [goal for turn in itertools.zip_longest(*shares) for goal in turn if goal] == goals_of(one, 50)[0]
+
+
+def test_evaluation_meets_each_goal_once() -> None:
+    class Watcher:
+        goals: list[list[tuple[float, ...]]]
+
+        def predict(self, observation: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.goals += [[tuple(goal) for goal in goal_of(observation)]]
+            return np.zeros((len(observation), 4)), None
+
+    env = make_metaworld_env("reach-v3", goals="each-once", seed=0, envs_per_task=3, max_episode_steps=1)
+    watcher = Watcher()
+    for _ in range(2):
+        watcher.goals = []
+        assert evaluate_tasks(watcher, env, n_eval_episodes=50).episodes == [50]
+        assert len(watcher.goals) == 17
+        counted = [goal for step in watcher.goals[:16] for goal in step] + watcher.goals[16][:2]
+        assert len(set(counted)) == 50
+    env.close()
 
 
 def test_tasks_have_orders_of_their_own() -> None:

@@ -53,7 +53,7 @@ def run(backend: str, camera: str = "corner2", n_workers: int = 0) -> subprocess
 def test_software_rendering(camera: str, n_workers: int) -> None:
     out = run("osmesa", camera, n_workers)
     if ctypes.util.find_library("OSMesa") is None:
-        assert "ConfigurationError: MuJoCo finds no OpenGL library." in out.stderr
+        assert "ConfigurationError: MuJoCo finds no OpenGL library" in out.stderr
         assert "MUJOCO_GL=osmesa before Python starts; the latter needs the Debian package libosmesa6" in out.stderr
         return
     seen = json.loads(out.stdout)

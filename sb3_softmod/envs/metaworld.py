@@ -19,7 +19,7 @@ try:
     from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
     from metaworld.types import Task
 except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
-    raise ConfigurationError(f"MuJoCo finds no OpenGL library. {RENDERING_ADVICE}") from error
+    raise ConfigurationError(f"MuJoCo finds no OpenGL library ({error}). {RENDERING_ADVICE}") from error
 
 Goals = Literal["random", "fixed", "each-once"]
 
