@@ -6,6 +6,7 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ from point_mass import PointMass
 from worker_envs import Nested, short
 
 from sb3_softmod import ConfigurationError, SoftModSAC, make_dm_control_env, make_multitask_env
+
+needs_dm_control = pytest.mark.skipif(find_spec("dm_control") is None, reason="the extra dm-control is not installed")
 
 WALKERS = ["walker-stand", "walker-walk", "walker-run"]
 
@@ -120,6 +123,7 @@ def test_bad_input_is_refused(tasks: Any, options: dict[str, Any], message: str)
         make_multitask_env(tasks, n_workers=0, **options)
 
 
+@needs_dm_control
 def test_workers_do_not_load_torch() -> None:
     code = (
         "import sb3_softmod.envs.gymnasium_tasks, shimmy, dm_control.suite, sys\n"
@@ -132,6 +136,7 @@ def test_workers_do_not_load_torch() -> None:
 # --------------------------------------------------------------- dm_control
 
 
+@needs_dm_control
 def test_training_on_dm_control() -> None:
     env = make_dm_control_env(WALKERS, seed=0, max_episode_steps=10, n_workers=2)
     assert env.task_names == WALKERS
@@ -156,6 +161,7 @@ def test_training_on_dm_control() -> None:
     env.close()
 
 
+@needs_dm_control
 def test_dm_control_is_reproducible() -> None:
     first = []
     for _ in range(2):
@@ -165,6 +171,7 @@ def test_dm_control_is_reproducible() -> None:
     np.testing.assert_array_equal(first[0], first[1])
 
 
+@needs_dm_control
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
@@ -178,14 +185,16 @@ def test_bad_dm_control_tasks(tasks: list[str], message: str) -> None:
         make_dm_control_env(tasks)
 
 
-def test_without_shimmy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dm_control(monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 
     def refuse(name: str, *args: Any) -> Any:
-        if name == "shimmy":
-            raise ModuleNotFoundError("No module named 'shimmy'")
+        if name == "dm_control.suite":
+            raise ModuleNotFoundError("No module named 'dm_control'")
         return load(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ConfigurationError, match=r"No module named 'shimmy'.*pip install sb3-softmod\[dm-control\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"No module named 'dm_control'.*pip install sb3-softmod\[dm-control\]"
+    ):
         make_dm_control_env(WALKERS)
