@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
-    from sb3_softmod.envs.make import make_metaworld_env
+    from sb3_softmod.envs.dm_control import make_dm_control_env
+    from sb3_softmod.envs.make import make_metaworld_env, make_multitask_env
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.envs.vec_env import MultiTaskVecEnv
@@ -36,7 +37,9 @@ _HOMES = {
     "SoftModularExtractor": "extractors",
     "SoftModularNetwork": "networks",
     "TaskEnv": "envs.tasks",
+    "make_dm_control_env": "envs.dm_control",
     "make_metaworld_env": "envs.make",
+    "make_multitask_env": "envs.make",
 }
 
 __all__ = [
@@ -54,7 +57,9 @@ __all__ = [
     "SoftModularExtractor",
     "SoftModularNetwork",
     "TaskEnv",
+    "make_dm_control_env",
     "make_metaworld_env",
+    "make_multitask_env",
 ]
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: What to do when MuJoCo cannot draw.
+RENDERING_ADVICE = (
+    "On a machine without a display, set MUJOCO_GL=egl or, for software rendering, MUJOCO_GL=osmesa before Python "
+    "starts; the latter needs the Debian package libosmesa6 (apt-get install libosmesa6)."
+)
+
 
 class SoftModError(Exception):
     """Base of every error that the package raises on purpose."""

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import num_tasks_of, task_names_of
+from sb3_softmod.task_observation import num_tasks_of, task_ids, task_names_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class TaskEvaluation:
 def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, deterministic: bool = True) -> TaskEvaluation:
     """Play the same number of episodes of every task, all envs at once.
 
-    Each env of a task plays a fixed share of its episodes, so that short episodes do not count more often.
+    Short episodes do not count more often than long ones: each env of a task plays a fixed share of its episodes, and
+    where the envs go from task to task, the episodes that began first count.
 
     :param model: anything with ``predict``
     :param env: a multi-task env; it is reset
@@ -47,21 +49,25 @@ def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, determ
     if n_eval_episodes < 1:
         raise ConfigurationError(f"n_eval_episodes must be at least 1, not {n_eval_episodes}.")
     num_tasks = num_tasks_of(env)
-    ids = np.array(env.get_attr("task_id"))
-    left = np.empty(env.num_envs, int)
-    for task in range(num_tasks):
-        copies = np.flatnonzero(ids == task)
-        left[copies] = [
-            n_eval_episodes // len(copies) + (i < n_eval_episodes % len(copies)) for i in range(len(copies))
-        ]
     statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
-    observations = env.reset()
-    while left.any():
+    observations = np.asarray(env.reset())
+    tasks = task_ids(observations, num_tasks)
+    rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < num_tasks
+    # How many episodes that count may still begin: by task where the envs rotate, otherwise by env.
+    to_begin = np.full(num_tasks, n_eval_episodes) if rotates else _shares(tasks, n_eval_episodes)
+    counts = np.zeros(env.num_envs, bool)  # whether the episode that an env plays now counts
+    begins = np.ones(env.num_envs, bool)
+    while True:
+        for index in np.flatnonzero(begins):
+            key = tasks[index] if rotates else index
+            counts[index] = to_begin[key] > 0
+            to_begin[key] -= counts[index]
+        if not counts.any() and not to_begin.any():
+            break
         actions, _ = model.predict(observations, deterministic=deterministic)
-        observations, _, dones, infos = env.step(actions)
-        ended = dones & (left > 0)
-        statistics.add(info for info, counts in zip(infos, ended, strict=True) if counts)
-        left -= ended
+        observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]
+        tasks = task_ids(observations, num_tasks)
+        statistics.add(info for info, ended in zip(infos, begins & counts, strict=True) if ended)
     means = statistics.means()
     missing = np.full(num_tasks, np.nan)
     return TaskEvaluation(
@@ -72,6 +78,20 @@ def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, determ
         mean_return=means["return"].tolist(),
         length=means["length"].tolist(),
     )
+
+
+def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
+    """Deal out the episodes of each task to its envs.
+
+    :param tasks: ``[n_envs]``, the task of each env
+    :param episodes: of each task
+    :return: ``[n_envs]``
+    """
+    shares = np.empty(len(tasks), int)
+    for task in np.unique(tasks):
+        copies = np.flatnonzero(tasks == task)
+        shares[copies] = [episodes // len(copies) + (i < episodes % len(copies)) for i in range(len(copies))]
+    return shares
 
 
 def rollout_observations(model: Any, env: VecEnv, steps: int) -> np.ndarray:

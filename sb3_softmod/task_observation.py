@@ -105,8 +105,8 @@ def num_tasks_of(env: VecEnv) -> int:
         found = env.get_attr("num_tasks")
     except AttributeError as error:
         raise ConfigurationError(
-            "The environment has no tasks: it lacks the attribute 'num_tasks'. Make it with make_metaworld_env(...), "
-            "or wrap each env in sb3_softmod.TaskEnv."
+            "The environment has no tasks: it lacks the attribute 'num_tasks'. Make it with make_metaworld_env(...) "
+            "or make_multitask_env(...), or wrap each env in sb3_softmod.TaskEnv."
         ) from error
     if len(set(found)) != 1:
         raise ConfigurationError(f"The envs disagree on the number of tasks: {sorted(set(found))}.")

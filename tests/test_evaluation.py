@@ -8,10 +8,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from point_mass import GOALS, HORIZON, PointMass, make_point_mass_env
+from point_mass import GOALS, HORIZON, PointMass, make_point_mass_env, make_task
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_softmod import ConfigurationError, TaskEnv
+from sb3_softmod import ConfigurationError, MultiTaskVecEnv, TaskEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.evaluation import evaluate_tasks, rollout_observations
 
@@ -50,6 +50,39 @@ def test_short_episodes_do_not_count_more_often() -> None:
 
 def _task(length: int) -> TaskEnv:
     return TaskEnv(gym.wrappers.TimeLimit(PointMass(0), length), 0, ["only"])
+
+
+@pytest.mark.parametrize("n_eval_episodes", [1, 4])
+@pytest.mark.parametrize("n_envs", [1, 2, 3])
+def test_envs_that_go_from_task_to_task(n_envs: int, n_eval_episodes: int) -> None:
+    horizons = [3, 5, 11, 20]
+    makers = [partial(_copy, task, horizon=horizon) for task, horizon in enumerate(horizons)]
+    env = MultiTaskVecEnv(makers, n_envs=n_envs, n_workers=0)
+    for _ in range(2):  # the second time it begins with other tasks
+        result = evaluate_tasks(Expert(1), env, n_eval_episodes=n_eval_episodes)
+        assert result.episodes == [n_eval_episodes] * 4
+        assert result.length == horizons
+        assert result.success_rate[1:] == [0.0, 1.0, 1.0]
+
+
+def _copy(task: int, copy: int, *, horizon: int) -> TaskEnv:
+    return make_task(task, 4, horizon)
+
+
+def test_the_episodes_that_began_first_count() -> None:
+    """The first env plays one long episode of the first task; the second soon plays a short one, which ends earlier."""
+    makers = [lambda copy, task=task: make_task(task, 3, 30 if copy == 0 else 1) for task in range(3)]
+    env = MultiTaskVecEnv(makers, n_envs=2, n_workers=0)
+    assert evaluate_tasks(Expert(), env, n_eval_episodes=1).length == [30, 1, 1]
+    env = MultiTaskVecEnv(makers, n_envs=2, n_workers=0)
+    assert evaluate_tasks(Expert(), env, n_eval_episodes=4).length == [pytest.approx((30 + 3) / 4), 1, 1]
+
+
+def test_one_task_of_a_set() -> None:
+    result = evaluate_tasks(Expert(), DummyVecEnv([partial(make_task, 2, 4)]), n_eval_episodes=2)
+    assert result.episodes == [0, 0, 2, 0]
+    assert result.success_rate[2] == 1.0
+    assert np.isnan(result.success_rate[:2]).all()
 
 
 def test_rollout_observations() -> None:

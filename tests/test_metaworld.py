@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
-from sb3_softmod import ConfigurationError, SoftModSAC, make_metaworld_env
-from sb3_softmod.envs.metaworld import draw_goals, resolve_task_names
+from sb3_softmod import ConfigurationError, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
+from sb3_softmod.envs.metaworld import MetaWorldEnv, draw_goals, resolve_task_names
+from sb3_softmod.evaluation import evaluate_tasks
 
 PAIR = ["reach-v3", "button-press-topdown-v3"]
 
@@ -124,6 +126,77 @@ def test_fixed_goals_never_change_and_random_ones_are_of_the_fifty() -> None:
     assert len(seen) == 50
 
 
+def goals_of(env: MultiTaskVecEnv, resets: int) -> list[list[tuple[float, ...]]]:
+    """The goals of each env over some resets."""
+    goals = np.array([goal_of(env.reset()) for _ in range(resets)])
+    return [[tuple(goal) for goal in goals[:, index]] for index in range(env.num_envs)]
+
+
+def test_each_goal_once() -> None:
+    def run(seed: int | None, task: str = "reach-v3") -> list[tuple[float, ...]]:
+        return goals_of(make_metaworld_env(task, goals="each-once", seed=seed, n_workers=0), 100)[0]
+
+    first = run(0)
+    assert len(set(first[:50])) == 50
+    assert first[50:] == first[:50]
+    drawn = {tuple(np.float32(pickle.loads(goal.data)["rand_vec"][3:])) for goal in draw_reach_goals(seed=0)}
+    assert set(first) == drawn
+    assert run(0) == first
+    assert not set(run(1)) & set(first)
+    assert not set(run(None)) & set(run(None))
+
+
+def draw_reach_goals(seed: int) -> list[Any]:
+    return draw_goals(ALL_V3_ENVIRONMENTS["reach-v3"](), "reach-v3", seed)
+
+
+def test_copies_share_the_goals() -> None:
+    """Three copies: 17, 17 and 16 goals, each then begins its own again; a seeded reset, too, begins at its first."""
+    env = make_metaworld_env("reach-v3", goals="each-once", seed=0, envs_per_task=3, n_workers=0)
+    goals = goals_of(env, 34)
+    shares = [goals[0][:17], goals[1][:17], goals[2][:16]]
+    assert len({goal for share in shares for goal in share}) == 50
+    for copy, share in zip(goals, shares, strict=True):
+        assert copy[len(share) :] == (share * 2)[: 34 - len(share)]
+    env.seed(99)
+    assert [goal[0] for goal in goals_of(env, 1)] == [goal[0] for goal in goals]
+    one = make_metaworld_env("reach-v3", goals="each-once", seed=0, n_workers=0)
+    assert [goal for turn in itertools.zip_longest(*shares) for goal in turn if goal] == goals_of(one, 50)[0]
+
+
+def test_evaluation_meets_each_goal_once() -> None:
+    class Watcher:
+        goals: list[list[tuple[float, ...]]]
+
+        def predict(self, observation: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.goals += [[tuple(goal) for goal in goal_of(observation)]]
+            return np.zeros((len(observation), 4)), None
+
+    env = make_metaworld_env("reach-v3", goals="each-once", seed=0, envs_per_task=3, max_episode_steps=1)
+    watcher = Watcher()
+    for _ in range(2):
+        watcher.goals = []
+        assert evaluate_tasks(watcher, env, n_eval_episodes=50).episodes == [50]
+        assert len(watcher.goals) == 17
+        counted = [goal for step in watcher.goals[:16] for goal in step] + watcher.goals[16][:2]
+        assert len(set(counted)) == 50
+    env.close()
+
+
+def test_tasks_have_orders_of_their_own() -> None:
+    env = make_metaworld_env(PAIR, goals="each-once", seed=0, n_workers=0, max_episode_steps=1, n_envs=1)
+    seen: list[list[tuple[float, ...]]] = [[], []]
+    obs = env.reset()
+    for _ in range(100):  # the tasks take turns in one env
+        seen[env.task_ids[0]].append(tuple(goal_of(obs)[0]))
+        obs = env.step(np.zeros((1, 4)))[0]  # type: ignore[assignment]
+    assert [len(set(goals)) for goals in seen] == [50, 50]
+    orders = [MetaWorldEnv("reach-v3", goals="each-once", seed=0, task_id=task) for task in range(2)]
+    first, second = ([tuple(env.reset()[0][36:]) for _ in range(50)] for env in orders)
+    assert set(first) == set(second)
+    assert first != second
+
+
 def test_same_seed_same_run() -> None:
     def run(seed: int) -> list[tuple[np.ndarray, ...]]:
         env = make_metaworld_env(PAIR, seed=seed, max_episode_steps=8)
@@ -165,6 +238,10 @@ def test_terminate_on_success() -> None:
         ("reach-v3", dict(reward_version="v3"), "Unknown reward_version 'v3'"),
         ("reach-v3", dict(max_episode_steps=501), "max_episode_steps must be from 1 to 500, not 501"),
         ("reach-v3", dict(envs_per_task=0), "envs_per_task must be at least 1"),
+        ("reach-v3", dict(camera_name="corner7"), "Unknown camera_name 'corner7': did you mean 'corner'"),
+        ("reach-v3", dict(goals="each-once", envs_per_task=51), "envs_per_task must be at most 50 with goals"),
+        ("MT3", dict(goals="each-once", n_envs=2), "an n_envs that divides the number of tasks, 3"),
+        (PAIR, dict(goals="each-once", n_envs=1, terminate_on_success=True), "and no terminate_on_success"),
     ],
 )
 def test_bad_input_is_refused(tasks: Any, options: dict[str, Any], message: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,9 @@ from gymnasium import spaces
 from point_mass import HORIZON, PointMass, make_task
 
 from sb3_softmod import TaskEnv
+
+if TYPE_CHECKING:
+    from sb3_softmod import MultiTaskVecEnv
 
 M = 3
 NAMES = [f"corner-{i}" for i in range(M)]
@@ -47,6 +51,12 @@ def make_troubled(task: int, copy: int, names: list[str] = NAMES) -> TaskEnv:
     return TaskEnv(gym.wrappers.TimeLimit(Troubled(task), HORIZON), task, names)
 
 
+def make_troubled_env(**kwargs: Any) -> MultiTaskVecEnv:
+    from sb3_softmod import MultiTaskVecEnv  # not above: worker processes import this module
+
+    return MultiTaskVecEnv([partial(make_troubled, task) for task in range(M)], **kwargs)
+
+
 def make_odd(task: int, copy: int, *, what: str) -> Any:
     env = PointMass(task)
     if what == "actions" and task == 1:
@@ -56,3 +66,35 @@ def make_odd(task: int, copy: int, *, what: str) -> Any:
     if what == "no task":
         return env
     return TaskEnv(env, 0 if what == "ids" else task, NAMES)
+
+
+class Nested(PointMass):
+    """Shows its goal too, in a dictionary: 5 numbers when flat."""
+
+    def __init__(self, goal: int = 2) -> None:
+        super().__init__(goal)
+        self.observation_space = spaces.Dict({"goal": spaces.Discrete(3), "position": self.observation_space})  # type: ignore[assignment]
+
+    def reset(self, **kwargs: Any) -> Any:
+        position, info = super().reset(**kwargs)
+        return {"goal": 2, "position": position}, info
+
+    def step(self, action: np.ndarray) -> Any:
+        position, *rest = super().step(action)
+        return {"goal": 2, "position": position}, *rest
+
+
+def short() -> gym.Env:
+    return gym.wrappers.TimeLimit(PointMass(1), 6)
+
+
+class Drawn(PointMass):
+    """Draws itself: a picture of 16 x 16 in which the first row is white."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    render_mode = "rgb_array"
+
+    def render(self) -> Any:
+        picture = np.full((16, 16, 3), 20, np.uint8)
+        picture[0] = 255
+        return picture

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
-import mujoco
 import numpy as np
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
-from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
-from metaworld.types import Task
 
 from sb3_softmod.envs.tasks import TaskEnv
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
 
-Goals = Literal["random", "fixed"]
+try:
+    import mujoco
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
+    from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
+    from metaworld.types import Task
+except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
+    raise ConfigurationError(f"MuJoCo finds no OpenGL library ({error}). {RENDERING_ADVICE}") from error
+
+Goals = Literal["random", "fixed", "each-once"]
 
 #: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes.
 TASK_SETS: dict[str, tuple[str, ...]] = {
@@ -90,14 +95,17 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
 
 
 class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """One Meta-World task whose goal is drawn anew from the benchmark's 50 at each reset, or fixed.
+    """One Meta-World task whose goal is one of the benchmark's 50: drawn at each reset, each in turn, or fixed.
 
     ``reset(seed=...)`` restarts the sequence of goals; which 50 they are depends on ``seed`` alone.
 
     :param name: for instance "reach-v3"
-    :param goals: "random" or "fixed" (the first of the 50, every episode)
-    :param seed: of the goals and, with ``stream``, of their order
-    :param stream: tells apart the envs of one set: two envs never share a sequence
+    :param goals: "random"; "each-once": all in turn, in an order that depends on ``seed`` and ``task_id``, and again;
+        "fixed": the first of the 50, every episode
+    :param seed: of the goals and of their order
+    :param task_id: tells apart the tasks of one set, and
+    :param copy: the envs of one task: two envs never share a sequence
+    :param copies: how many envs share the goals of "each-once": env c takes those at c, c + copies, ... of the order
     :param reward_version: Meta-World's reward functions, "v1" or "v2"
     :param render_mode: as in gymnasium
     :param camera_name: Meta-World's camera for rendering
@@ -109,7 +117,9 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         *,
         goals: Goals = "random",
         seed: int | None = None,
-        stream: Sequence[int] = (),
+        task_id: int = 0,
+        copy: int = 0,
+        copies: int = 1,
         reward_version: Literal["v1", "v2"] = "v2",
         render_mode: RenderMode | None = None,
         camera_name: str = "corner2",
@@ -118,12 +128,16 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             reward_function_version=reward_version, render_mode=render_mode, camera_name=camera_name
         )
         super().__init__(env)
+        cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
+        if camera_name not in cameras:
+            raise ConfigurationError(f"Unknown camera_name {camera_name!r}: {nearest(camera_name, cameras)}")
         self._goals = draw_goals(env, name, seed)
-        self._random = goals == "random"
-        self._stream = tuple(stream)
-        self._rng = self._generator(seed)
-        self._upside_down = camera_name == "corner2"
-        self._set_goal()  # so that the declared observation space is that of the multi-task mode
+        self._mode = goals
+        self._seed, self._task_id, self._copy, self._copies = seed, task_id, copy, copies
+        self._order = self._make_order(seed)
+        # Most of Meta-World's cameras hang upside down: their y axis, which is up in the picture, points down.
+        self._upside_down = env.model.cam_mat0[cameras.index(camera_name)][7] < 0
+        env.set_task(self._goals[0])  # so that the declared observation space is that of the multi-task mode
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -134,21 +148,36 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         :param options: not used
         """
         if seed is not None:
-            self._rng = self._generator(seed)
-        self._set_goal()
+            self._order = self._make_order(seed)
+        self.unwrapped.set_task(self._goals[next(self._order)])  # type: ignore[attr-defined]
         return self.env.reset()
 
     def render(self) -> Any:
-        """A frame, upright (Meta-World's camera corner2 hangs upside down)."""
-        frame = self.env.render()
+        """A frame, upright.
+
+        :raises ConfigurationError: if OpenGL does not work
+        """
+        try:
+            frame = self.env.render()
+        except Exception as error:  # each of MuJoCo's three ways to OpenGL has exceptions of its own
+            raise ConfigurationError(
+                f"Rendering failed ({type(error).__name__}: {error}). {RENDERING_ADVICE}"
+            ) from error
         return np.ascontiguousarray(frame[::-1, ::-1]) if self._upside_down and isinstance(frame, np.ndarray) else frame
 
-    def _set_goal(self) -> None:
-        index = self._rng.integers(len(self._goals)) if self._random else 0
-        self.unwrapped.set_task(self._goals[index])  # type: ignore[attr-defined]
+    def _make_order(self, seed: int | None) -> Iterator[int]:
+        """The goals of the episodes to come, as indices."""
+        if self._mode == "fixed":
+            return itertools.repeat(0)
+        if self._mode == "each-once":  # the copies share one order, whatever seeds their resets bring
+            order = _generator(self._seed, self._task_id).permutation(NUM_GOALS)
+            return itertools.cycle(order[self._copy % self._copies :: self._copies])
+        rng = _generator(seed, self._task_id, self._copy)
+        return (int(rng.integers(NUM_GOALS)) for _ in itertools.count())
 
-    def _generator(self, seed: int | None) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=self._stream))
+
+def _generator(seed: int | None, *stream: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
 def make_task_env(
@@ -162,5 +191,5 @@ def make_task_env(
     **kwargs: Any,
 ) -> TaskEnv:
     """One copy of a task of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
-    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, stream=(task_id, copy), **kwargs), max_episode_steps)
+    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, task_id=task_id, copy=copy, **kwargs), max_episode_steps)
     return TaskEnv(env, task_id, task_names, terminate_on_success=terminate_on_success)

@@ -1,0 +1,128 @@
+"""Any gymnasium environments as one task set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.task_observation import check_common
+
+#: A gymnasium id, or a function that makes an env.
+TaskSource = str | Callable[[], gym.Env]
+
+
+class FirstSeed(gym.Wrapper):
+    """Seeds an env at its first reset, unless that reset brings a seed of its own.
+
+    :param env: the env to wrap
+    :param seed: for its first reset
+    """
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        super().__init__(env)
+        self._seed: int | None = seed
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; arguments as in gymnasium."""
+        seed, self._seed = self._seed if seed is None else seed, None
+        return self.env.reset(seed=seed, options=options)
+
+
+def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[str, TaskSource]:
+    """The tasks by name: the key of a mapping, a gymnasium id, or the name of a function.
+
+    :param tasks: gymnasium ids, functions that make an env, or both
+    :raises ConfigurationError: for something else, or a task without a name of its own
+    """
+    if isinstance(tasks, str):
+        tasks = [tasks]
+    for source in tasks.values() if isinstance(tasks, Mapping) else tasks:
+        if not isinstance(source, str) and not callable(source):
+            raise ConfigurationError(
+                f"A task must be a gymnasium id or a function that makes an env (lambda: ...), not {source!r}."
+            )
+    if isinstance(tasks, Mapping):
+        return dict(tasks)
+    named: dict[str, TaskSource] = {}
+    for source in tasks:
+        name = source if isinstance(source, str) else getattr(source, "__name__", "<partial>")
+        if name.startswith("<") or name in named:  # a lambda is called "<lambda>"
+            what = "has the name of another task" if name in named else "has no name"
+            raise ConfigurationError(
+                f"The task {source!r} {what}: give each task a name with a mapping, {{name: id or function}}."
+            )
+        named[name] = source
+    return named
+
+
+def resolve(source: TaskSource) -> EnvSpec | TaskSource:
+    """What a worker process makes the env from: it need not know what this process registered."""
+    return gym.registry.get(source, source) if isinstance(source, str) else source
+
+
+def common_width(tasks: Mapping[str, TaskSource]) -> int:
+    """Check that tasks fit together, by making each once.
+
+    :param tasks: by name
+    :return: entries of the widest observation, once it is flat
+    :raises ConfigurationError: for an unknown id, something that is no env, or different action spaces
+    """
+    action_spaces, widths = [], []
+    for name, source in tasks.items():
+        try:
+            env = make_flat(resolve(source))
+        except gym.error.UnregisteredEnv as error:
+            raise ConfigurationError(
+                f"The task {name!r} has the unknown gymnasium id {source!r}: {nearest(str(source), gym.registry)}"
+            ) from error
+        action_spaces.append(env.action_space)
+        widths.append(spaces.flatdim(env.observation_space))
+        env.close()
+    check_common("action_space", list(tasks), action_spaces)
+    return max(widths, default=0)
+
+
+def make_flat(source: EnvSpec | TaskSource, max_episode_steps: int | None = None) -> gym.Env:
+    """An env whose observation is a 1-D Box.
+
+    :param source: what to make it from
+    :param max_episode_steps: a horizon; default is the env's own
+    """
+    if callable(source):
+        env = source()
+        if not isinstance(env, gym.Env):
+            raise ConfigurationError(
+                f"{source} made {env}, which is no gymnasium.Env: an env of the old gym API needs a wrapper "
+                "(shimmy.GymV26CompatibilityV0 or GymV21CompatibilityV0)."
+            )
+        if max_episode_steps is not None:
+            env = gym.wrappers.TimeLimit(env, max_episode_steps)
+    else:
+        env = gym.make(source, max_episode_steps=max_episode_steps)
+    space = env.observation_space
+    is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
+    return env if is_flat else gym.wrappers.FlattenObservation(env)
+
+
+def make_gymnasium_task(
+    source: EnvSpec | TaskSource,
+    task_id: int,
+    task_names: Sequence[str],
+    copy: int,
+    *,
+    width: int,
+    seed: int | None,
+    max_episode_steps: int | None,
+    terminate_on_success: bool,
+) -> TaskEnv:
+    """One copy of a task of a set, ready for a VecEnv."""
+    first_seed = np.random.SeedSequence(seed, spawn_key=(task_id, copy)).generate_state(1)[0]
+    env = FirstSeed(make_flat(source, max_episode_steps), int(first_seed))
+    return TaskEnv(env, task_id, task_names, width=width, terminate_on_success=terminate_on_success)
