@@ -2,6 +2,8 @@
 
     python benchmarks/vec_env.py [--sets MT10 MT50] [--rounds 5] [--seconds 4]
 
+The others hold Meta-World's own envs, as a user would make them without this package.
+
 Each contender lives in a process of its own, so that its memory can be told apart; all of a set live at the same
 time, paused but for the one that is measured, and take turns, round by round: the ratios are of the same minutes.
 Memory is the proportional set size of a contender's processes. The floor is what one process takes to step the bare
@@ -35,14 +37,21 @@ def ours(tasks: str) -> Any:
 
 
 def sb3(tasks: str, cls: str) -> Any:
+    """What users of SB3 have without this package: Meta-World's own envs in SB3's vectors."""
     from stable_baselines3.common import vec_env
 
-    from sb3_softmod.envs.metaworld import make_task_env, resolve_task_names
+    from sb3_softmod.envs.metaworld import resolve_task_names
 
     names = resolve_task_names(tasks)
-    options: dict[str, Any] = dict(seed=0, max_episode_steps=HORIZON, terminate_on_success=False)
-    makers = [partial(make_task_env, name, i, names, 0, **options) for i, name in enumerate(names)]
-    return getattr(vec_env, cls)(makers)
+    return getattr(vec_env, cls)([partial(own_env, name, i, len(names)) for i, name in enumerate(names)])
+
+
+def own_env(name: str, task_id: int, num_tasks: int) -> Any:
+    import metaworld
+
+    return metaworld.make_mt_envs(
+        name, seed=task_id, num_tasks=num_tasks, env_id=task_id, use_one_hot=True, max_episode_steps=HORIZON
+    )
 
 
 def gymnasium(tasks: str, strategy: Literal["sync", "async"]) -> Any:

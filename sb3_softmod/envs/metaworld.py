@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -80,18 +81,43 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
     state = np.random.get_state()  # Meta-World draws goals from numpy's global generator
     np.random.seed(seed)
     try:
-        env.do_simulation = lambda *_: mujoco.mj_kinematics(env.model, env.data)  # type: ignore[method-assign]
         env._freeze_rand_vec = False
         env._set_task_called = True
         goals = []
-        for _ in range(NUM_GOALS):
-            env.reset()
-            data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
-            goals.append(Task(env_name=name, data=pickle.dumps(data)))
+        with _kinematics_alone(env):
+            for _ in range(NUM_GOALS):
+                env.reset()
+                data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
+                goals.append(Task(env_name=name, data=pickle.dumps(data)))
     finally:
         np.random.set_state(state)
-        del env.do_simulation
     return goals
+
+
+@contextmanager
+def _kinematics_alone(env: SawyerXYZEnv) -> Iterator[None]:
+    """Place the bodies, but let no time pass."""
+    env.do_simulation = lambda *_: mujoco.mj_kinematics(env.model, env.data)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del env.do_simulation
+
+
+def _reset(env: SawyerXYZEnv) -> tuple[np.ndarray, dict[str, Any]]:
+    """Meta-World's reset in half the time, bit for bit the same.
+
+    It settles the arm twice, and the second time starts from scratch: what the first leaves behind is where it put
+    the bodies of the model, for which the kinematics are enough.
+    """
+
+    def first() -> np.ndarray:
+        del env.reset_model  # the second time is Meta-World's own
+        with _kinematics_alone(env):
+            return env.reset_model()
+
+    env.reset_model = first  # type: ignore[method-assign]
+    return env.reset()
 
 
 class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -150,7 +176,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         if seed is not None:
             self._order = self._make_order(seed)
         self.unwrapped.set_task(self._goals[next(self._order)])  # type: ignore[attr-defined]
-        return self.env.reset()
+        return _reset(self.unwrapped)  # type: ignore[arg-type]
 
     def render(self) -> Any:
         """A frame, upright.
