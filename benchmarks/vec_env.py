@@ -4,10 +4,10 @@
 
 The others hold Meta-World's own envs, as a user would make them without this package.
 
-Each contender lives in a process of its own, so that its memory can be told apart; all of a set live at the same
-time, paused but for the one that is measured, and take turns, round by round: the ratios are of the same minutes.
-Memory is the proportional set size of a contender's processes. The floor is what one process takes to step the bare
-simulators one after the other, divided by the cores.
+Each contender lives in a process of its own, so that its memory can be told apart, and takes turns, round by round,
+with the two that it is compared with: the ratios are of the same minutes.
+Memory is the proportional set size of a contender's processes. The floor is what one process takes to step
+Meta-World's simulators one after the other, divided by the cores.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ def gymnasium(tasks: str, strategy: Literal["sync", "async"]) -> Any:
 
 
 class Bare:
-    """The simulators alone, with neither wrapper nor vector around them."""
+    """Meta-World's simulators, with no vector around them."""
 
     def __init__(self, tasks: str) -> None:
-        from sb3_softmod.envs.metaworld import MetaWorldEnv, resolve_task_names
+        from sb3_softmod.envs.metaworld import resolve_task_names
 
-        self.envs = [MetaWorldEnv(name, seed=0) for name in resolve_task_names(tasks)]
+        names = resolve_task_names(tasks)
+        self.envs = [own_env(name, i, len(names)) for i, name in enumerate(names)]
         self.num_envs = len(self.envs)
         self.t = 0
 
@@ -93,6 +94,12 @@ CONTENDERS: dict[str, Callable[[str], Any]] = {
     "gymnasium async": partial(gymnasium, strategy="async"),
     "bare simulators": Bare,
 }
+
+
+#: What the others are compared with.
+BASES = ("SB3 DummyVecEnv", "bare simulators")
+OTHERS = [name for name in CONTENDERS if name not in BASES]
+CORES = len(os.sched_getaffinity(0))
 
 
 def contend(connection: Connection, name: str, tasks: str, seconds: float) -> None:
@@ -126,31 +133,46 @@ def family_pss(pid: int) -> int:
     return total
 
 
+class Contender:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, tasks: str, seconds: float) -> None:
+        context = mp.get_context("spawn")
+        self._connection, there = context.Pipe()
+        self._process = context.Process(target=contend, args=(there, name, tasks, seconds))
+        self._process.start()
+        self.start_s = self._connection.recv()
+        print(f"  {tasks}: {name} started in {self.start_s:.1f} s", flush=True)
+
+    def speed(self) -> float:
+        """Env-steps a second, over some seconds."""
+        self._connection.send(True)
+        return self._connection.recv()
+
+    def pss_gb(self) -> float:
+        assert self._process.pid is not None
+        return family_pss(self._process.pid) / 1e9
+
+    def close(self) -> None:
+        self._connection.send(False)
+        self._process.join()
+
+
 def measure(tasks: str, names: list[str], rounds: int, seconds: float) -> dict[str, Any]:
-    """One task set, all contenders."""
-    context = mp.get_context("spawn")
-    living: dict[str, tuple[Connection, Any]] = {}
+    """One task set: each contender in turns with the two that it is compared with."""
+    bases = {name: Contender(name, tasks, seconds) for name in BASES}
     rows: dict[str, dict[str, Any]] = {}
-    for name in names:
-        here, there = context.Pipe()
-        process = context.Process(target=contend, args=(there, name, tasks, seconds))
-        process.start()
-        assert process.pid is not None
-        start = here.recv()
-        rows[name] = {"start_s": start, "steps_per_s": []}
-        living[name] = (here, process)
-        print(f"  {tasks}: {name} started in {start:.1f} s", flush=True)
-    for round_ in range(rounds + 1):
-        for name, (connection, process) in living.items():
-            connection.send(True)
-            speed = connection.recv()
-            if round_:  # the first warms up
-                rows[name]["steps_per_s"].append(speed)
-            else:
-                rows[name]["pss_gb"] = family_pss(process.pid) / 1e9
-    for connection, process in living.values():
-        connection.send(False)
-        process.join()
+    for name in [*BASES, *names]:
+        contender = bases.get(name) or Contender(name, tasks, seconds)
+        turns = [{key: c.speed() for key, c in {**bases, name: contender}.items()} for _ in range(rounds + 1)]
+        row = rows[name] = {"start_s": contender.start_s, "pss_gb": contender.pss_gb()}
+        row["steps_per_s"] = [turn[name] for turn in turns[1:]]  # the first warms up
+        row["ratio_to_dummy"] = statistics.median(turn[name] / turn[BASES[0]] for turn in turns[1:])
+        row["share_of_floor"] = statistics.median(turn[name] / (turn[BASES[1]] * CORES) for turn in turns[1:])
+        if name not in bases:
+            contender.close()
+    for contender in bases.values():
+        contender.close()
     return rows
 
 
@@ -159,32 +181,23 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["MT10", "MT50"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", default=OTHERS, choices=OTHERS)
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    out: dict[str, Any] = {"cores": cores, "rounds": args.rounds, "seconds": args.seconds, "sets": {}}
+    out: dict[str, Any] = {"cores": CORES, "rounds": args.rounds, "seconds": args.seconds, "sets": {}}
     for tasks in args.sets:
         rows = out["sets"][tasks] = measure(tasks, args.contenders, args.rounds, args.seconds)
-        base = rows.get("SB3 DummyVecEnv", {}).get("steps_per_s")
-        bare = rows.get("bare simulators", {}).get("steps_per_s")
-        print(f"\n{tasks}, {cores} cores, medians of {args.rounds} rounds of {args.seconds:g} s")
+        print(f"\n{tasks}, {CORES} cores, medians of {args.rounds} rounds of {args.seconds:g} s")
         print(
             f"{'':18} {'env-steps/s':>12} {'min - max':>14} {'x Dummy':>8} {'of floor':>9} {'PSS GB':>7} {'start s':>8}"
         )
         for name, row in rows.items():
             speeds = row["steps_per_s"]
-            if base:
-                row["ratio_to_dummy"] = statistics.median(a / b for a, b in zip(speeds, base, strict=True))
-            if bare:
-                row["share_of_floor"] = statistics.median(a / (b * cores) for a, b in zip(speeds, bare, strict=True))
             print(
                 f"{name:18} {statistics.median(speeds):12,.0f} {f'{min(speeds):,.0f} - {max(speeds):,.0f}':>14} "
-                f"{row.get('ratio_to_dummy', float('nan')):8.2f} {row.get('share_of_floor', float('nan')):9.0%} "
-                f"{row['pss_gb']:7.2f} {row['start_s']:8.1f}"
+                f"{row['ratio_to_dummy']:8.2f} {row['share_of_floor']:9.0%} {row['pss_gb']:7.2f} {row['start_s']:8.1f}"
             )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(out, indent=1))
-    print(f"\nWritten to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,23 @@ def test_trajectories_equal_meta_world_stepped_by_hand() -> None:
     check_against_meta_world([*PAIR, "window-open-v3", "door-lock-v3", "lever-pull-v3"])
 
 
+def test_touching_an_object_is_what_meta_world_says() -> None:
+    """Along an episode of Meta-World's own expert, which grasps."""
+    from metaworld.policies import ENV_POLICY_MAP
+
+    expert: Any = ENV_POLICY_MAP["pick-place-v3"]()  # type: ignore[abstract]
+    env = MetaWorldEnv("pick-place-v3", seed=0)
+    simulator: Any = env.unwrapped
+    obs, _ = env.reset()
+    seen = []
+    for _ in range(120):
+        obs, *_ = env.step(np.clip(expert.get_action(obs), -1, 1).astype(np.float32))
+        main = simulator._get_id_main_object()
+        seen.append(simulator.touching_object(main))
+        assert seen[-1] == type(simulator).touching_object(simulator, main)
+    assert 20 < sum(seen) < 100
+
+
 @pytest.mark.slow
 def test_trajectories_of_all_tasks_equal_meta_world() -> None:
     check_against_meta_world(resolve_task_names("MT50"))

@@ -6,6 +6,7 @@ import itertools
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -104,6 +105,17 @@ def _kinematics_alone(env: SawyerXYZEnv) -> Iterator[None]:
         del env.do_simulation
 
 
+def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
+    """Meta-World's ``touching_object``, which looks at all contacts one by one, in a tenth of the time."""
+    contacts = env.data.contact
+    of_object = (contacts.geom == object_geom_id).any(1)
+    for pad in ("leftpad_geom", "rightpad_geom"):
+        touching = of_object & (contacts.geom == env.data.geom(pad).id).any(1)
+        if not sum(env.data.efc_force[row] for row in contacts.efc_address[touching]) > 0:
+            return False
+    return True
+
+
 def _reset(env: SawyerXYZEnv) -> tuple[np.ndarray, dict[str, Any]]:
     """Meta-World's reset in half the time, bit for bit the same.
 
@@ -154,6 +166,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             reward_function_version=reward_version, render_mode=render_mode, camera_name=camera_name
         )
         super().__init__(env)
+        env.touching_object = partial(_touching_object, env)  # type: ignore[method-assign]
         cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
         if camera_name not in cameras:
             raise ConfigurationError(f"Unknown camera_name {camera_name!r}: {nearest(camera_name, cameras)}")
