@@ -73,7 +73,8 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
     figure.savefig(folder / "routing.png", dpi=150)
     console.print(_table(untrained, trained))
     console.print(f"Trained {model.num_timesteps:,} environment steps in {minutes:.1f} minutes. Written to {folder}/:")
-    console.print("  model.zip    SoftModSAC.load(...)\n  routing.png  the learned routing of each task")
+    console.print(f"  model.zip    SoftModSAC.load('{folder / 'model'}', env='{TASKS}')")
+    console.print("  routing.png  the learned routing of each task")
     console.print(f"  tensorboard  tensorboard --logdir {folder / 'tensorboard'}")
     return untrained, trained
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
@@ -44,12 +46,32 @@ def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, determ
     :param env: a multi-task env; it is reset
     :param n_eval_episodes: episodes of each task
     :param deterministic: act by the mean instead of a sample
-    :raises ConfigurationError: for fewer than one episode
+    :raises ConfigurationError: for fewer than one episode, or if the model was trained on normalised observations and
+        the env has no ``VecNormalize``
     """
+    _check_normalised(model, env)
     if n_eval_episodes < 1:
         raise ConfigurationError(f"n_eval_episodes must be at least 1, not {n_eval_episodes}.")
     num_tasks = num_tasks_of(env)
     statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
+    with _frozen_normalization(env):
+        _play(model, env, statistics, num_tasks, n_eval_episodes, deterministic)
+    means = statistics.means()
+    missing = np.full(num_tasks, np.nan)
+    return TaskEvaluation(
+        task_names=task_names_of(env),
+        episodes=statistics.num_episodes(),
+        success_rate=means.get("success_rate", missing).tolist(),
+        success_at_end_rate=means.get("success_at_end_rate", missing).tolist(),
+        mean_return=means["return"].tolist(),
+        length=means["length"].tolist(),
+    )
+
+
+def _play(
+    model: Any, env: VecEnv, statistics: EpisodeStatistics, num_tasks: int, n_eval_episodes: int, deterministic: bool
+) -> None:
+    """Play the episodes that count, and hand them to ``statistics``."""
     observations = np.asarray(env.reset())
     tasks = task_ids(observations, num_tasks)
     rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < num_tasks
@@ -68,16 +90,31 @@ def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, determ
         observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]
         tasks = task_ids(observations, num_tasks)
         statistics.add(info for info, ended in zip(infos, begins & counts, strict=True) if ended)
-    means = statistics.means()
-    missing = np.full(num_tasks, np.nan)
-    return TaskEvaluation(
-        task_names=task_names_of(env),
-        episodes=statistics.num_episodes(),
-        success_rate=means.get("success_rate", missing).tolist(),
-        success_at_end_rate=means.get("success_at_end_rate", missing).tolist(),
-        mean_return=means["return"].tolist(),
-        length=means["length"].tolist(),
+
+
+def _check_normalised(model: Any, env: VecEnv) -> None:
+    trained_so = getattr(model, "normalization", None) is not None or (
+        getattr(model, "get_vec_normalize_env", lambda: None)() is not None
     )
+    if trained_so and unwrap_vec_normalize(env) is None:
+        raise ConfigurationError(
+            "The model was trained on normalised observations, and the env sends raw ones: evaluate it on the env of "
+            "load(path, env=...).get_env(), or wrap the env in MultiTaskVecNormalize with the same statistics."
+        )
+
+
+@contextmanager
+def _frozen_normalization(env: VecEnv) -> Iterator[None]:
+    """Leave the statistics of a ``VecNormalize`` as training made them."""
+    normalize = unwrap_vec_normalize(env)
+    if normalize is None:
+        yield
+        return
+    training, normalize.training = normalize.training, False
+    try:
+        yield
+    finally:
+        normalize.training = training
 
 
 def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
@@ -102,9 +139,11 @@ def rollout_observations(model: Any, env: VecEnv, steps: int) -> np.ndarray:
     :param steps: steps of each env
     :return: ``[steps, n_envs, O + M]``
     """
-    observations = np.asarray(env.reset())
+    _check_normalised(model, env)
     seen = []
-    for _ in range(steps):
-        seen.append(observations)
-        observations = np.asarray(env.step(model.predict(observations, deterministic=True)[0])[0])
+    with _frozen_normalization(env):
+        observations = np.asarray(env.reset())
+        for _ in range(steps):
+            seen.append(observations)
+            observations = np.asarray(env.step(model.predict(observations, deterministic=True)[0])[0])
     return np.stack(seen)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -17,13 +18,12 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, RolloutReturn, Schedule
 from stable_baselines3.common.utils import polyak_update
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.envs.make import make_metaworld_env
-from sb3_softmod.envs.metaworld import is_metaworld
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
@@ -45,7 +45,8 @@ class MultiTaskSAC(SAC):
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
     :math:`w_i` that multiplies its part of the actor's and the critics' loss. With one task and uniform weights it is
-    SB3's SAC. Arguments that are not listed are those of :class:`stable_baselines3.SAC`.
+    SB3's SAC. Arguments that are not listed are those of :class:`stable_baselines3.SAC`, whose ``n_steps`` and
+    ``optimize_memory_usage`` there are not.
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
     :param env: a multi-task env, or the name of a Meta-World task or set ("MT10"), made with ``seed``
@@ -171,7 +172,7 @@ class MultiTaskSAC(SAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
             self.ent_coef_tensor = initial.to(self.device)
-        self._actor_parameters = list(self.actor.parameters())
+        self._actor_parameters = [p for p in self.actor.parameters() if p.requires_grad]
         self._forget_metrics()
 
     def _resolve_tasks(self) -> int:
@@ -222,6 +223,8 @@ class MultiTaskSAC(SAC):
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
             raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")
+        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and unwrap_vec_normalize(wrapped) is None:
+            self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
@@ -240,8 +243,9 @@ class MultiTaskSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches; with ``overlap`` postpone them to the next step of the envs."""
         buffer = self.replay_buffer
-        if isinstance(buffer, MultiTaskReplayBuffer) and not buffer.size_per_task().all():
-            return  # fewer envs than tasks: some task had no turn yet
+        taking_turns = self.n_envs < self.num_tasks
+        if taking_turns and isinstance(buffer, MultiTaskReplayBuffer) and not buffer.size_per_task().all():
+            return  # some task had no turn yet
         if self.overlap:
             self._postponed = (gradient_steps, batch_size)
         else:
@@ -345,14 +349,18 @@ class MultiTaskSAC(SAC):
             episodes together; None for no logs
         :param tb_log_name: default is the name of the class
         """
-        super().learn(
-            total_timesteps,
-            callback,
-            self.n_envs if log_interval == "auto" else log_interval,  # type: ignore[arg-type]
-            tb_log_name or type(self).__name__,
-            reset_num_timesteps,
-            progress_bar,
-        )
+        try:
+            super().learn(
+                total_timesteps,
+                callback,
+                self.n_envs if log_interval == "auto" else log_interval,  # type: ignore[arg-type]
+                tb_log_name or type(self).__name__,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        except BaseException:  # Ctrl-C too: a step may be half done, so that the next call must begin new episodes
+            self._last_obs = self._postponed = None
+            raise
         self._learn_postponed()
         return self
 
@@ -387,7 +395,8 @@ class MultiTaskSAC(SAC):
         ends = [info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]
         for what, values, tasks in (
             ("reward", reward, ids),
-            ("observation", new_obs, ids),
+            # An env may have gone on to another task.
+            ("observation", new_obs, task_ids(new_obs, self.num_tasks)),  # type: ignore[arg-type]
             ("last observation", np.array(ends), ids[dones.astype(bool)]),
         ):
             check_finite(what, values, tasks, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
@@ -431,13 +440,17 @@ class MultiTaskSAC(SAC):
     # ------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_actor_parameters"]
+        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_actor_parameters", "_postponed"]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""
-        normalised = isinstance(self._vec_normalize_env, MultiTaskVecNormalize)
-        self.normalization = self._vec_normalize_env.statistics() if normalised else self.normalization  # type: ignore
-        super().save(*args, **kwargs)
+        kept = self.normalization
+        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
+            self.normalization = self._vec_normalize_env.statistics()
+        try:
+            super().save(*args, **kwargs)
+        finally:
+            self.normalization = kept
 
     @classmethod
     def load(  # type: ignore[override]
@@ -470,5 +483,6 @@ class MultiTaskSAC(SAC):
 
 
 def _made(env: GymEnv | str | None, seed: int | None) -> Any:
-    """An env by its Meta-World name; whatever else is left to SB3."""
-    return make_metaworld_env(env, seed=seed) if isinstance(env, str) and is_metaworld(env) else env
+    """An env by its Meta-World name; envs and the ids of gymnasium are left to SB3."""
+    by_name = isinstance(env, str) and env not in gym.registry and ":" not in env
+    return make_metaworld_env(env, seed=seed) if by_name else env  # type: ignore[arg-type]

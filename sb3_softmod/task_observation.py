@@ -98,20 +98,22 @@ def check_space(space: spaces.Space, num_tasks: int) -> None:
 def num_tasks_of(env: VecEnv) -> int:
     """M, as the envs themselves say.
 
-    :param env: a VecEnv whose envs have the attribute ``num_tasks``, as :class:`sb3_softmod.TaskEnv` does
+    :param env: a VecEnv whose envs have ``num_tasks``, ``task_names`` and ``task_id``, as :class:`.TaskEnv` does
     :raises ConfigurationError: if they have none, disagree, or differ in their action spaces
     """
-    try:
-        found = env.get_attr("num_tasks")
-    except AttributeError as error:
-        raise ConfigurationError(
-            "The environment has no tasks: it lacks the attribute 'num_tasks'. Make it with make_metaworld_env(...) "
-            "or make_multitask_env(...), or wrap each env in sb3_softmod.TaskEnv."
-        ) from error
+    said = {}
+    for attribute in ("num_tasks", "task_names", "task_id"):
+        try:
+            said[attribute] = env.get_attr(attribute)
+        except AttributeError as error:
+            raise ConfigurationError(
+                f"The environment has no tasks: it lacks the attribute {attribute!r}. Make it with "
+                "make_metaworld_env(...) or make_multitask_env(...), or wrap each env in sb3_softmod.TaskEnv."
+            ) from error
+    found = said["num_tasks"]
     if len(set(found)) != 1:
         raise ConfigurationError(f"The envs disagree on the number of tasks: {sorted(set(found))}.")
-    names = task_names_of(env)
-    ids = env.get_attr("task_id")
+    names, ids = said["task_names"][0], said["task_id"]
     for attribute in ("action_space", "observation_space"):
         check_common(attribute, [names[task] for task in ids], env.get_attr(attribute))
     return int(found[0])

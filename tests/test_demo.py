@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sb3_softmod import SoftModSAC
+from sb3_softmod import MultiTaskVecNormalize, SoftModSAC
 from sb3_softmod.cli import main
 
 
@@ -19,7 +19,11 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run-1"
     assert (run / "routing.png").stat().st_size > 5000
     assert list((run / "tensorboard").rglob("events.*"))
-    assert SoftModSAC.load(run / "model").num_tasks == 3
+    model = SoftModSAC.load(run / "model", env="MT3")
+    env = model.get_vec_normalize_env()  # comes back with the model
+    assert isinstance(env, MultiTaskVecNormalize)
+    assert env.obs_rms[0].count > 210 * 9
+    env.close()
 
 
 def test_a_second_demo_keeps_the_first(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def rollout(env: Any, steps: int, seed: int = 0) -> list[tuple[np.ndarray, ...]]
     out: list[tuple[np.ndarray, ...]] = []
     for _ in range(steps):
         obs, rewards, dones, infos = env.step(rng.uniform(-1, 1, (env.num_envs, 4)).astype(np.float32))
-        out.append((obs.copy(), rewards.copy(), dones.copy(), np.array([info["success"] for info in infos])))
+        ends = np.array([info.get("terminal_observation", now) for info, now in zip(infos, obs, strict=True)])
+        success = np.array([info["success"] for info in infos])
+        out.append((obs.copy(), rewards.copy(), dones.copy(), success, ends))
     return out
 
 
@@ -69,29 +71,39 @@ def test_goal_draw_leaves_the_global_generator_alone() -> None:
 
 
 def check_against_meta_world(tasks: Sequence[str], horizon: int = 25, episodes: int = 3) -> None:
-    """Step our vector of envs and Meta-World's own, one by one, with the same actions: equal to the bit."""
-    env = make_metaworld_env(tasks, goals="fixed", seed=3, max_episode_steps=horizon)
-    starts = [np.asarray(env.reset())]
-    ours = rollout(env, episodes * horizon)
-    starts += [ours[t][0] for t in range(horizon - 1, episodes * horizon, horizon)]
+    """Step our vector of envs and Meta-World's own, one by one, with the same actions and goals: equal to the bit.
+
+    The first episode is cut off in its middle by a reset.
+    """
+    env = make_metaworld_env(tasks, seed=3, max_episode_steps=horizon)
+    lengths = [horizon // 2] + [horizon] * (episodes - 1)
+    ours: list[list[tuple[np.ndarray, ...]]] = []
+    starts = []
+    for length in lengths:
+        starts.append(np.asarray(env.reset()))
+        ours.append(rollout(env, length, seed=length))
+    last_infos = env.step(np.zeros((len(tasks), 4)))[3]
     env.close()
+    assert not any("terminal_observation" in info for info in last_infos)  # an episode has just begun
     for i, name in enumerate(tasks):
         benchmark = metaworld.MT1(name, seed=3)
         theirs = benchmark.train_classes[name]()
-        rng = np.random.default_rng(0)
-        for episode in range(episodes):
-            theirs.set_task(benchmark.train_tasks[0])
+        order = np.random.default_rng(np.random.SeedSequence(3, spawn_key=(i, 0)))
+        for episode, length in enumerate(lengths):
+            theirs.set_task(benchmark.train_tasks[order.integers(50)])
             obs, _ = theirs.reset()
             np.testing.assert_array_equal(starts[episode][i, :39], obs.astype(np.float32), err_msg=name)
-            for step in range(episode * horizon, (episode + 1) * horizon):
+            rng = np.random.default_rng(length)
+            for step, (seen, reward, done, success, ends) in enumerate(ours[episode]):
                 action = rng.uniform(-1, 1, (len(tasks), 4)).astype(np.float32)[i]
-                obs, reward, _, _, info = theirs.step(action)
-                ended = step % horizon == horizon - 1
-                if not ended:  # else the VecEnv has reset already
-                    np.testing.assert_array_equal(ours[step][0][i, :39], obs.astype(np.float32), err_msg=name)
-                assert ours[step][1][i] == np.float32(reward), name
-                assert ours[step][2][i] == ended
-                assert ours[step][3][i] == info["success"], name
+                obs, expected_reward, _, _, info = theirs.step(action)
+                assert done[i] == (step == horizon - 1)
+                last = ends[i] if done[i] else seen[i]  # the VecEnv has begun the next episode already
+                np.testing.assert_array_equal(last[:39], obs.astype(np.float32), err_msg=name)
+                assert reward[i] == np.float32(expected_reward), name
+                assert success[i] == info["success"], name
+            if length == horizon:  # that next episode, which our explicit reset cut off, took a goal
+                order.integers(50)
 
 
 def test_trajectories_equal_meta_world_stepped_by_hand() -> None:

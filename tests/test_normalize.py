@@ -10,9 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from point_mass import PointMass, make_point_mass_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_softmod import ConfigurationError, MultiTaskVecNormalize, SoftModSAC, TaskEnv
+from sb3_softmod.evaluation import evaluate_tasks
 
 SMALL: dict[str, Any] = dict(embedding_dim=12, module_dim=8)
 
@@ -62,13 +63,13 @@ def test_statistics_are_those_of_the_data(obs_statistics: Any) -> None:
         returns[np.array([len(all_returns) % 20 == 0] * 3)] = 0
     states = np.stack(raw)[:, :, :2]
     if obs_statistics == "pooled":
-        np.testing.assert_allclose(env.task_obs_rms[0].mean, states.reshape(-1, 2).mean(0), rtol=1e-3)
+        np.testing.assert_allclose(env.obs_rms[0].mean, states.reshape(-1, 2).mean(0), rtol=1e-3)
     else:
         for task in range(3):
-            np.testing.assert_allclose(env.task_obs_rms[task].mean, states[:, task].mean(0), rtol=1e-2, atol=1e-4)
-            np.testing.assert_allclose(env.task_obs_rms[task].var, states[:, task].var(0), rtol=1e-2)
+            np.testing.assert_allclose(env.obs_rms[task].mean, states[:, task].mean(0), rtol=1e-2, atol=1e-4)
+            np.testing.assert_allclose(env.obs_rms[task].var, states[:, task].var(0), rtol=1e-2)
     for task in range(3):
-        np.testing.assert_allclose(env.task_ret_rms[task].var, np.stack(all_returns)[:, task].var(), rtol=1e-2)
+        np.testing.assert_allclose(env.ret_rms[task].var, np.stack(all_returns)[:, task].var(), rtol=1e-2)
 
 
 def test_the_task_stays_and_each_task_has_its_scale() -> None:
@@ -104,7 +105,7 @@ def test_replay_scales_each_row_by_its_own_task() -> None:
     np.random.seed(0)
     scaled = model.replay_buffer.sample(300, env=env)
     ids = raw.observations[:, 2:].argmax(1).numpy()
-    scale = np.sqrt(np.array([rms.var for rms in env.task_ret_rms]) + env.epsilon)[ids]
+    scale = np.sqrt(np.array([rms.var for rms in env.ret_rms]) + env.epsilon)[ids]
     expected = np.clip(raw.rewards.numpy()[:, 0] / scale, -10, 10)
     np.testing.assert_allclose(scaled.rewards.numpy()[:, 0], expected, rtol=1e-5)
     np.testing.assert_allclose(scaled.observations.numpy(), env.normalize_obs(raw.observations.numpy()), rtol=1e-6)
@@ -141,6 +142,62 @@ def test_save_and_load_as_in_sb3(tmp_path: Path) -> None:
     obs = np.asarray(env.get_original_obs())
     np.testing.assert_array_equal(loaded.normalize_obs(obs), env.normalize_obs(obs))
     assert isinstance(loaded, MultiTaskVecNormalize)
+
+
+def test_set_env_hands_the_statistics_on(tmp_path: Path) -> None:
+    env = MultiTaskVecNormalize(make_env())
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(150)
+    model.save(tmp_path / "model")
+    model.learn(150, reset_num_timesteps=False)
+    count = env.obs_rms[0].count
+    model.set_env(env)  # not those of the last save
+    assert env.obs_rms[0].count == count
+    model.set_env(make_env())
+    handed = model.get_vec_normalize_env()
+    assert isinstance(handed, MultiTaskVecNormalize)
+    assert handed is not env
+    assert handed.obs_rms[0].count == count
+
+
+def test_evaluation_envs_of_sb3_get_the_statistics() -> None:
+    train, evaluate = MultiTaskVecNormalize(make_env()), MultiTaskVecNormalize(make_env(), training=False)
+    play(train, 40)
+    sync_envs_normalization(train, evaluate)
+    obs = np.asarray(train.get_original_obs())
+    np.testing.assert_array_equal(evaluate.normalize_obs(obs), train.normalize_obs(obs))
+    rewards = train.get_original_reward()
+    ids = np.arange(3)
+    np.testing.assert_array_equal(evaluate.normalize_reward(rewards, ids), train.normalize_reward(rewards, ids))
+
+
+def test_evaluation_neither_changes_the_statistics_nor_does_without_them() -> None:
+    env = MultiTaskVecNormalize(make_env())
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(150)
+    count = env.obs_rms[0].count
+    evaluate_tasks(model, env, n_eval_episodes=2)
+    assert env.obs_rms[0].count == count
+    assert env.training
+    with pytest.raises(ConfigurationError, match="trained on normalised observations, and the env sends raw ones"):
+        evaluate_tasks(model, make_env(), n_eval_episodes=2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_infinity_is_not_clipped_away(training: bool) -> None:
+    env = MultiTaskVecNormalize(make_env(), training=training)
+    play(env, 5)
+    before = [rms.mean.copy() for rms in env.obs_rms]
+    obs = np.asarray(env.get_original_obs()).copy()
+    obs[1, 0] = np.inf
+    assert np.isinf(env.normalize_obs(obs)[1, 0])
+    env.venv.step_wait = lambda: (obs, np.array([0.0, np.nan, 0.0]), np.zeros(3, bool), [{}] * 3)  # type: ignore[method-assign]
+    seen, rewards, *_ = env.step_wait()
+    assert np.isinf(np.asarray(seen)[1, 0])
+    assert np.isnan(rewards[1])
+    assert all(np.isfinite(rms.mean).all() for rms in env.obs_rms)
+    assert np.isfinite([rms.var for rms in env.ret_rms]).all()
+    assert (env.obs_rms[0].mean != before[0]).any() == training  # of the finite rows
 
 
 def test_bad_input_is_refused() -> None:

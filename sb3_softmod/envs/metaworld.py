@@ -64,11 +64,6 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def is_metaworld(name: str) -> bool:
-    """Whether a name is a task set or a task of Meta-World."""
-    return name in TASK_SETS or name in ALL_V3_ENVIRONMENTS
-
-
 def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
     """The 50 goals of a task, the same as ``metaworld.MT1(name, seed).train_tasks``.
 

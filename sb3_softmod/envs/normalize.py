@@ -34,6 +34,9 @@ class MultiTaskVecNormalize(VecNormalize):
     :raises ConfigurationError: for an env without tasks, or unknown ``obs_statistics``
     """
 
+    obs_rms: list[RunningMeanStd]  # type: ignore[assignment]  # one, or one for each task
+    ret_rms: list[RunningMeanStd]  # type: ignore[assignment]  # one for each task
+
     def __init__(
         self,
         venv: VecEnv,
@@ -55,8 +58,8 @@ class MultiTaskVecNormalize(VecNormalize):
         self.obs_statistics = obs_statistics
         width = venv.observation_space.shape[0] - self.num_tasks  # type: ignore[index]
         groups = self.num_tasks if obs_statistics == "per-task" else 1
-        self.task_obs_rms = [RunningMeanStd(shape=(width,)) for _ in range(groups)]
-        self.task_ret_rms = [RunningMeanStd(shape=()) for _ in range(self.num_tasks)]
+        self.obs_rms = [RunningMeanStd(shape=(width,)) for _ in range(groups)]
+        self.ret_rms = [RunningMeanStd(shape=()) for _ in range(self.num_tasks)]
         self._ids = np.zeros(0, int)  # of the observations that the envs sent last
 
     def reset(self) -> np.ndarray:
@@ -76,10 +79,10 @@ class MultiTaskVecNormalize(VecNormalize):
         self.old_obs, self.old_reward = observations, rewards
         self._ids = task_ids(observations, self.num_tasks)
         self._update_obs(observations)
-        if self.training:
+        if self.training and np.isfinite(rewards).all():
             self.returns = self.returns * self.gamma + rewards
             for task in np.unique(acted):
-                self.task_ret_rms[task].update(self.returns[acted == task])
+                self.ret_rms[task].update(self.returns[acted == task])
         for done, info in zip(dones, infos, strict=True):
             if done and "terminal_observation" in info:
                 info["terminal_observation"] = self.normalize_obs(info["terminal_observation"])
@@ -92,7 +95,7 @@ class MultiTaskVecNormalize(VecNormalize):
         :param obs: ``[..., O + M]``
         :return: the same shape, float32
         """
-        return self._affine(obs, lambda x, mean, std: np.clip((x - mean) / std, -self.clip_obs, self.clip_obs))
+        return self._affine(obs, lambda x, mean, std: _clip((x - mean) / std, self.clip_obs))
 
     def unnormalize_obs(self, obs: Any) -> np.ndarray:
         """The inverse of :meth:`normalize_obs`, but for the clipping."""
@@ -107,7 +110,7 @@ class MultiTaskVecNormalize(VecNormalize):
         """
         if not self.norm_reward:
             return reward.astype(np.float32)
-        return np.clip(reward / self._reward_scale(reward, ids), -self.clip_reward, self.clip_reward).astype(np.float32)
+        return _clip(reward / self._reward_scale(reward, ids), self.clip_reward).astype(np.float32)
 
     def unnormalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
         """The inverse of :meth:`normalize_reward`, but for the clipping."""
@@ -116,7 +119,7 @@ class MultiTaskVecNormalize(VecNormalize):
     def statistics(self) -> dict[str, Any]:
         """A copy of what :meth:`set_statistics` takes: all settings and running means, without the envs."""
         kept = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-        return {name: deepcopy(getattr(self, name)) for name in (*kept, "task_obs_rms", "task_ret_rms", "num_tasks")}
+        return {name: deepcopy(getattr(self, name)) for name in (*kept, "obs_rms", "ret_rms", "num_tasks")}
 
     def set_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over the settings and running means of another one.
@@ -133,22 +136,26 @@ class MultiTaskVecNormalize(VecNormalize):
         if not (self.training and self.norm_obs):
             return
         states = split(observations, self.num_tasks)[0]
-        if self.obs_statistics == "pooled":
-            self.task_obs_rms[0].update(states)
-            return
-        for task in np.unique(self._ids):
-            self.task_obs_rms[task].update(states[self._ids == task])
+        finite = np.isfinite(states).all(1)  # the algorithm refuses the others; they must not spoil the statistics
+        groups = self._ids if self.obs_statistics == "per-task" else np.zeros(len(states), int)
+        for group in np.unique(groups[finite]):
+            self.obs_rms[group].update(states[finite & (groups == group)])
 
     def _affine(self, obs: Any, function: Any) -> np.ndarray:
         out = np.array(obs, np.float32)
         if self.norm_obs:
             states, one_hot = split(out, self.num_tasks)
             groups = one_hot.argmax(-1) if self.obs_statistics == "per-task" else np.zeros(one_hot.shape[:-1], int)
-            mean = np.stack([rms.mean for rms in self.task_obs_rms])[groups]
-            std = np.sqrt(np.stack([rms.var for rms in self.task_obs_rms]) + self.epsilon)[groups]
+            mean = np.stack([rms.mean for rms in self.obs_rms])[groups]
+            std = np.sqrt(np.stack([rms.var for rms in self.obs_rms]) + self.epsilon)[groups]
             states[...] = function(states, mean, std)
         return out
 
     def _reward_scale(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
-        scale = np.sqrt(np.array([rms.var for rms in self.task_ret_rms]) + self.epsilon)
+        scale = np.sqrt(np.array([rms.var for rms in self.ret_rms]) + self.epsilon)
         return scale[self._ids if ids is None else ids].reshape(reward.shape)
+
+
+def _clip(values: np.ndarray, limit: float) -> np.ndarray:
+    """Clip what is finite: an infinity stays one, for the algorithm to find."""
+    return np.where(np.isfinite(values), np.clip(values, -limit, limit), values)

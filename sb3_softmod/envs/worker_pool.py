@@ -98,13 +98,17 @@ class WorkerPool:
         """
         answers: dict[int, Any] = {}
         errors: dict[int, SoftModError] = {}
-        for number, arguments in questions.items():
-            self.workers[number].send(command, *arguments)
-        for number in questions:
-            try:
-                answers |= self.receive(number)
-            except SoftModError as error:
-                errors[number] = error
+        try:
+            for number, arguments in questions.items():
+                self.workers[number].send(command, *arguments)
+            for number in questions:
+                try:
+                    answers |= self.receive(number)
+                except SoftModError as error:
+                    errors[number] = error
+        except BaseException:  # Ctrl-C: an answer that is still to come would be taken for that to the next question
+            self.close()
+            raise
         return answers, errors
 
     def restart(self, number: int) -> None:

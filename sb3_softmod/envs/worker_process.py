@@ -17,6 +17,7 @@ import cloudpickle
 import numpy as np
 
 from sb3_softmod.envs.worker import EnvGroup, serve
+from sb3_softmod.errors import EnvError
 
 StartMethod = Literal["forkserver", "spawn"]
 
@@ -98,7 +99,10 @@ class WorkerProcess:
         except (EOFError, ConnectionError):
             self._process.join(PATIENCE)
             raise WorkerDied(self._process.pid, self._process.exitcode) from None
-        answer = pickle.loads(message) if message else None
+        try:
+            answer = pickle.loads(message) if message else None
+        except Exception as error:
+            raise EnvError(f"An env sent something that cannot be unpickled here: {error}") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
