@@ -87,7 +87,6 @@ def test_pictures_of_all_envs(n_workers: int) -> None:
 
 
 def test_video(tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="VecVideoRecorder needs moviepy")
     env = make_multitask_env({"a": lambda: Drawn(0), "b": lambda: Drawn(1)}, seed=0, n_workers=1)
     recorder = VecVideoRecorder(env, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=5)
     recorder.reset()

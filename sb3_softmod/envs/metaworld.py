@@ -101,7 +101,7 @@ def _kinematics_alone(env: SawyerXYZEnv) -> Iterator[None]:
 
 
 def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
-    """Meta-World's ``touching_object``, which looks at all contacts one by one, in a tenth of the time."""
+    """Meta-World's ``touching_object``, which looks at the contacts one by one, for all of them at once."""
     contacts = env.data.contact
     of_object = (contacts.geom == object_geom_id).any(1)
     for pad in ("leftpad_geom", "rightpad_geom"):
