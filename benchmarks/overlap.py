@@ -2,7 +2,7 @@
 
     python benchmarks/overlap.py [--tasks MT10] [--rounds 7] [--steps 100] [--threads 1]
 
-The network is that of the demo (D 128, d 128), the batch 64 samples a task. Both models learn at the same time of day,
+The network is small (D 128, d 128), the batch 64 samples a task. Both models learn at the same time of day,
 a round each in turn; the ratio is taken pair by pair.
 """
 

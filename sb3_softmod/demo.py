@@ -47,7 +47,7 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
         batch_size=64 * env.num_tasks,
         max_grad_norm=10.0,
         overlap=True,
-        policy_kwargs=dict(embedding_dim=128, module_dim=128),
+        policy_kwargs=dict(embedding_dim=128, num_layers=3, num_modules=4, module_dim=64),
         tensorboard_log=str(folder / "tensorboard"),
         seed=seed,
     )
