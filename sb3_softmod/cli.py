@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
-        help="train on three Meta-World tasks for about 10 minutes and show what was learned",
+        help="train on three Meta-World tasks for about 12 minutes and show what was learned",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")

@@ -53,7 +53,7 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
     )
     console.print(
         f"SoftModSAC on {', '.join(model.task_names)}, random goals, {env.num_envs} envs. "
-        f"About 10 minutes on 2 cores; results go to {folder}/"
+        f"About 12 minutes on 2 cores; results go to {folder}/"
     )
     # Other goals than those of training, and the statistics of training.
     test_env = MultiTaskVecNormalize(make_metaworld_env(TASKS, seed=seed + 1, envs_per_task=3), training=False)
