@@ -29,7 +29,7 @@ from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting, loss_weights
-from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy, SoftModPolicy
+from sb3_softmod.policies import POLICIES, MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy
 from sb3_softmod.saved_models import saved_num_tasks
 from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, split, task_ids, task_names_of
 from sb3_softmod.temperatures import initial_temperatures
@@ -63,7 +63,7 @@ class MultiTaskSAC(SAC):
     :raises ConfigurationError: before any training, for what cannot work
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**SAC.policy_aliases, "SoftModPolicy": SoftModPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**SAC.policy_aliases, **POLICIES}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch as th
 from torch import Tensor, nn
@@ -46,6 +47,17 @@ class MultiTaskNetwork(nn.Module, ABC):
         :return: ``[E, B, output_dim]``
         """
 
+    def auxiliary_loss(self, losses: Tensor, task: Tensor) -> Tensor | None:
+        """A loss of the network's own, to be minimised along with the loss of its output.
+
+        Called once for each forward pass of a training step, after it.
+
+        :param losses: ``[E, B]``, what each sample of that pass cost each member, without gradient
+        :param task: ``[B, M]``, the tasks of that pass
+        :return: a scalar, or None where a network has no such loss
+        """
+        return None
+
     def clip_grad_norm_(self, max_norm: float) -> None:
         """Scale the gradients of each member, by itself, to a norm of at most ``max_norm``.
 
@@ -65,3 +77,29 @@ def require_positive(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")
+
+
+def require_widths(name: str, widths: object, at_least: int = 0) -> tuple[int, ...]:
+    """Refuse what is not a list of layer widths.
+
+    :param at_least: how many there must be
+    :return: the widths
+    :raises ConfigurationError: naming the option and the value
+    """
+    if isinstance(widths, (str, bytes)) or not isinstance(widths, Sequence):
+        raise ConfigurationError(f"{name} must be a list of layer widths, not {widths!r}.")
+    for width in widths:
+        require_positive(f"Each width in {name}", width)
+    if len(widths) < at_least:
+        raise ConfigurationError(f"{name} needs at least {at_least} layer, not {widths!r}.")
+    return tuple(widths)
+
+
+def with_task(inputs: Tensor, task: Tensor) -> Tensor:
+    """Append the task to the inputs.
+
+    :param inputs: ``[B, in]`` or ``[E, B, in]``
+    :param task: ``[B, M]``
+    :return: ``[B, in + M]`` or ``[E, B, in + M]``
+    """
+    return th.cat([inputs, task.expand(*inputs.shape[:-1], -1)], -1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch as th
@@ -69,3 +71,27 @@ class BatchedLinear(nn.Module):
     def extra_repr(self) -> str:
         *_, out_features, in_features = self.weight.shape
         return f"{'x'.join(map(str, self.batch_shape))} layers, in_features={in_features}, out_features={out_features}"
+
+
+class BatchedMLP(nn.Module):
+    """``prod(batch_shape)`` independent multi-layer perceptrons of one shape: ReLU between layers, none after the last.
+
+    :param batch_shape: the axes of the batch, for instance ``(E,)`` or ``(E, K)``
+    :param widths: of the input, of each hidden layer and of the output
+    :param init: how the parameters are drawn, see :data:`Init`
+    """
+
+    def __init__(self, batch_shape: tuple[int, ...], widths: Sequence[int], init: Init = "pytorch"):
+        super().__init__()
+        self.layers = nn.ModuleList(BatchedLinear(batch_shape, *sizes, init) for sizes in pairwise(widths))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply every perceptron.
+
+        :param inputs: ``[*prefix of batch_shape, B, in]``
+        :return: ``[*batch_shape, B, out]``
+        """
+        out = inputs
+        for k, layer in enumerate(self.layers):
+            out = layer(th.relu(out) if k else out)
+        return out

@@ -113,7 +113,7 @@ def _named_views(network: SoftModularNetwork) -> Iterator[tuple[str, Tensor]]:
 def _named_layers(network: SoftModularNetwork) -> Iterator[tuple[str, nn.Module, int | None]]:
     options = network.options
     last = options.num_layers - 1
-    for k, layer in enumerate(network.state_encoder):
+    for k, layer in enumerate(network.state_encoder.layers):
         yield f"base.fc{k}", layer, None
     yield "em_base.fc0", network.task_encoder, None
     for k, layer in enumerate(network.routing_encoder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.networks import official_weights
-from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
-from sb3_softmod.networks.layers import BatchedLinear, Init
+from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init
 
 Variant = Literal["paper", "official"]
 Preset = Literal["shallow", "deep"]
@@ -99,10 +98,7 @@ class SoftModularOptions:
             raise ConfigurationError(f"num_routing_layers must be 0 or a positive integer, not {depth!r}.")
         hidden = options.pop("state_hidden", None)
         hidden = (options["embedding_dim"],) if hidden is None else hidden
-        if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
-            raise ConfigurationError(f"state_hidden must be a list of layer widths, not {hidden!r}.")
-        for width in hidden:
-            require_positive("Each width in state_hidden", width)
+        hidden = require_widths("state_hidden", hidden)
         if depth == 0:
             if options.get("routing_dim") not in (None, options["embedding_dim"]):
                 raise ConfigurationError(
@@ -112,7 +108,7 @@ class SoftModularOptions:
             options["routing_dim"] = options["embedding_dim"]
         options.setdefault("routing_dim", 256)
         require_positive("routing_dim", options["routing_dim"])
-        return cls(state_hidden=tuple(hidden), **options)
+        return cls(state_hidden=hidden, **options)
 
 
 class SoftModularNetwork(MultiTaskNetwork):
@@ -203,10 +199,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         hidden_init: Init = options.init
         last_init: Init = "small" if options.init == "official" else "pytorch"
 
-        widths = (input_dim, *options.state_hidden, D)
-        self.state_encoder = nn.ModuleList(
-            BatchedLinear(E, before, after, hidden_init) for before, after in pairwise(widths)
-        )
+        self.state_encoder = BatchedMLP(E, (input_dim, *options.state_hidden, D), hidden_init)
         self.task_encoder = BatchedLinear(E, num_tasks, D, hidden_init)
         self.routing_encoder = nn.ModuleList(
             BatchedLinear(E, D if k == 0 else R, R, hidden_init) for k in range(options.num_routing_layers)
@@ -229,7 +222,7 @@ class SoftModularNetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
-        embedding = self._embed(inputs)
+        embedding = self.state_encoder(inputs)
         return self._forward_modules(embedding, self._route(embedding, task))
 
     def routing(self, inputs: Tensor, task: Tensor) -> list[Tensor]:
@@ -240,14 +233,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         :return: L - 1 tensors ``[E, B, n, n]`` (target module, source module), whose rows sum to 1; with the
             routed head one more, ``[E, B, n]``
         """
-        return self._route(self._embed(inputs), task)
-
-    def _embed(self, inputs: Tensor) -> Tensor:
-        """f(s), ``[E, B, D]``."""
-        out = inputs
-        for k, layer in enumerate(self.state_encoder):
-            out = layer(th.relu(out) if k else out)
-        return out
+        return self._route(self.state_encoder(inputs), task)
 
     def _route(self, embedding: Tensor, task: Tensor) -> list[Tensor]:
         n = self.options.num_modules

@@ -1,0 +1,72 @@
+"""CARE: a mixture of state encoders, attended by the task's context (Sodhani et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import Tensor
+
+from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+
+
+class CARENetwork(MultiTaskNetwork):
+    """K encoders of the state, mixed by attention over a task context; encoding and context go to a perceptron.
+
+    Without the language metadata of the paper: the context is a perceptron of an embedding that is learned for each
+    task.
+
+    :param input_dim: width of the state (of state and action for a critic)
+    :param output_dim: width of the output
+    :param num_tasks: M
+    :param num_encoders: K (the paper: 6 on MT10, 10 on MT50)
+    :param embedding_dim: width of the task embedding, the context and each encoding
+    :param encoder_arch: widths of the hidden layers of the encoders, of the context and of the attention
+    :param net_arch: widths of the hidden layers behind them
+    :param ensemble_size: E
+    :raises ConfigurationError: for an impossible size
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_tasks: int,
+        *,
+        num_encoders: int = 6,
+        embedding_dim: int = 50,
+        encoder_arch: Sequence[int] = (50, 50),
+        net_arch: Sequence[int] = (400, 400, 400),
+        ensemble_size: int = 1,
+    ) -> None:
+        super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
+        require_positive("num_encoders", num_encoders)
+        require_positive("embedding_dim", embedding_dim)
+        E, D = ensemble_size, embedding_dim
+        hidden = require_widths("encoder_arch", encoder_arch)
+        self.task_embedding = BatchedLinear((E,), num_tasks, D)
+        self.context = BatchedMLP((E,), (D, *hidden, D))
+        self.attention = BatchedMLP((E,), (D, *hidden, num_encoders))
+        self.encoders = BatchedMLP((E, num_encoders), (input_dim, *hidden, D))
+        self.mlp = BatchedMLP((E,), (2 * D, *require_widths("net_arch", net_arch), output_dim))
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
+        context = self._context(task)
+        encoding = th.einsum("ebk,ekbd->ebd", self._attend(context), self.encoders(inputs))
+        return self.mlp(th.cat([encoding, context], -1))
+
+    def attention_weights(self, task: Tensor) -> Tensor:
+        """How much each encoder counts for a task.
+
+        :param task: ``[B, M]``
+        :return: ``[E, B, K]``, rows that sum to 1
+        """
+        return self._attend(self._context(task))
+
+    def _context(self, task: Tensor) -> Tensor:
+        return self.context(th.relu(self.task_embedding(task)))
+
+    def _attend(self, context: Tensor) -> Tensor:
+        return self.attention(context).softmax(-1)

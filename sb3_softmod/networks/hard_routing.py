@@ -1,0 +1,105 @@
+"""Hard Routing: one module of each layer, chosen for each task by a table (Rosenbaum et al. 2018)."""
+
+from __future__ import annotations
+
+import torch as th
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+
+
+class HardRoutingNetwork(MultiTaskNetwork):
+    r"""L layers of n modules of which a row passes one a layer.
+
+    A tabular controller holds, for each task and layer, a categorical distribution over the modules. In training mode
+    the route of each row is drawn from it, in evaluation mode it is the most probable one. The controller learns by
+    the score function: with the route :math:`r_b` of row b and its reward :math:`R_b`, the negative of its loss,
+
+    .. math::
+        \nabla J = \frac{1}{B} \sum_b \frac{R_b - \mu_t}{\sigma_t}\, \nabla \log \pi(r_b \mid t)
+
+    where the baseline :math:`\mu_t` and the scale :math:`\sigma_t` are mean and standard deviation of the rewards of
+    the batch's rows of the same task. The algorithm has to call :meth:`auxiliary_loss` for it, as
+    :class:`.MultiTaskSAC` does; in plain SAC the controller stays as it was drawn.
+
+    :param input_dim: width of the state (of state and action for a critic)
+    :param output_dim: width of the output
+    :param num_tasks: M
+    :param num_layers: L
+    :param num_modules: n
+    :param module_dim: d, width of a module
+    :param embedding_dim: D, width of f(s), which the first layer reads: two linear layers, as in soft modularization
+    :param ensemble_size: E
+    :raises ConfigurationError: for an impossible size
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_tasks: int,
+        *,
+        num_layers: int = 4,
+        num_modules: int = 4,
+        module_dim: int = 128,
+        embedding_dim: int = 400,
+        ensemble_size: int = 1,
+    ) -> None:
+        super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
+        sizes = dict(num_layers=num_layers, num_modules=num_modules, module_dim=module_dim, embedding_dim=embedding_dim)
+        for name, value in sizes.items():
+            require_positive(name, value)
+        E = ensemble_size
+        self.state_encoder = BatchedMLP((E,), (input_dim, embedding_dim, embedding_dim))
+        self.module_layers = BatchedMLP(
+            (E, num_modules), (embedding_dim, *[module_dim] * (num_layers - 1), output_dim)
+        ).layers
+        # Nearly uniform; small differences, so that the tasks' most probable routes differ from the start.
+        self.controller = nn.Parameter(0.01 * th.randn(E, num_tasks, num_layers, num_modules))
+        self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
+        routes = self._draw(task) if self.training else self.routes(task)
+        if self.training and th.is_grad_enabled() and self.controller.requires_grad:
+            self._drawn = routes
+        g = self.state_encoder(inputs)
+        for k, layer in enumerate(self.module_layers):
+            g = th.einsum("ebj,ejbd->ebd", routes[:, :, k], layer(th.relu(g) if k else g))
+        return g
+
+    def routes(self, task: Tensor) -> Tensor:
+        """The most probable route of each row.
+
+        :param task: ``[B, M]``
+        :return: ``[E, B, L, n]``, one-hot along n
+        """
+        return self._one_hot(th.einsum("bm,emln->ebln", task, self.controller.detach()))
+
+    def probabilities(self) -> Tensor:
+        """The controller's distributions, ``[E, M, L, n]``."""
+        return self.controller.softmax(-1)
+
+    def auxiliary_loss(self, losses: Tensor, task: Tensor) -> Tensor | None:
+        """The score-function loss of the controller, see :meth:`MultiTaskNetwork.auxiliary_loss`."""
+        if self._drawn is None:
+            return None
+        routes, self._drawn = self._drawn, None
+        log_policy = th.einsum("bm,emln->ebln", task, self.controller.log_softmax(-1))
+        log_prob = (routes * log_policy).sum((-1, -2))  # [E, B]
+        count = task.sum(0).clamp(min=1)
+        mean = losses @ task / count  # [E, M]
+        variance = ((losses - mean @ task.T).square() @ task) / count
+        advantage = (mean @ task.T - losses) / (variance @ task.T).sqrt().clamp(min=1e-8)
+        return (-advantage * log_prob).sum(0).mean()
+
+    def _draw(self, task: Tensor) -> Tensor:
+        logits = th.einsum("bm,emln->ebln", task, self.controller.detach())
+        gumbel = -th.rand_like(logits).clamp(min=1e-20).log()
+        return self._one_hot(logits - gumbel.clamp(min=1e-20).log())
+
+    @staticmethod
+    def _one_hot(scores: Tensor) -> Tensor:
+        return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)

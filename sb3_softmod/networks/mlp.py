@@ -1,0 +1,39 @@
+"""MT-SAC: one perceptron for all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
+from sb3_softmod.networks.layers import BatchedMLP
+
+
+class MlpNetwork(MultiTaskNetwork):
+    """A perceptron of the state with the one-hot task appended (MT-SAC of Yu et al. 2019, Meta-World).
+
+    :param input_dim: width of the state (of state and action for a critic)
+    :param output_dim: width of the output
+    :param num_tasks: M
+    :param net_arch: widths of the hidden layers
+    :param ensemble_size: E
+    :raises ConfigurationError: for an impossible size
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_tasks: int,
+        *,
+        net_arch: Sequence[int] = (400, 400, 400),
+        ensemble_size: int = 1,
+    ) -> None:
+        super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
+        hidden = require_widths("net_arch", net_arch)
+        self.mlp = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden, output_dim))
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
+        return self.mlp(with_task(inputs, task))

@@ -1,0 +1,65 @@
+"""MT-MH-SAC: a shared trunk with a head for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import Tensor
+
+from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+
+
+class MultiHeadNetwork(MultiTaskNetwork):
+    """MT-SAC with a last layer for each task (MT-MH-SAC of Yu et al. 2019, Meta-World).
+
+    With one task it is :class:`.MlpNetwork`.
+
+    :param input_dim: width of the state (of state and action for a critic)
+    :param output_dim: width of the output
+    :param num_tasks: M
+    :param net_arch: widths of the trunk's layers; the trunk reads the state and the one-hot task
+    :param ensemble_size: E
+    :raises ConfigurationError: for an impossible size
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_tasks: int,
+        *,
+        net_arch: Sequence[int] = (400, 400, 400),
+        ensemble_size: int = 1,
+    ) -> None:
+        super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
+        hidden = require_widths("net_arch", net_arch, at_least=1)
+        self.trunk = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden))
+        self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
+        return self.heads(th.relu(self.trunk(with_task(inputs, task))), task)
+
+
+class TaskHeads(BatchedLinear):
+    """A linear layer for each task, all of them one product, of which each row keeps its own task's.
+
+    :param ensemble_size: E
+    :param num_tasks: M
+    :param in_features: width of the input
+    :param out_features: width of the output
+    """
+
+    def __init__(self, ensemble_size: int, num_tasks: int, in_features: int, out_features: int) -> None:
+        super().__init__((ensemble_size, num_tasks), in_features, out_features)
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:  # type: ignore[override]
+        """Apply to each row the layer of its task.
+
+        :param inputs: ``[E, B, in]``
+        :param task: ``[B, M]``
+        :return: ``[E, B, out]``
+        """
+        return th.einsum("bm,embo->ebo", task, super().forward(inputs))

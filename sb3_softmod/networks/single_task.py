@@ -1,0 +1,51 @@
+"""Single-task SAC: a perceptron of its own for each task, all of them one batched product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import Tensor
+from torch.nn import functional as F
+
+from sb3_softmod.networks.base import MultiTaskNetwork, require_widths
+from sb3_softmod.networks.layers import BatchedMLP
+
+
+class SingleTaskNetwork(MultiTaskNetwork):
+    """M perceptrons that share nothing: each row is answered by the one of its task.
+
+    Trained on balanced batches with a temperature for each task, they are M runs of single-task SAC side by side.
+
+    :param input_dim: width of the state (of state and action for a critic)
+    :param output_dim: width of the output
+    :param num_tasks: M; the rows of ``task`` must be one-hot
+    :param net_arch: widths of the hidden layers of each perceptron
+    :param ensemble_size: E
+    :raises ConfigurationError: for an impossible size
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_tasks: int,
+        *,
+        net_arch: Sequence[int] = (400, 400, 400),
+        ensemble_size: int = 1,
+    ) -> None:
+        super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
+        self.mlps = BatchedMLP(
+            (ensemble_size, num_tasks), (input_dim, *require_widths("net_arch", net_arch), output_dim)
+        )
+
+    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
+        ids = task.argmax(-1)
+        # The rows of each task go, padded to the largest number of them, to its own perceptron and back.
+        place = F.one_hot(ids, self.num_tasks).cumsum(0)[th.arange(len(ids), device=ids.device), ids] - 1
+        most = int(place.max()) + 1
+        rows = inputs.expand(self.ensemble_size, *inputs.shape[-2:])
+        padded = rows.new_zeros(self.ensemble_size, self.num_tasks, most, self.input_dim)
+        padded[:, ids, place] = rows
+        return self.mlps(padded)[:, ids, place]
