@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP
 
 
 class HardRoutingNetwork(MultiTaskNetwork):
