@@ -47,7 +47,7 @@ def paper_by_loops(net: SoftModularNetwork, s: Tensor, z: Tensor, e: int) -> tup
     """Eqs. 5 to 9 for one state, one task, one member."""
     L, n = net.options.num_layers, net.options.num_modules
     f = s
-    for k, layer in enumerate(net.state_encoder):
+    for k, layer in enumerate(net.state_encoder.layers):
         f = affine(layer, relu(f) if k else f, e)  # type: ignore[arg-type]
     h = affine(net.task_encoder, z, e)
     product = f * h if net.options.condition_on_obs else h
