@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,11 +16,12 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, RolloutReturn, Schedule
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
-from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
@@ -28,8 +30,15 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.gradient_surgery import (
+    GRADIENT_SURGERIES,
+    GradientSurgery,
+    LossFunction,
+    pcgrad,
+    task_gradients,
+)
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting, loss_weights
-from sb3_softmod.policies import POLICIES, MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy
+from sb3_softmod.policies import POLICIES, MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy, SingleTaskPolicy
 from sb3_softmod.saved_models import saved_num_tasks
 from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, split, task_ids, task_names_of
 from sb3_softmod.temperatures import initial_temperatures
@@ -57,6 +66,8 @@ class MultiTaskSAC(SAC):
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
         see :func:`.loss_weights`
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself (the authors' code: 1)
+    :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
+        for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
     :param num_tasks: M; default is what the env says
     :param overlap: learn while the envs step, instead of after: the gradient steps that belong to a step of the envs
         run during the next one, so that its actions come from the policy before them
@@ -85,6 +96,7 @@ class MultiTaskSAC(SAC):
         target_entropy: str | float = "auto",
         loss_weighting: LossWeighting = "uniform",
         max_grad_norm: float | None = None,
+        gradient_surgery: GradientSurgery | None = None,
         num_tasks: int | None = None,
         overlap: bool = False,
         use_sde: bool = False,
@@ -132,6 +144,7 @@ class MultiTaskSAC(SAC):
         )
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
+        self.gradient_surgery = gradient_surgery
         self.overlap = overlap
         self._postponed: tuple[int, int] | None = None
         self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
@@ -172,7 +185,6 @@ class MultiTaskSAC(SAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
             self.ent_coef_tensor = initial.to(self.device)
-        self._actor_parameters = [p for p in self.actor.parameters() if p.requires_grad]
         self._forget_metrics()
 
     def _resolve_tasks(self) -> int:
@@ -237,6 +249,21 @@ class MultiTaskSAC(SAC):
             raise ConfigurationError(
                 f"max_grad_norm must be positive, or None for no clipping, not {self.max_grad_norm!r}."
             )
+        if self.gradient_surgery is not None:
+            self._check_gradient_surgery(self.gradient_surgery)
+
+    def _check_gradient_surgery(self, surgery: str) -> None:
+        if surgery not in GRADIENT_SURGERIES:
+            raise ConfigurationError(f"Unknown gradient_surgery {surgery!r}: {nearest(surgery, GRADIENT_SURGERIES)}")
+        if not issubclass(self.policy_class, MultiTaskSACPolicy):
+            raise ConfigurationError(
+                f"gradient_surgery needs a policy of this package, not {self.policy_class.__name__}; MTMlpPolicy "
+                "is the plain perceptron."
+            )
+        if issubclass(self.policy_class, SingleTaskPolicy):
+            raise ConfigurationError("The tasks of SingleTaskPolicy share no parameter: gradient_surgery has no use.")
+        if not issubclass(self.replay_buffer_class or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
+            raise ConfigurationError("gradient_surgery needs the balanced batches of MultiTaskReplayBuffer.")
 
     # ---------------------------------------------------------------- learning
 
@@ -281,13 +308,12 @@ class MultiTaskSAC(SAC):
         if self.use_sde:
             self.actor.reset_noise()
         actions_pi, log_prob = self.actor.action_log_prob(batch.observations)
-        log_prob = log_prob.reshape(-1, 1)
-        task_log_prob = log_prob.detach().T @ share  # [1, M]
+        task_log_prob = log_prob.detach() @ share  # [M]
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             alpha = self.log_ent_coef.detach().exp()  # the losses use the temperature from before its step
             # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
-            ent_coef_loss = -self.log_ent_coef * (task_log_prob[0] + self.target_entropy * share.sum(0))
+            ent_coef_loss = -self.log_ent_coef * (task_log_prob + self.target_entropy * share.sum(0))
             self.ent_coef_optimizer.zero_grad()
             ent_coef_loss.sum().backward()
             self.ent_coef_optimizer.step()
@@ -295,33 +321,74 @@ class MultiTaskSAC(SAC):
             alpha = self.ent_coef_tensor
             ent_coef_loss = th.zeros_like(alpha)
         weights = loss_weights(self.loss_weighting, alpha)
-        sample_alpha = task @ alpha.unsqueeze(1)  # [B, 1]
-        sample_weight = task @ weights.unsqueeze(1)
+        sample_alpha = task @ alpha  # [B]
+        sample_weight = task @ weights
 
         with th.no_grad():
             next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
-            next_q = th.stack(self.critic_target(batch.next_observations, next_actions)).amin(0)
-            next_q = next_q - sample_alpha * next_log_prob.reshape(-1, 1)
-            target_q = batch.rewards + (1 - batch.dones) * discounts * next_q
+            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), 1).amin(1)
+            next_q = next_q - sample_alpha * next_log_prob
+            target_q = batch.rewards.flatten() + (1 - batch.dones.flatten()) * discounts * next_q
 
-        q = th.stack(self.critic(batch.observations, batch.actions))  # [E, B, 1]
-        critic_losses = 0.5 * (q - target_q).square().sum(0)  # [B, 1]
-        self.critic.optimizer.zero_grad()
-        (sample_weight * critic_losses).mean().backward()
-        self._clip_gradients(self.critic)
-        self.critic.optimizer.step()
-
-        q_pi = th.stack(self.critic(batch.observations, actions_pi)).amin(0)
-        actor_losses = sample_alpha * log_prob - q_pi
-        self.actor.optimizer.zero_grad()
-        # Only the actor's parameters take a gradient: the critics' would be thrown away.
-        (sample_weight * actor_losses).mean().backward(inputs=self._actor_parameters)
-        self._clip_gradients(self.actor)
-        self.actor.optimizer.step()
+        q, critic_losses = self._minimize(
+            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
+        )
+        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
+        sampled = None if self.gradient_surgery else (actions_pi, log_prob)
+        actor_loss = partial(self._actor_loss, sampled=sampled)
+        self.critic.requires_grad_(False)  # the critics' gradients of the actor's loss would be thrown away
+        try:
+            (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
+        finally:
+            self.critic.requires_grad_(True)
 
         with th.no_grad():
-            of_tasks = th.cat([q.mean(0), critic_losses, actor_losses], 1).T @ share  # [3, M]
-            return th.cat([th.stack([alpha, weights]), task_log_prob, of_tasks, ent_coef_loss.detach().unsqueeze(0)])
+            of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
+            return th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.detach().unsqueeze(0)])
+
+    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
+        """The critics' mean loss, and of each sample the mean Q-value and the loss."""
+        q = th.cat(self.critic(obs, actions), 1).T  # [E, B]
+        losses = 0.5 * (q - target_q).square()
+        loss = (weight * losses.sum(0)).mean()
+        return self._with_auxiliary(self.critic, loss, losses, obs), (q.detach().mean(0), losses.detach().sum(0))
+
+    def _actor_loss(
+        self, obs: Tensor, weight: Tensor, alpha: Tensor, *, sampled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """The actor's mean loss, and the loss of each sample."""
+        actions, log_prob = sampled or self.actor.action_log_prob(obs)
+        losses = alpha * log_prob - th.cat(self.critic(obs, actions), 1).amin(1)
+        loss = (weight * losses).mean()
+        return self._with_auxiliary(self.actor, loss, losses.unsqueeze(0), obs), (losses.detach(),)
+
+    def _with_auxiliary(self, module: th.nn.Module, loss: Tensor, losses: Tensor, obs: Tensor) -> Tensor:
+        """Add the loss that the network itself has, if any."""
+        if not isinstance(module, (MultiTaskActor, MultiTaskCritic)):
+            return loss
+        auxiliary = module.network.auxiliary_loss(losses.detach(), split(obs, self.num_tasks)[1])
+        return loss if auxiliary is None else loss + auxiliary
+
+    def _minimize(self, module: Actor | ContinuousCritic, loss_function: LossFunction, *tensors: Tensor) -> Any:
+        """One step of the module's optimizer.
+
+        :param loss_function: see :data:`.LossFunction`
+        :param tensors: its arguments, ``[B, ...]``
+        :return: its metrics
+        """
+        module.optimizer.zero_grad()
+        if self.gradient_surgery is None:
+            loss, metrics = loss_function(*tensors)
+            loss.backward()
+        else:
+            gradients, metrics = task_gradients(module, loss_function, tensors, self.num_tasks)
+            orders = th.rand(self.num_tasks, self.num_tasks, device=self.device).argsort(-1)
+            projected = pcgrad(gradients, orders)
+            for name, parameter in module.named_parameters():
+                parameter.grad = projected.get(name)
+        self._clip_gradients(module)
+        module.optimizer.step()
+        return metrics
 
     def _clip_gradients(self, module: th.nn.Module) -> None:
         if self.max_grad_norm is None:
@@ -440,7 +507,7 @@ class MultiTaskSAC(SAC):
     # ------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_actor_parameters", "_postponed"]
+        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_postponed"]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""

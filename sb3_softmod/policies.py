@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
+from torch.distributions import Normal
 
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.networks import (
@@ -28,6 +30,22 @@ from sb3_softmod.networks import (
     SoftModularNetwork,
 )
 from sb3_softmod.task_observation import check_space, split
+
+
+class _SquashedGaussian(SquashedDiagGaussianDistribution):
+    """SB3's, in a form that torch.func can map over tasks: no checks of values, no sampling in place.
+
+    The checks would also read a tensor back from the device at each step.
+    """
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> _SquashedGaussian:
+        self.distribution = Normal(mean_actions, log_std.exp(), validate_args=False)
+        return self
+
+    def sample(self) -> th.Tensor:
+        mean, std = self.distribution.mean, self.distribution.stddev
+        self.gaussian_actions = mean + std * th.randn_like(mean)
+        return th.tanh(self.gaussian_actions)
 
 
 class MultiTaskActor(Actor):
@@ -56,6 +74,7 @@ class MultiTaskActor(Actor):
             features_dim=get_flattened_obs_dim(observation_space),
         )
         del self.latent_pi, self.mu, self.log_std  # SB3's own layers, replaced by the network
+        self.action_dist = _SquashedGaussian(get_action_dim(action_space))  # type: ignore[assignment]
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
         self.network = network_class(

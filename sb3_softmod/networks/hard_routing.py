@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch as th
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP
@@ -102,4 +101,6 @@ class HardRoutingNetwork(MultiTaskNetwork):
 
     @staticmethod
     def _one_hot(scores: Tensor) -> Tensor:
-        return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
+        # Unlike torch's one_hot, without reading the largest index back from the device.
+        modules = th.arange(scores.shape[-1], device=scores.device)
+        return (scores.argmax(-1, keepdim=True) == modules).to(scores.dtype)
