@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sb3_softmod.envs.task_sets import register_all
+
 if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
-    from sb3_softmod.envs.dm_control import make_dm_control_env
-    from sb3_softmod.envs.make import make_metaworld_env, make_multitask_env
+    from sb3_softmod.envs.make import make_dm_control_env, make_metaworld_env, make_multitask_env
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.envs.vec_env import MultiTaskVecEnv
@@ -37,7 +38,7 @@ _HOMES = {
     "SoftModularExtractor": "extractors",
     "SoftModularNetwork": "networks",
     "TaskEnv": "envs.tasks",
-    "make_dm_control_env": "envs.dm_control",
+    "make_dm_control_env": "envs.make",
     "make_metaworld_env": "envs.make",
     "make_multitask_env": "envs.make",
 }
@@ -61,6 +62,8 @@ __all__ = [
     "make_metaworld_env",
     "make_multitask_env",
 ]
+
+register_all()
 
 
 def __getattr__(name: str) -> Any:

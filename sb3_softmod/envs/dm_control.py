@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import gymnasium as gym
 
-from sb3_softmod.envs.make import make_multitask_env
-from sb3_softmod.envs.vec_env import MultiTaskVecEnv
+from sb3_softmod.envs import gymnasium_tasks
+from sb3_softmod.envs.gymnasium_tasks import TaskSource
+from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import ConfigurationError, nearest
 
+#: dm_control's own.
+HORIZON = 1000
 
-def make_dm_control_env(tasks: Sequence[str], *, max_episode_steps: int = 1000, **kwargs: Any) -> MultiTaskVecEnv:
-    """Tasks of dm_control's suite as one vectorised environment; needs the extra ``dm-control``.
 
-    Observations are flattened and, where the tasks differ, padded. dm_control reports no success.
+def make_task_makers(
+    tasks: str | Sequence[str],
+    *,
+    seed: int | None = None,
+    max_episode_steps: int = HORIZON,
+    render_mode: str | None = None,
+    copies: int = 1,
+) -> list[TaskMaker]:
+    """What makes the envs of a task set; arguments as in :func:`.make_dm_control_env`.
 
-    :param tasks: ``domain-task``, for instance "walker-walk"
-    :param max_episode_steps: the horizon, dm_control's 1000; an episode that ends there is truncated
-    :param kwargs: ``seed``, ``envs_per_task``, ``n_envs``, ``n_workers``, ``restart_failed``, as in
-        :func:`.make_multitask_env`
-    :return: float32 observations ``[O + M]``
-    :raises ConfigurationError: for an unknown name (with the nearest known), tasks of different action spaces, or if
-        dm_control or Shimmy is not installed
+    :param copies: its ``envs_per_task``, which dm_control's tasks need not know
+    :return: one maker for each task
+    :raises ConfigurationError: as there
     """
+    sources = _sources(tasks, render_mode)
+    return gymnasium_tasks.make_task_makers(sources, seed=seed, max_episode_steps=max_episode_steps)
+
+
+def _sources(tasks: str | Sequence[str], render_mode: str | None) -> dict[str, TaskSource]:
     try:
         import dm_control.suite
         import shimmy
@@ -42,6 +52,5 @@ def make_dm_control_env(tasks: Sequence[str], *, max_episode_steps: int = 1000, 
             raise ConfigurationError(
                 f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
             )
-    return make_multitask_env(
-        {name: f"dm_control/{name}-v0" for name in names}, max_episode_steps=max_episode_steps, **kwargs
-    )
+    # By spec, not by id: a worker process need not know what Shimmy registered here.
+    return {name: partial(gym.make, gym.spec(f"dm_control/{name}-v0"), render_mode=render_mode) for name in names}

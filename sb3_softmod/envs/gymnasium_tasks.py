@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.task_observation import check_common
 
@@ -126,3 +128,34 @@ def make_gymnasium_task(
     first_seed = np.random.SeedSequence(seed, spawn_key=(task_id, copy)).generate_state(1)[0]
     env = FirstSeed(make_flat(source, max_episode_steps), int(first_seed))
     return TaskEnv(env, task_id, task_names, width=width, terminate_on_success=terminate_on_success)
+
+
+def make_task_makers(
+    tasks: Sequence[TaskSource] | Mapping[str, TaskSource],
+    *,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+    terminate_on_success: bool = False,
+) -> list[TaskMaker]:
+    """What makes the envs of a task set; arguments as in :func:`.make_multitask_env`.
+
+    :return: one maker for each task
+    :raises ConfigurationError: as there
+    """
+    sources = name_tasks(tasks)
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ConfigurationError(f"max_episode_steps must be at least 1, not {max_episode_steps}.")
+    width = common_width(sources)
+    return [
+        partial(
+            make_gymnasium_task,
+            resolve(source),
+            task_id,
+            tuple(sources),
+            width=width,
+            seed=seed,
+            max_episode_steps=max_episode_steps,
+            terminate_on_success=terminate_on_success,
+        )
+        for task_id, source in enumerate(sources.values())
+    ]

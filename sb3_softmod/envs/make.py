@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal
 
-import numpy as np
+import gymnasium as gym
 
-from sb3_softmod.envs.gymnasium_tasks import TaskSource, common_width, make_gymnasium_task, name_tasks, resolve
-from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode, make_task_env, resolve_task_names
+from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
+from sb3_softmod.envs.gymnasium_tasks import TaskSource
+from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.envs.worker import Env, TaskMaker
+from sb3_softmod.errors import ConfigurationError
 
-#: Meta-World's simulators raise past this step.
-MAX_HORIZON = 500
+#: Wraps an env that is a task already.
+Wrapper = Callable[[Env], gym.Env]
 
 
 def make_metaworld_env(
@@ -28,6 +32,7 @@ def make_metaworld_env(
     terminate_on_success: bool = False,
     render_mode: RenderMode | None = None,
     camera_name: str = "corner2",
+    wrapper: Wrapper | None = None,
     n_envs: int | None = None,
     n_workers: int | None = None,
     restart_failed: bool = False,
@@ -47,43 +52,28 @@ def make_metaworld_env(
     :param terminate_on_success: end an episode at its first success
     :param render_mode: as in gymnasium ("rgb_array" for pictures)
     :param camera_name: Meta-World's camera for rendering
+    :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
     :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
     :param restart_failed: build the envs of a worker that fails anew instead of raising
     :return: ``envs_per_task * M`` envs with float32 observations ``[39 + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known) or an impossible number
     """
-    names = resolve_task_names(tasks)
-    for option, value, known in (
-        ("goals", goals, get_args(Goals)),
-        ("reward_version", reward_version, ("v1", "v2")),
-    ):
-        if value not in known:
-            raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
-    if not 1 <= max_episode_steps <= MAX_HORIZON:
-        raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
+    makers = metaworld.make_task_makers(
+        tasks,
+        goals=goals,
+        seed=seed,
+        max_episode_steps=max_episode_steps,
+        reward_version=reward_version,
+        terminate_on_success=terminate_on_success,
+        render_mode=render_mode,
+        camera_name=camera_name,
+        copies=envs_per_task,
+    )
     if goals == "each-once":
-        _check_each_once(len(names), envs_per_task, n_envs, terminate_on_success)
-    if seed is None:  # one for all envs: copies of a task have the same 50 goals
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
+        _check_each_once(len(makers), envs_per_task, n_envs, terminate_on_success)
     return MultiTaskVecEnv(
-        [
-            partial(
-                make_task_env,
-                name,
-                task_id,
-                names,
-                goals=goals,
-                seed=seed,
-                max_episode_steps=max_episode_steps,
-                reward_version=reward_version,
-                terminate_on_success=terminate_on_success,
-                render_mode=render_mode,
-                camera_name=camera_name,
-                copies=envs_per_task,
-            )
-            for task_id, name in enumerate(names)
-        ],
+        _wrapped(makers, wrapper),
         envs_per_task=envs_per_task,
         n_envs=n_envs,
         n_workers=n_workers,
@@ -112,6 +102,7 @@ def make_multitask_env(
     max_episode_steps: int | None = None,
     envs_per_task: int = 1,
     terminate_on_success: bool = False,
+    wrapper: Wrapper | None = None,
     n_envs: int | None = None,
     n_workers: int | None = None,
     restart_failed: bool = False,
@@ -130,6 +121,7 @@ def make_multitask_env(
         env keeps a shorter one of its own. Default: each task's own
     :param envs_per_task: copies of each task
     :param terminate_on_success: end an episode at its first ``info["success"]``
+    :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
     :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
     :param restart_failed: build the envs of a worker that fails anew instead of raising
@@ -137,26 +129,86 @@ def make_multitask_env(
     :raises ConfigurationError: for an unknown id (with the nearest known), a repeated name, tasks of different action
         spaces, or an impossible number
     """
-    sources = name_tasks(tasks)
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ConfigurationError(f"max_episode_steps must be at least 1, not {max_episode_steps}.")
-    width = common_width(sources)
+    makers = gymnasium_tasks.make_task_makers(
+        tasks, seed=seed, max_episode_steps=max_episode_steps, terminate_on_success=terminate_on_success
+    )
     return MultiTaskVecEnv(
-        [
-            partial(
-                make_gymnasium_task,
-                resolve(source),
-                task_id,
-                tuple(sources),
-                width=width,
-                seed=seed,
-                max_episode_steps=max_episode_steps,
-                terminate_on_success=terminate_on_success,
-            )
-            for task_id, source in enumerate(sources.values())
-        ],
+        _wrapped(makers, wrapper),
         envs_per_task=envs_per_task,
         n_envs=n_envs,
         n_workers=n_workers,
         restart_failed=restart_failed,
     )
+
+
+def make_dm_control_env(
+    tasks: str | Sequence[str],
+    *,
+    seed: int | None = None,
+    max_episode_steps: int = dm_control.HORIZON,
+    envs_per_task: int = 1,
+    render_mode: str | None = None,
+    wrapper: Wrapper | None = None,
+    n_envs: int | None = None,
+    n_workers: int | None = None,
+    restart_failed: bool = False,
+) -> MultiTaskVecEnv:
+    """Tasks of dm_control's suite as one vectorised environment; needs the extra ``dm-control``.
+
+    Observations are flattened and, where the tasks differ, padded. dm_control reports no success.
+
+    :param tasks: ``domain-task``, for instance "walker-walk"
+    :param seed: as in :func:`make_multitask_env`
+    :param max_episode_steps: the horizon; an episode that ends there is truncated
+    :param envs_per_task: copies of each task
+    :param render_mode: as in gymnasium ("rgb_array" for pictures)
+    :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
+    :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
+    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param restart_failed: build the envs of a worker that fails anew instead of raising
+    :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
+    :raises ConfigurationError: for an unknown name (with the nearest known), tasks of different action spaces, or if
+        dm_control or Shimmy is not installed
+    """
+    makers = dm_control.make_task_makers(
+        tasks, seed=seed, max_episode_steps=max_episode_steps, render_mode=render_mode, copies=envs_per_task
+    )
+    return MultiTaskVecEnv(
+        _wrapped(makers, wrapper),
+        envs_per_task=envs_per_task,
+        n_envs=n_envs,
+        n_workers=n_workers,
+        restart_failed=restart_failed,
+    )
+
+
+def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, Any], **kwargs: Any) -> MultiTaskVecEnv:
+    """The envs of a named task set.
+
+    :param n_envs: a multiple of the number of tasks, or fewer than that, which then take turns
+    :param options: of the envs, see :meth:`.TaskSet.arguments`
+    :param kwargs: ``wrapper``, ``n_workers`` and ``restart_failed`` of :func:`make_metaworld_env`
+    :raises ConfigurationError: for another number of envs, or as that function
+    """
+    num_tasks = len(task_names(task_set))
+    if n_envs > num_tasks and n_envs % num_tasks:
+        raise ConfigurationError(
+            f"n_envs must be at most the number of tasks of {task_set.name}, {num_tasks}, or a multiple of it, not "
+            f"{n_envs}."
+        )
+    make = make_metaworld_env if task_set.suite == "metaworld" else make_dm_control_env
+    return make(
+        task_set.tasks,
+        n_envs=n_envs if n_envs < num_tasks else None,
+        envs_per_task=max(n_envs // num_tasks, 1),
+        **task_set.arguments(options),
+        **kwargs,
+    )
+
+
+def _wrapped(makers: Sequence[TaskMaker], wrapper: Wrapper | None) -> Sequence[TaskMaker]:
+    return makers if wrapper is None else [partial(_make_wrapped, maker, wrapper) for maker in makers]
+
+
+def _make_wrapped(maker: TaskMaker, wrapper: Wrapper, copy: int) -> Env:
+    return wrapper(maker(copy))

@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 
 from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
 
 try:
@@ -35,6 +36,9 @@ TASK_SETS: dict[str, tuple[str, ...]] = {
 
 #: Goals of a task in Meta-World's benchmarks.
 NUM_GOALS = 50
+
+#: Meta-World's simulators raise past this step.
+MAX_HORIZON = 500
 
 
 def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
@@ -227,3 +231,51 @@ def make_task_env(
     """One copy of a task of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
     env = gym.wrappers.TimeLimit(MetaWorldEnv(name, task_id=task_id, copy=copy, **kwargs), max_episode_steps)
     return TaskEnv(env, task_id, task_names, terminate_on_success=terminate_on_success)
+
+
+def make_task_makers(
+    tasks: str | Sequence[str],
+    *,
+    goals: Goals = "random",
+    seed: int | None = None,
+    max_episode_steps: int = 200,
+    reward_version: Literal["v1", "v2"] = "v2",
+    terminate_on_success: bool = False,
+    render_mode: RenderMode | None = None,
+    camera_name: str = "corner2",
+    copies: int = 1,
+) -> list[TaskMaker]:
+    """What makes the envs of a task set; arguments as in :func:`.make_metaworld_env`.
+
+    :param copies: its ``envs_per_task``
+    :return: one maker for each task
+    :raises ConfigurationError: as there
+    """
+    names = resolve_task_names(tasks)
+    for option, value, known in (
+        ("goals", goals, get_args(Goals)),
+        ("reward_version", reward_version, ("v1", "v2")),
+    ):
+        if value not in known:
+            raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
+    if not 1 <= max_episode_steps <= MAX_HORIZON:
+        raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
+    if seed is None:  # one for all envs: copies of a task have the same 50 goals
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    return [
+        partial(
+            make_task_env,
+            name,
+            task_id,
+            names,
+            goals=goals,
+            seed=seed,
+            max_episode_steps=max_episode_steps,
+            reward_version=reward_version,
+            terminate_on_success=terminate_on_success,
+            render_mode=render_mode,
+            camera_name=camera_name,
+            copies=copies,
+        )
+        for task_id, name in enumerate(names)
+    ]

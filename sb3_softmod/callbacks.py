@@ -1,0 +1,162 @@
+"""Evaluation while a model learns."""
+
+from __future__ import annotations
+
+import csv
+import os
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
+
+
+class MultiTaskEvalCallback(EvalCallback):
+    """SB3's ``EvalCallback`` for many tasks: each is played the same number of times, and success decides.
+
+    The best model is the one with the best mean success rate over the tasks; of two with the same, the one with the
+    better mean return. For each task the logs hold ``eval_success_rate/<task>`` and ``eval_return/<task>`` (not on the
+    terminal, which shows the means). In ``log_path`` it writes
+
+    - ``evaluations.npz``, as SB3 does, with a task where SB3 has an episode: ``timesteps [n]``, ``results [n, M]``,
+      ``ep_lengths [n, M]`` and ``successes [n, M]``, means over a task's episodes, and ``task_names [M]``;
+    - ``evaluations.csv``, a row for each evaluation and task.
+
+    The statistics of a ``VecNormalize`` of the training env are copied to that of the evaluation env.
+
+    :param eval_env: of all tasks; not the training env
+    :param callback_on_new_best: called when there is a new best model
+    :param callback_after_eval: called after each evaluation
+    :param n_eval_episodes: episodes of each task
+    :param eval_freq: steps of the vectorised training env between two evaluations
+    :param log_path: folder for ``evaluations.npz`` and ``evaluations.csv``; default writes neither
+    :param best_model_save_path: folder for ``best_model.zip``; default saves none
+    :param deterministic: act by the mean instead of a sample
+    :param verbose: 1 prints each evaluation
+    """
+
+    def __init__(
+        self,
+        eval_env: VecEnv,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_episodes: int = 5,
+        eval_freq: int = 10_000,
+        log_path: str | None = None,
+        best_model_save_path: str | None = None,
+        deterministic: bool = True,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__(
+            eval_env,
+            callback_on_new_best,
+            callback_after_eval,
+            n_eval_episodes,
+            eval_freq,
+            log_path,
+            best_model_save_path,
+            deterministic,
+            verbose=verbose,
+        )
+        #: The last evaluation.
+        self.last_evaluation: TaskEvaluation | None = None
+        #: Mean success rate over the tasks of the last evaluation; NaN where no task reports success.
+        self.last_success_rate = np.nan
+        self._best = (-np.inf, -np.inf)
+
+    def _init_callback(self) -> None:
+        if self._normalises_observations() and unwrap_vec_normalize(self.eval_env) is None:
+            raise ConfigurationError(
+                "The training env normalises observations, and the evaluation env does not: wrap it in "
+                "MultiTaskVecNormalize(env, training=False)."
+            )
+        for folder in (self.best_model_save_path, self.log_path and os.path.dirname(self.log_path)):
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.init_callback(self.model)
+
+    def _on_step(self) -> bool:
+        if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
+            return True
+        self._copy_statistics()
+        found = self.last_evaluation = evaluate_tasks(
+            self.model, self.eval_env, n_eval_episodes=self.n_eval_episodes, deterministic=self.deterministic
+        )
+        # SB3's names: other callbacks of SB3 read them.
+        self.last_mean_reward = float(np.mean(found.mean_return))
+        reported = np.array(found.success_rate)[np.isfinite(found.success_rate)]
+        self.last_success_rate = float(reported.mean()) if reported.size else np.nan
+        if self.log_path is not None:
+            self._write(found)
+        self._log(found)
+
+        go_on = True
+        score = (-np.inf if np.isnan(self.last_success_rate) else self.last_success_rate, self.last_mean_reward)
+        if score > self._best:
+            self._best = score
+            self.best_mean_reward = self.last_mean_reward
+            if self.verbose >= 1:
+                print("New best model!")
+            if self.best_model_save_path is not None:
+                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+            if self.callback_on_new_best is not None:
+                go_on = self.callback_on_new_best.on_step()
+        if self.callback is not None:
+            go_on = go_on and self._on_event()
+        return go_on
+
+    def _normalises_observations(self) -> bool:
+        normalize = self.model.get_vec_normalize_env()
+        return normalize is not None and normalize.norm_obs
+
+    def _copy_statistics(self) -> None:
+        source, target = self.model.get_vec_normalize_env(), unwrap_vec_normalize(self.eval_env)
+        if source is not None and target is not None:
+            target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)
+
+    def _log(self, found: TaskEvaluation) -> None:
+        means = {"mean_reward": self.last_mean_reward, "mean_ep_length": float(np.mean(found.length))}
+        if np.isfinite(self.last_success_rate):
+            means["success_rate"] = self.last_success_rate
+        if self.verbose >= 1:
+            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={means['mean_reward']:.2f}")
+            if "success_rate" in means:
+                print(f"Success rate: {means['success_rate']:.2%}")
+        for name, mean in means.items():
+            self.logger.record(f"eval/{name}", mean)
+        for metric, values in (("success_rate", found.success_rate), ("return", found.mean_return)):
+            for task, value in zip(found.task_names, values, strict=True):
+                if np.isfinite(value):
+                    self.logger.record(f"eval_{metric}/{task}", value, exclude=("stdout", "log"))
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+
+    def _write(self, found: TaskEvaluation) -> None:
+        assert self.log_path is not None
+        self.evaluations_timesteps.append(self.num_timesteps)
+        self.evaluations_results.append(found.mean_return)
+        self.evaluations_length.append(found.length)  # type: ignore[arg-type]
+        successes = {}
+        if np.isfinite(self.last_success_rate):
+            self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
+            successes = dict(successes=self.evaluations_successes)
+        np.savez(
+            self.log_path,
+            timesteps=self.evaluations_timesteps,
+            results=self.evaluations_results,
+            ep_lengths=self.evaluations_length,
+            task_names=found.task_names,
+            **successes,  # type: ignore[arg-type]
+        )
+        columns = ("episodes", "success_rate", "success_at_end_rate", "mean_return", "length")
+        with open(f"{self.log_path}.csv", "w" if len(self.evaluations_timesteps) == 1 else "a", newline="") as file:
+            table = csv.writer(file)
+            if len(self.evaluations_timesteps) == 1:
+                table.writerow(["timesteps", "task", *columns])
+            rows = zip(found.task_names, *(getattr(found, column) for column in columns), strict=True)
+            table.writerows([self.num_timesteps, *row] for row in rows)

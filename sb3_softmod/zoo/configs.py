@@ -1,0 +1,175 @@
+"""Files of hyperparameters in the style of RL Zoo: where they are, and whether everything in them is known.
+
+A file maps env names, or "default" for every other env, to hyperparameters. One block is our own: "policies" maps a
+policy to ``policy_kwargs`` that stand behind those of a method, so that one file can make the networks of all methods
+small.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.task_sets import TASK_SETS, TaskSet
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.methods import Method
+from sb3_softmod.policies import POLICIES, policy_options
+
+#: The file that is read when none is named.
+DEFAULT = "paper"
+
+#: Keys that RL Zoo reads itself.
+_ZOO_KEYS = (
+    "n_timesteps",
+    "n_envs",
+    "normalize",
+    "env_kwargs",
+    "env_wrapper",
+    "vec_env_wrapper",
+    "frame_stack",
+    "callback",
+    "monitor_kwargs",
+    "noise_type",
+    "noise_std",
+)
+#: Arguments of an algorithm that RL Zoo passes itself, from its command line.
+_PASSED_BY_ZOO = ("self", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
+#: Keys of a file that are no env.
+_NO_ENVS = ("default", "policies", "atari")
+
+
+def find_config(name: str | None) -> str:
+    """The file, or the Python module, of a name.
+
+    :param name: "paper" or "laptop", which ship with the package, a path, or a module; default is :data:`DEFAULT`
+    :raises ConfigurationError: if there is none, with the nearest names
+    """
+    name = name or DEFAULT
+    shipped = _shipped()
+    if name in shipped:
+        return str(shipped[name])
+    if Path(name).is_file() or ("/" not in name and not name.endswith((".yml", ".yaml", ".py")) and find_spec(name)):
+        return name
+    raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
+
+
+def check_config(path: str, algorithm: type[BaseAlgorithm]) -> None:
+    """Refuse a YAML file in which something is unknown, misspelt or written twice.
+
+    :param algorithm: that the file is for
+    :raises ConfigurationError: naming file, line and key
+    """
+    try:
+        root = yaml.compose(Path(path).read_text(), yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+    known = known_hyperparameters(algorithm)
+    check = _Checker(path)
+    for env, block in check.entries(root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
+        if env == "policies":
+            for policy, options in check.entries(block, "policies", POLICIES):
+                check.entries(options, policy, policy_options(POLICIES[policy]))
+            continue
+        for key, value in check.entries(block, env, known):
+            if key in (inner := _known_inside()) and isinstance(value, yaml.MappingNode):
+                check.entries(value, key, inner[key])
+
+
+def check_parameters(parameters: Iterable[str], algorithm: type[BaseAlgorithm]) -> None:
+    """Refuse hyperparameters of the command line that are unknown.
+
+    :raises ConfigurationError: with the nearest names
+    """
+    known = known_hyperparameters(algorithm)
+    for name in parameters:
+        if name not in known:
+            raise ConfigurationError(f"Unknown hyperparameter {name!r}: {nearest(name, known)}")
+
+
+def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:
+    """What may stand in a file for an algorithm."""
+    arguments = [name for name in inspect.signature(algorithm).parameters if name not in _PASSED_BY_ZOO]
+    return [*arguments, *_ZOO_KEYS]
+
+
+def complete(
+    hyperparams: Mapping[str, Any], method: Method, task_set: TaskSet, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add what a method is to what a file says.
+
+    :param hyperparams: those of the file for this env, changed by those of the command line
+    :param method: its policy and options stand behind them; ``policy_kwargs`` are joined, one by one
+    :param task_set: for which the method may know the number of steps
+    :param config: the whole file
+    :raises ConfigurationError: if nobody says how long to train
+    """
+    out = {"policy": method.policy, **method.options, **hyperparams}
+    if "n_timesteps" not in out:
+        if task_set.tasks not in method.env_steps:
+            raise ConfigurationError(f"Neither the file nor the method says how long to train on {task_set.name}: -n")
+        out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
+    block = config.get(task_set.name, config.get("default")) or {}
+    layers = [
+        config.get("policies", {}).get(out["policy"]),
+        method.policy_kwargs if out["policy"] == method.policy else None,
+        block.get("policy_kwargs"),
+        hyperparams.get("policy_kwargs"),
+    ]
+    if not any(isinstance(layer, str) for layer in layers):  # Python code, which RL Zoo evaluates, stands alone
+        out["policy_kwargs"] = {name: value for layer in layers for name, value in (layer or {}).items()}
+    return out
+
+
+class _Checker:
+    """Reads the mappings of a YAML file key by key."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def entries(self, node: yaml.Node | None, of: str, known: Collection[str]) -> list[tuple[str, yaml.Node]]:
+        """The keys and values of a mapping, those of its anchors too.
+
+        :param of: what the mapping describes
+        :param known: the keys that may be there
+        """
+        if not isinstance(node, yaml.MappingNode):
+            line = f", line {node.start_mark.line + 1}" if node is not None else ""
+            raise ConfigurationError(f"{self._path}{line}: {of} must be a mapping (key: value).")
+        seen: list[tuple[str, yaml.Node]] = []
+        for key, value in node.value:
+            place = f"{self._path}, line {key.start_mark.line + 1}"
+            if key.tag == "tag:yaml.org,2002:merge":
+                for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    self.entries(merged, of, known)
+                continue
+            if key.value not in known:
+                raise ConfigurationError(f"{place}: unknown key {key.value!r} of {of}: {nearest(key.value, known)}")
+            if key.value in dict(seen):
+                raise ConfigurationError(f"{place}: the key {key.value!r} of {of} is there twice.")
+            seen.append((key.value, value))
+        return seen
+
+
+@cache
+def _shipped() -> dict[str, Path]:
+    return {Path(str(file)).stem: Path(str(file)) for file in files("sb3_softmod.zoo_configs").iterdir() if
+            file.name.endswith(".yml")}
+
+
+@cache
+def _known_inside() -> dict[str, list[str]]:
+    """What may stand inside some keys."""
+    env_options = {option for task_set in TASK_SETS.values() for option in task_set.known_options}
+    normalization = [name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"]
+    options = {name for policy in POLICIES.values() for name in policy_options(policy)}
+    return dict(env_kwargs=sorted(env_options), normalize=normalization, policy_kwargs=sorted(options))
