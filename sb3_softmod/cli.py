@@ -12,8 +12,19 @@ from sb3_softmod.errors import SoftModError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the package end it with their message and status 2."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except SoftModError as error:
+        print(f"sb3-softmod: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sb3-softmod", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(title="commands", required=True)
+
     demo = commands.add_parser(
         "demo",
         help="train on three Meta-World tasks for about 12 minutes and show what was learned",
@@ -23,15 +34,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--steps", type=int, default=40_000, help="steps of each environment, and gradient steps")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
-    args = parser.parse_args(argv)
-    try:
-        from sb3_softmod.demo import run_demo  # here, so that --help does not wait for torch
+    demo.set_defaults(run=_demo)
 
-        run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
-    except SoftModError as error:
-        print(f"sb3-softmod: {error}", file=sys.stderr)
-        return 2
-    return 0
+    tables = commands.add_parser("table", help="print a table").add_subparsers(title="tables", required=True)
+    params = tables.add_parser(
+        "params",
+        help="the parameters of every method, beside Table 2 of the paper",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    params.add_argument("--env", default="MT50", help="a Meta-World task or set, whose number of tasks counts")
+    params.set_defaults(run=_table_params)
+    return parser
+
+
+# What a command needs is imported when it runs, so that --help does not wait for torch.
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from sb3_softmod.demo import run_demo
+
+    run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
+
+
+def _table_params(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sb3_softmod.plots.tables import parameter_table
+
+    Console().print(parameter_table(args.env))
 
 
 if __name__ == "__main__":

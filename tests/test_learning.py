@@ -9,8 +9,8 @@ import pytest
 from point_mass import HORIZON, make_point_mass_env
 from torch import Tensor
 
-from sb3_softmod import MultiTaskSACPolicy, SoftModSAC, SoftModularNetwork
-from sb3_softmod.evaluation import evaluate_tasks
+from sb3_softmod import MultiTaskSAC, MultiTaskSACPolicy, SoftModSAC, SoftModularNetwork
+from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
 
 SMALL: dict[str, Any] = dict(embedding_dim=32, module_dim=32)
 
@@ -26,31 +26,48 @@ class BlindPolicy(MultiTaskSACPolicy):
     network_class = BlindNetwork
 
 
-def learn(policy: Any, steps_per_task: int = 2000, **policy_kwargs: Any) -> SoftModSAC:
-    model = SoftModSAC(
-        policy,
-        make_point_mass_env(4),
-        learning_rate=3e-3,
-        gamma=0.9,
-        batch_size=128,
-        policy_kwargs={**SMALL, **policy_kwargs},
-        seed=0,
-    )
-    return model.learn(4 * steps_per_task)
+def learn(algorithm: type[MultiTaskSAC], policy: Any, steps_per_task: int, **kwargs: Any) -> TaskEvaluation:
+    """Train, and evaluate on other initial positions."""
+    env = make_point_mass_env(4)
+    model = algorithm(policy, env, learning_rate=3e-3, gamma=0.9, batch_size=128, seed=0, **kwargs)
+    model.learn(4 * steps_per_task)
+    env.seed(100)
+    result = evaluate_tasks(model, env, n_eval_episodes=50)
+    assert result.episodes == [50] * 4
+    assert np.mean(result.length) == HORIZON
+    return result
 
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(variant="official", preset="deep", module_dim=16)])
 def test_soft_modularization_solves_conflicting_tasks(kwargs: dict[str, Any]) -> None:
-    model = learn("SoftModPolicy", **kwargs)
-    env = make_point_mass_env(4)
-    env.seed(100)
-    result = evaluate_tasks(model, env, n_eval_episodes=50)
-    assert result.episodes == [50] * 4
+    result = learn(SoftModSAC, "SoftModPolicy", 2000, policy_kwargs={**SMALL, **kwargs})
     assert min(result.success_rate) >= 0.95
-    assert np.mean(result.length) == HORIZON
 
 
 def test_a_policy_that_cannot_see_the_task_cannot() -> None:
-    model = learn(BlindPolicy)
-    result = evaluate_tasks(model, make_point_mass_env(4), n_eval_episodes=20)
-    assert np.mean(result.success_rate) <= 0.5
+    assert np.mean(learn(SoftModSAC, BlindPolicy, 2000, policy_kwargs=SMALL).success_rate) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("policy", "policy_kwargs", "options"),
+    [
+        ("MTMlpPolicy", dict(), dict()),
+        ("MTMlpPolicy", dict(), dict(gradient_surgery="pcgrad")),
+        ("MultiHeadPolicy", dict(), dict(loss_weighting="alpha")),
+        ("SingleTaskPolicy", dict(), dict()),
+        ("MixtureOfExpertsPolicy", dict(gating_arch=[16]), dict()),
+        ("CAREPolicy", dict(embedding_dim=16, encoder_arch=[16], num_encoders=3), dict()),
+        ("PaCoPolicy", dict(), dict()),
+        ("MOOREPolicy", dict(), dict()),
+        ("FiLMPolicy", dict(embedding_dim=16), dict()),
+    ],
+)
+def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], options: dict[str, Any]) -> None:
+    result = learn(MultiTaskSAC, policy, 1500, policy_kwargs=dict(net_arch=[32, 32], **policy_kwargs), **options)
+    assert min(result.success_rate) >= 0.95
+
+
+def test_hard_routing_learns_routes_that_solve_them() -> None:
+    policy_kwargs = dict(num_layers=2, embedding_dim=32, module_dim=32)
+    result = learn(MultiTaskSAC, "HardRoutingPolicy", 1500, policy_kwargs=policy_kwargs)
+    assert np.mean(result.success_rate) >= 0.8  # a policy that cannot see the task: at most 0.5

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch as th
 from torch import Tensor, nn
 
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP
+
+#: Added to the standard deviation of rewards: differences far below it are rounding errors.
+EPS = 1e-5
 
 
 class HardRoutingNetwork(MultiTaskNetwork):
@@ -30,6 +34,8 @@ class HardRoutingNetwork(MultiTaskNetwork):
     :param num_modules: n
     :param module_dim: d, width of a module
     :param embedding_dim: D, width of f(s), which the first layer reads: two linear layers, as in soft modularization
+    :param controller_scale: the controller's logits are its table times this: it learns that many times as fast as the
+        weights, with which it shares the optimizer
     :param ensemble_size: E
     :raises ConfigurationError: for an impossible size
     """
@@ -44,19 +50,23 @@ class HardRoutingNetwork(MultiTaskNetwork):
         num_modules: int = 4,
         module_dim: int = 128,
         embedding_dim: int = 400,
+        controller_scale: float = 10.0,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
         sizes = dict(num_layers=num_layers, num_modules=num_modules, module_dim=module_dim, embedding_dim=embedding_dim)
         for name, value in sizes.items():
             require_positive(name, value)
+        if not controller_scale > 0:
+            raise ConfigurationError(f"controller_scale must be positive, not {controller_scale!r}.")
         E = ensemble_size
+        self.controller_scale = controller_scale
         self.state_encoder = BatchedMLP((E,), (input_dim, embedding_dim, embedding_dim))
         self.module_layers = BatchedMLP(
             (E, num_modules), (embedding_dim, *[module_dim] * (num_layers - 1), output_dim)
         ).layers
         # Nearly uniform; small differences, so that the tasks' most probable routes differ from the start.
-        self.controller = nn.Parameter(0.01 * th.randn(E, num_tasks, num_layers, num_modules))
+        self.controller = nn.Parameter(0.1 / controller_scale * th.randn(E, num_tasks, num_layers, num_modules))
         self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
@@ -75,27 +85,29 @@ class HardRoutingNetwork(MultiTaskNetwork):
         :param task: ``[B, M]``
         :return: ``[E, B, L, n]``, one-hot along n
         """
-        return self._one_hot(th.einsum("bm,emln->ebln", task, self.controller.detach()))
+        return self._one_hot(self._logits(task).detach())
 
     def probabilities(self) -> Tensor:
         """The controller's distributions, ``[E, M, L, n]``."""
-        return self.controller.softmax(-1)
+        return (self.controller_scale * self.controller).softmax(-1)
 
     def auxiliary_loss(self, losses: Tensor, task: Tensor) -> Tensor | None:
         """The score-function loss of the controller, see :meth:`MultiTaskNetwork.auxiliary_loss`."""
         if self._drawn is None:
             return None
         routes, self._drawn = self._drawn, None
-        log_policy = th.einsum("bm,emln->ebln", task, self.controller.log_softmax(-1))
-        log_prob = (routes * log_policy).sum((-1, -2))  # [E, B]
+        log_prob = (routes * self._logits(task).log_softmax(-1)).sum((-1, -2))  # [E, B]
         count = task.sum(0).clamp(min=1)
         mean = losses @ task / count  # [E, M]
         variance = ((losses - mean @ task.T).square() @ task) / count
-        advantage = (mean @ task.T - losses) / (variance @ task.T).sqrt().clamp(min=1e-8)
+        advantage = (mean @ task.T - losses) / ((variance @ task.T).sqrt() + EPS)
         return (-advantage * log_prob).sum(0).mean()
 
+    def _logits(self, task: Tensor) -> Tensor:
+        return self.controller_scale * th.einsum("bm,emln->ebln", task, self.controller)
+
     def _draw(self, task: Tensor) -> Tensor:
-        logits = th.einsum("bm,emln->ebln", task, self.controller.detach())
+        logits = self._logits(task).detach()
         gumbel = -th.rand_like(logits).clamp(min=1e-20).log()
         return self._one_hot(logits - gumbel.clamp(min=1e-20).log())
 
