@@ -62,11 +62,16 @@ class MultiTaskEvalCallback(EvalCallback):
             deterministic,
             verbose=verbose,
         )
-        #: The last evaluation.
-        self.last_evaluation: TaskEvaluation | None = None
-        #: Mean success rate over the tasks of the last evaluation; NaN where no task reports success.
-        self.last_success_rate = np.nan
+        #: Of the last evaluation and of the best model, the mean over the tasks; NaN where no task reports success.
+        self.last_success_rate = self.best_success_rate = np.nan
+        self.num_evaluations = 0
         self._best = (-np.inf, -np.inf)
+
+    def summary(self) -> dict[str, float | None]:
+        """Success rate and return of the last evaluation and of the best model; None for what there is not."""
+        names = ("last_success_rate", "last_mean_reward", "best_success_rate", "best_mean_reward")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
     def _init_callback(self) -> None:
         if self._normalises_observations() and unwrap_vec_normalize(self.eval_env) is None:
@@ -84,9 +89,10 @@ class MultiTaskEvalCallback(EvalCallback):
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
             return True
         self._copy_statistics()
-        found = self.last_evaluation = evaluate_tasks(
+        found = evaluate_tasks(
             self.model, self.eval_env, n_eval_episodes=self.n_eval_episodes, deterministic=self.deterministic
         )
+        self.num_evaluations += 1
         # SB3's names: other callbacks of SB3 read them.
         self.last_mean_reward = float(np.mean(found.mean_return))
         reported = np.array(found.success_rate)[np.isfinite(found.success_rate)]
@@ -99,7 +105,7 @@ class MultiTaskEvalCallback(EvalCallback):
         score = (-np.inf if np.isnan(self.last_success_rate) else self.last_success_rate, self.last_mean_reward)
         if score > self._best:
             self._best = score
-            self.best_mean_reward = self.last_mean_reward
+            self.best_success_rate, self.best_mean_reward = self.last_success_rate, self.last_mean_reward
             if self.verbose >= 1:
                 print("New best model!")
             if self.best_model_save_path is not None:

@@ -259,6 +259,11 @@ def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "ensemble_size"]
 
 
+def policy_options(policy: type[MultiTaskSACPolicy]) -> list[str]:
+    """What ``policy_kwargs`` may hold for a policy."""
+    return [*_options_of(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs"]
+
+
 class SoftModPolicy(MultiTaskSACPolicy):
     """Soft modularization (Yang et al. 2020) in actor and critics; options: :class:`.SoftModularNetwork`."""
 

@@ -9,18 +9,16 @@ import gymnasium as gym
 
 from sb3_softmod.envs import gymnasium_tasks
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
+from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON
 from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import ConfigurationError, nearest
-
-#: dm_control's own.
-HORIZON = 1000
 
 
 def make_task_makers(
     tasks: str | Sequence[str],
     *,
     seed: int | None = None,
-    max_episode_steps: int = HORIZON,
+    max_episode_steps: int = DM_CONTROL_HORIZON,
     render_mode: str | None = None,
     copies: int = 1,
 ) -> list[TaskMaker]:

@@ -12,7 +12,7 @@ from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
 from sb3_softmod.envs.registered import task_names
-from sb3_softmod.envs.task_sets import TaskSet
+from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.envs.worker import Env, TaskMaker
 from sb3_softmod.errors import ConfigurationError
@@ -26,7 +26,7 @@ def make_metaworld_env(
     *,
     goals: Goals = "random",
     seed: int | None = None,
-    max_episode_steps: int = 200,
+    max_episode_steps: int = METAWORLD_HORIZON,
     reward_version: Literal["v1", "v2"] = "v2",
     envs_per_task: int = 1,
     terminate_on_success: bool = False,
@@ -145,7 +145,7 @@ def make_dm_control_env(
     tasks: str | Sequence[str],
     *,
     seed: int | None = None,
-    max_episode_steps: int = dm_control.HORIZON,
+    max_episode_steps: int = DM_CONTROL_HORIZON,
     envs_per_task: int = 1,
     render_mode: str | None = None,
     wrapper: Wrapper | None = None,

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 
+from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
 from sb3_softmod.envs.tasks import TaskEnv
 from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
@@ -238,7 +239,7 @@ def make_task_makers(
     *,
     goals: Goals = "random",
     seed: int | None = None,
-    max_episode_steps: int = 200,
+    max_episode_steps: int = METAWORLD_HORIZON,
     reward_version: Literal["v1", "v2"] = "v2",
     terminate_on_success: bool = False,
     render_mode: RenderMode | None = None,

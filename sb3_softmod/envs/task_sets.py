@@ -13,15 +13,19 @@ from sb3_softmod.errors import ConfigurationError, nearest
 #: The ids of gymnasium begin with it: "SoftMod/MT10-Conditioned-v3".
 NAMESPACE = "SoftMod"
 
+#: The paper's, and dm_control's own.
+METAWORLD_HORIZON = 200
+DM_CONTROL_HORIZON = 1000
+
 # Those of metaworld.env_dict, whose import loads MuJoCo.
-_METAWORLD_TASKS = (
-    "assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press "
-    "button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open "
-    "door-unlock hand-insert drawer-close drawer-open faucet-open faucet-close hammer handle-press-side handle-press "
-    "handle-pull-side handle-pull lever-pull pick-place-wall pick-out-of-hole pick-place plate-slide plate-slide-side "
-    "plate-slide-back plate-slide-back-side peg-insert-side peg-unplug-side soccer stick-push stick-pull push "
-    "push-wall push-back reach reach-wall shelf-place sweep-into sweep window-open window-close"
-).split()  # noqa: SIM905
+_METAWORLD_TASKS = """
+    assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press
+    button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open
+    door-unlock hand-insert drawer-close drawer-open faucet-open faucet-close hammer handle-press-side handle-press
+    handle-pull-side handle-pull lever-pull pick-place-wall pick-out-of-hole pick-place plate-slide plate-slide-side
+    plate-slide-back plate-slide-back-side peg-insert-side peg-unplug-side soccer stick-push stick-pull push push-wall
+    push-back reach reach-wall shelf-place sweep-into sweep window-open window-close
+""".split()  # noqa: SIM905
 
 _DM_CONTROL_TASKS = {
     "Walker": ("stand", "walk", "run"),
@@ -83,6 +87,19 @@ class TaskSet:
         if "horizon" in arguments:
             arguments["max_episode_steps"] = arguments.pop("horizon")
         return arguments
+
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What one has to know to compare results: goals, horizon and reward version; None for what there is not.
+
+        :param options: as in :meth:`arguments`
+        """
+        given = {**self.options, **options}
+        horizon = given.get("horizon", METAWORLD_HORIZON if self.suite == "metaworld" else DM_CONTROL_HORIZON)
+        return {
+            "goals": given.get("goals"),
+            "horizon": horizon,
+            "reward_version": given.get("reward_version", "v2") if self.suite == "metaworld" else None,
+        }
 
 
 def get_task_set(name: str) -> TaskSet:

@@ -17,10 +17,12 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
+from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.envs.task_sets import TASK_SETS, TaskSet
+from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.methods import Method
 from sb3_softmod.policies import POLICIES, policy_options
@@ -43,7 +45,7 @@ _ZOO_KEYS = (
     "noise_std",
 )
 #: Arguments of an algorithm that RL Zoo passes itself, from its command line.
-_PASSED_BY_ZOO = ("self", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
+_PASSED_BY_ZOO = ("env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
 #: Keys of a file that are no env.
 _NO_ENVS = ("default", "policies", "atari")
 
@@ -63,12 +65,16 @@ def find_config(name: str | None) -> str:
     raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
 
 
-def check_config(path: str, algorithm: type[BaseAlgorithm]) -> None:
-    """Refuse a YAML file in which something is unknown, misspelt or written twice.
+def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
+    """Read a YAML file; refuse it if something in it is unknown, misspelt or there twice.
 
+    :param path: what :func:`find_config` found
     :param algorithm: that the file is for
+    :return: the whole file; nothing for the Python code that RL Zoo reads too
     :raises ConfigurationError: naming file, line and key
     """
+    if not path.endswith((".yml", ".yaml")):
+        return {}
     try:
         root = yaml.compose(Path(path).read_text(), yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -81,8 +87,15 @@ def check_config(path: str, algorithm: type[BaseAlgorithm]) -> None:
                 check.entries(options, policy, policy_options(POLICIES[policy]))
             continue
         for key, value in check.entries(block, env, known):
-            if key in (inner := _known_inside()) and isinstance(value, yaml.MappingNode):
-                check.entries(value, key, inner[key])
+            inside = _known_inside(algorithm).get(key)
+            if inside is not None and isinstance(value, yaml.MappingNode):
+                check.entries(value, key, inside)
+    return yaml.safe_load(Path(path).read_text())
+
+
+def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:
+    """What a file says of an env."""
+    return config.get(env, config.get("default")) or {}
 
 
 def check_parameters(parameters: Iterable[str], algorithm: type[BaseAlgorithm]) -> None:
@@ -118,11 +131,10 @@ def complete(
         if task_set.tasks not in method.env_steps:
             raise ConfigurationError(f"Neither the file nor the method says how long to train on {task_set.name}: -n")
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
-    block = config.get(task_set.name, config.get("default")) or {}
     layers = [
         config.get("policies", {}).get(out["policy"]),
         method.policy_kwargs if out["policy"] == method.policy else None,
-        block.get("policy_kwargs"),
+        block_of(config, task_set.name).get("policy_kwargs"),
         hyperparams.get("policy_kwargs"),
     ]
     if not any(isinstance(layer, str) for layer in layers):  # Python code, which RL Zoo evaluates, stands alone
@@ -162,14 +174,23 @@ class _Checker:
 
 @cache
 def _shipped() -> dict[str, Path]:
-    return {Path(str(file)).stem: Path(str(file)) for file in files("sb3_softmod.zoo_configs").iterdir() if
-            file.name.endswith(".yml")}
+    return {
+        Path(str(file)).stem: Path(str(file))
+        for file in files("sb3_softmod.zoo_configs").iterdir()
+        if file.name.endswith(".yml")
+    }
 
 
 @cache
-def _known_inside() -> dict[str, list[str]]:
+def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
     """What may stand inside some keys."""
-    env_options = {option for task_set in TASK_SETS.values() for option in task_set.known_options}
-    normalization = [name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"]
-    options = {name for policy in POLICIES.values() for name in policy_options(policy)}
-    return dict(env_kwargs=sorted(env_options), normalize=normalization, policy_kwargs=sorted(options))
+    known = dict(
+        env_kwargs=sorted({option for options in ENV_OPTIONS.values() for option in options}),
+        normalize=[name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
+    )
+    if issubclass(algorithm, SAC):
+        policies = {name for policy in POLICIES.values() for name in policy_options(policy)}
+        known["policy_kwargs"] = sorted(
+            policies.union(inspect.signature(SACPolicy).parameters)
+        )  # SB3's "MlpPolicy" too
+    return known

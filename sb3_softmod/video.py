@@ -1,0 +1,100 @@
+"""Videos of episodes, with the name of the task on every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+#: Frames a second; at Meta-World's 80 steps a second a little slower than the robot is.
+FPS = 40
+
+
+class VideoFile:
+    """Writes frames to an mp4 file, one after the other. A context manager.
+
+    :param path: of the file; its folder is made
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: Generator[None, Any, None] | None = None
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, frame: np.ndarray, text: str) -> None:
+        """Add a frame.
+
+        :param frame: ``[height, width, 3]`` uint8, the same size each time
+        :param text: to draw on it
+        """
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = frame.shape[:2]
+            self._writer = imageio_ffmpeg.write_frames(str(self._path), (width, height), fps=FPS, macro_block_size=1)
+            self._writer.send(None)
+        self._writer.send(np.ascontiguousarray(labelled(frame, text)))
+
+
+def labelled(frame: np.ndarray, text: str) -> np.ndarray:
+    """A frame with a line of text in its upper left corner, white on black.
+
+    :param frame: ``[height, width, 3]`` uint8
+    :return: the same shape
+    """
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(frame.shape[0] // 24, 10))
+    margin = frame.shape[0] // 60 + 1
+    box = draw.textbbox((2 * margin, 2 * margin), text, font=font)
+    draw.rectangle((box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin), fill="black")
+    draw.text((2 * margin, 2 * margin), text, font=font, fill="white")
+    return np.asarray(image)
+
+
+class Filmed(VecEnvWrapper):
+    """Writes the first episode of an env to a video.
+
+    :param venv: one env, with ``render_mode="rgb_array"``
+    :param video: the file
+    :param text: to draw on the frames
+    """
+
+    def __init__(self, venv: VecEnv, video: VideoFile, text: str) -> None:
+        super().__init__(venv)
+        self._video = video
+        self._text = text
+        self._filming = True
+
+    def reset(self) -> VecEnvObs:
+        """Reset the env."""
+        observations = self.venv.reset()
+        self._film()
+        return observations
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the env."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self._filming &= not dones[0]  # the env is in its next episode then
+        self._film()
+        return observations, rewards, dones, infos
+
+    def _film(self) -> None:
+        if self._filming:
+            frame = self.venv.get_images()[0]
+            assert frame is not None
+            self._video.write(frame, self._text)

@@ -1,0 +1,195 @@
+"""RL Zoo's experiments on many tasks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rl_zoo3 import exp_manager
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
+
+from sb3_softmod.callbacks import MultiTaskEvalCallback
+from sb3_softmod.envs.make import make_task_set_env
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.methods import METHODS
+from sb3_softmod.policies import POLICIES, policy_options
+from sb3_softmod.run_manifest import RunManifest
+from sb3_softmod.zoo import tuning
+from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
+from sb3_softmod.zoo.monitor_file import MonitorFile
+from sb3_softmod.zoo.registration import ALGOS
+
+# RL Zoo's objective() makes one for each trial.
+exp_manager.TrialEvalCallback = tuning.MultiTaskTrialCallback  # type: ignore[assignment, misc]
+
+
+class MultiTaskExperimentManager(ExperimentManager):
+    """RL Zoo's manager for the envs of a task set.
+
+    What is different: the envs of all tasks stand side by side, ``n_envs`` of them (default one for each task);
+    evaluation covers every task; ``policy_kwargs`` and ``env_kwargs`` of the command line are joined with those of the
+    file instead of replacing them; ``run.json`` says what the run was; and a folder belongs to one run.
+    """
+
+    def __init__(self, args: Namespace, algo: str, env_id: str, *rest: Any, **kwargs: Any) -> None:
+        self.task_set = get_task_set(env_id)
+        self.task_names = task_names(self.task_set)
+        self.method = METHODS.get(algo)
+        if self.method is None and kwargs.get("config") is None:
+            raise ConfigurationError(
+                f"RL Zoo has no hyperparameters for {algo} on {env_id}: name a file of yours with --conf-file."
+            )
+        super().__init__(args, algo, env_id, *rest, **{**kwargs, "config": find_config(kwargs.get("config"))})
+        self._evaluation: MultiTaskEvalCallback | None = None
+        self._owns_folder = False
+        if self.method is not None:
+            HYPERPARAMS_SAMPLER[algo] = self._suggest  # type: ignore[assignment]
+            HYPERPARAMS_CONVERTER[algo] = partial(tuning.to_hyperparams, num_tasks=len(self.task_names))
+
+    # ---------------------------------------------------------- hyperparameters
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """RL Zoo's, checked, and completed with what the method is."""
+        algorithm = ALGOS[self.algo]
+        config = load_config(self.config, algorithm)
+        check_parameters(self.custom_hyperparams or (), algorithm)
+        hyperparams, _ = super().read_hyperparameters()
+        if self.method is not None:
+            hyperparams = complete(hyperparams, self.method, self.task_set, config)
+            print(f"{self.algo} ({self.method.title}): {hyperparams['policy']}, {hyperparams['policy_kwargs']}")
+        hyperparams.setdefault("n_envs", len(self.task_names))
+
+        of_file = block_of(config, self.task_set.name).get("env_kwargs", {})
+        # What goals a seed stands for is settled when an env is made: whoever plays the policy later needs the same.
+        self.env_kwargs = {"seed": self.seed, **of_file, **hyperparams.get("env_kwargs", {}), **self.env_kwargs}
+        self.eval_env_kwargs = {**self.env_kwargs, **(self._eval_env_kwargs_args or {})}
+        for options in (self.env_kwargs, self.eval_env_kwargs):
+            self.task_set.arguments(options)
+        self.args.env_kwargs = hyperparams["env_kwargs"] = self.env_kwargs
+        return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _suggest(self, trial: optuna.Trial, *_: Any) -> dict[str, Any]:
+        """A candidate of Optuna, with the rest of the network's options as they are."""
+        policy = POLICIES.get(self._hyperparams["policy"])
+        params = tuning.suggest(trial, policy_options(policy) if policy else [])
+        candidate = tuning.to_hyperparams(params, len(self.task_names))
+        candidate["policy_kwargs"] = {**self._hyperparams["policy_kwargs"], **candidate["policy_kwargs"]}
+        return candidate
+
+    # --------------------------------------------------------------------- envs
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """``n_envs`` envs of all tasks, wrapped as the hyperparameters say."""
+        env: VecEnv = make_task_set_env(
+            self.task_set,
+            n_envs,
+            options=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            wrapper=self.env_wrapper,
+            n_workers=0 if self.vec_env_class is DummyVecEnv else None,
+            restart_failed=not eval_env,
+        )
+        if not eval_env and not no_log:
+            env = MonitorFile(env, self.save_path, **self.monitor_kwargs)
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        env = self._maybe_normalize(env, eval_env)
+        return env if self.frame_stack is None else VecFrameStack(env, self.frame_stack)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        # A model that goes on learning brings its statistics with it.
+        if not self.normalize:
+            return env
+        frozen = dict(training=False, norm_reward=False) if eval_env else {}
+        return MultiTaskVecNormalize(env, **{**self.normalize_kwargs, **frozen})
+
+    # ------------------------------------------------------------------ running
+
+    def create_log_folder(self) -> None:
+        """Make a folder that no other run has, not even one that begins at this moment."""
+        while True:
+            try:
+                os.makedirs(self.save_path)
+                break
+            except FileExistsError:
+                stem, _, number = self.save_path.rpartition("_")
+                self.save_path = f"{stem}_{int(number) + 1}" if number.isdigit() else f"{self.save_path}_1"
+        self._owns_folder = True
+        self.params_path = os.path.join(self.save_path, self.env_name)
+        os.makedirs(self.params_path)
+        if self.tensorboard_log is not None:
+            number = self.save_path.rpartition("_")[2]
+            self.tensorboard_log = os.path.join(self.tensorboard_log, f"{self.algo}_{number}")
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """RL Zoo's; without a run, because it cannot begin or because trials follow, no folder stays behind."""
+        result = None
+        try:
+            result = super().setup_experiment()
+        finally:
+            if result is None and self._owns_folder:
+                shutil.rmtree(self.save_path)
+        return result
+
+    def create_callbacks(self) -> None:
+        """RL Zoo's, with an evaluation of every task in place of its own."""
+        eval_freq, self.eval_freq = self.eval_freq, -1
+        super().create_callbacks()
+        if eval_freq <= 0 or self.optimize_hyperparameters:
+            return
+        self._evaluation = MultiTaskEvalCallback(
+            self.create_envs(self.n_eval_envs, eval_env=True),
+            callback_on_new_best=SaveVecNormalizeCallback(save_freq=1, save_path=self.params_path),
+            n_eval_episodes=self.n_eval_episodes,
+            eval_freq=max(eval_freq // self.n_envs, 1),
+            log_path=self.save_path,
+            best_model_save_path=self.save_path,
+            deterministic=self.deterministic_eval,
+            verbose=self.verbose,
+        )
+        self.callbacks.append(self._evaluation)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """RL Zoo's, between the two writings of ``run.json``."""
+        manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts())
+        status = "failed"
+        results: dict[str, Any] = {}
+        try:
+            super().learn(model)
+            status = "finished" if model.num_timesteps >= self.n_timesteps else "stopped"
+        except BaseException as error:
+            results["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if self._evaluation is not None:
+                results |= self._evaluation.summary()
+                self._evaluation.eval_env.close()
+            manifest.finish(status, model, results)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "method": self.algo,
+            "title": self.method.title if self.method else self.algo,
+            "task_set": self.task_set.name,
+            "tasks": self.task_names,
+            **self.task_set.settings(self.env_kwargs),
+            "seed": self.seed,
+            "n_envs": self.n_envs,
+            "planned_env_steps": self.n_timesteps,
+            "config": self.config,
+            "continues": self.trained_agent or None,
+            "command": " ".join(sys.orig_argv),
+        }

@@ -1,0 +1,25 @@
+"""RL Zoo's ``key:value`` options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rl_zoo3.utils import StoreDict
+
+from sb3_softmod.errors import ConfigurationError
+
+
+class KeyValues(StoreDict):
+    """RL Zoo's, with an error that says what is wrong."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except Exception as error:  # whatever the evaluation of Python code raises
+            raise ConfigurationError(
+                f"{option_string} {' '.join(values)}: {error}. Write key:value with a value in Python, strings in "
+                'quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
+            ) from error

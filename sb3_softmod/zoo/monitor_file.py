@@ -1,0 +1,47 @@
+"""The file that SB3's and RL Zoo's plots of training read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+
+class MonitorFile(VecEnvWrapper):
+    """Writes a row to ``0.monitor.csv`` for each episode: return, length, time, task and, if reported, success.
+
+    Unlike SB3's ``VecMonitor`` it leaves the infos alone: an episode that broke off with its worker counts nowhere.
+
+    :param venv: of a task set
+    :param folder: for the file
+    :param info_keywords: further columns, from the last info of an episode
+    """
+
+    def __init__(self, venv: VecEnv, folder: str, info_keywords: Sequence[str] = ()) -> None:
+        super().__init__(venv)
+        self._columns = ("task_name", "is_success", *info_keywords)
+        self._start = time.time()
+        self._file = ResultsWriter(os.path.join(folder, "0"), header={"t_start": self._start}, extra_keys=self._columns)
+
+    def reset(self) -> VecEnvObs:
+        """Reset the envs."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the envs, and write down the episodes that ended."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "episode" in info:
+                row = {key: info.get(key, "") for key in self._columns}
+                elapsed = round(time.time() - self._start, 6)
+                self._file.write_row({**row, "r": info["episode"]["r"], "l": info["episode"]["l"], "t": elapsed})
+        return observations, rewards, dones, infos
+
+    def close(self) -> None:
+        """Close the envs and the file."""
+        self._file.close()
+        super().close()

@@ -1,0 +1,142 @@
+"""What ``sb3-softmod enjoy`` does."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.evaluation import evaluate_tasks
+from sb3_softmod.methods import METHODS
+from sb3_softmod.video import Filmed, VideoFile
+from sb3_softmod.zoo.key_values import KeyValues
+from sb3_softmod.zoo.registration import ALGOS, short_env_ids
+
+_ROW = "{:<30} {:>8} {:>10}"
+
+
+def play(args: argparse.Namespace) -> None:
+    """Play each task in an env of its own, wrapped as in training, and print how it went.
+
+    :param args: the options of the command
+    :raises ConfigurationError: for bad input, before anything is played
+    """
+    task_set = get_task_set(args.env)
+    name = EnvironmentName(task_set.name)
+    model_path, run = _find(args, name)
+    names = task_names(task_set)
+    if args.task is not None and args.task not in names:
+        raise ConfigurationError(f"Unknown task {args.task!r} of {name}: {nearest(args.task, names)}")
+    if args.episodes < 1:
+        raise ConfigurationError(f"--episodes must be at least 1, not {args.episodes}.")
+    hyperparams, env_kwargs = _of_training(run / name)
+    env_kwargs |= _key_values(args.env_kwargs)
+    if args.seed is not None:
+        env_kwargs["seed"] = args.seed
+    task_set.arguments(env_kwargs)
+    if args.num_threads > 0:
+        th.set_num_threads(args.num_threads)
+
+    set_random_seed(env_kwargs["seed"])
+    no_buffer: dict[str, Any] = dict(buffer_size=len(names)) if args.algo in METHODS else {}
+    model = ALGOS[args.algo].load(model_path, device=args.device, **no_buffer)
+    print(f"{model_path}, {args.episodes} episodes a task, seed {env_kwargs['seed']}\n")
+    print(_ROW.format("task", "success", "return"))
+    results = []
+    with ExitStack() as stack:
+        stack.enter_context(short_env_ids())
+        video = None
+        if args.video is not None:
+            env_kwargs["render_mode"] = "rgb_array"
+            video = stack.enter_context(VideoFile(args.video))
+        for task in names if args.task is None else [args.task]:
+            env = _make_env(name, run, hyperparams, {**env_kwargs, "task": task}, model)
+            found = evaluate_tasks(
+                model,
+                env if video is None else Filmed(env, video, task),
+                n_eval_episodes=args.episodes,
+                deterministic=not args.stochastic,
+            )
+            env.close()
+            index = found.task_names.index(task)
+            results.append((found.success_rate[index], found.mean_return[index]))
+            _print_row(task, *results[-1])
+    if len(results) > 1:
+        _print_row("mean", *np.mean(results, 0))
+    if args.video is not None:
+        print(f"\nThe first episode of each task is in {args.video}")
+
+
+def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
+    """The model, and the folder of its run."""
+    if args.algo not in ALGOS:
+        raise ConfigurationError(f"Unknown algo {args.algo!r}: {nearest(args.algo, ALGOS)}")
+    try:
+        with redirect_stdout(io.StringIO()):
+            _, model, run = get_model_path(
+                args.exp_id,
+                str(args.folder),
+                args.algo,
+                name,
+                args.load_best,
+                args.load_checkpoint,
+                args.load_last_checkpoint,
+            )
+    except (AssertionError, ValueError) as error:
+        runs = sorted(str(path.parent) for path in args.folder.glob("*/*/run.json"))
+        raise ConfigurationError(f"{error}. Runs in {args.folder}: {', '.join(runs) or 'none'}.") from error
+    return model, Path(run)
+
+
+def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The hyperparameters of a run, and apart from them what its envs were made with."""
+    hyperparams, _ = get_saved_hyperparams(str(folder), test_mode=True)
+    return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
+
+
+def _key_values(texts: list[str] | None) -> dict[str, Any]:
+    values = argparse.Namespace(out={})
+    if texts:
+        KeyValues(["--env-kwargs"], "out")(argparse.ArgumentParser(), values, texts, "--env-kwargs")
+    return values.out
+
+
+def _make_env(
+    name: EnvironmentName, run: Path, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], model: Any
+) -> VecEnv:
+    """One env, wrapped and normalised as in training."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            env = create_test_env(
+                name,
+                stats_path=str(run / name),
+                seed=env_kwargs["seed"],
+                should_render=False,
+                hyperparams=dict(hyperparams),
+                env_kwargs=env_kwargs,
+            )
+    except ConfigurationError:
+        raise
+    except ValueError as error:  # no statistics: the run ended before it saved any
+        raise ConfigurationError(str(error)) from error
+    normalize, statistics = unwrap_vec_normalize(env), getattr(model, "normalization", None)
+    if isinstance(normalize, MultiTaskVecNormalize) and statistics is not None:
+        normalize.set_statistics(statistics)  # the file has those of the last model, this may be another
+    return env
+
+
+def _print_row(task: str, success: float, mean_return: float) -> None:
+    print(_ROW.format(task, "" if np.isnan(success) else f"{success:.0%}", f"{mean_return:.1f}"), flush=True)

@@ -1,0 +1,38 @@
+"""What RL Zoo must know of us before its scripts run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gymnasium as gym
+
+from sb3_softmod.envs.task_sets import TASK_SETS, register
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.methods import METHODS
+from sb3_softmod.multitask_sac import MultiTaskSAC
+
+try:
+    from rl_zoo3.utils import ALGOS
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        f"This needs packages that are not installed ({error}): pip install sb3-softmod[zoo]"
+    ) from error
+
+# A method differs from another in its hyperparameters alone.
+ALGOS.update(dict.fromkeys(METHODS, MultiTaskSAC))
+
+
+@contextmanager
+def short_env_ids() -> Iterator[None]:
+    """Let RL Zoo know the task sets by their names, which are the names of its folders.
+
+    Not for good: elsewhere in the package "MT10" is a set of tasks, not an id of gymnasium.
+    """
+    for task_set in TASK_SETS.values():
+        register(task_set, task_set.name)
+    try:
+        yield
+    finally:
+        for name in TASK_SETS:
+            del gym.registry[name]

@@ -1,0 +1,137 @@
+"""``sb3-softmod train``: RL Zoo's own train script, on many tasks."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import rl_zoo3.train
+
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.methods import METHODS
+from sb3_softmod.zoo.configs import find_config
+from sb3_softmod.zoo.key_values import KeyValues
+from sb3_softmod.zoo.registration import ALGOS, short_env_ids
+
+#: Environment steps of each task between two evaluations, unless --eval-freq says otherwise.
+EVAL_EVERY = 10_000
+
+_INTRODUCTION = """\
+usage: sb3-softmod train --algo METHOD --env TASKS [options]
+
+Train a method on a set of tasks. This is RL Zoo's train script with our methods and tasks: what it writes to
+logs/METHOD/TASKS_1/ is what RL Zoo's other scripts read.
+
+  sb3-softmod train --algo softmod_deep --env MT50-Conditioned --seed 1 -P
+  sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --num-threads 1
+
+methods:
+{methods}
+
+tasks:
+{tasks}
+  a single task                 reach-v3, drawer-close-v3, ...: the 50 of Meta-World
+
+What is different from RL Zoo:
+  --conf-file                   "paper" (default), "laptop", or a file of yours
+  --vec-env                     subproc (default): the envs are stepped by one process a core; dummy: by this one
+  --n-eval-envs                 default: one for each task; every task is evaluated in --eval-episodes episodes
+  --eval-freq                   default: every {eval_every:,} steps of each task
+  -params policy_kwargs:...     adds to those of the method
+  --env-kwargs                  goals, horizon, reward_version, seed, ...: adds to those of the file
+
+"""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    :param arguments: of the command line, after "train"
+    :raises ConfigurationError: for bad input, before anything is made
+    """
+    if {"-h", "--help"}.intersection(arguments):
+        print(_help())
+        return
+    known = _read(arguments)
+    defaults: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if known.env in TASK_SETS:
+            from sb3_softmod.zoo.experiment import MultiTaskExperimentManager
+
+            num_tasks = len(task_names(TASK_SETS[known.env]))
+            defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
+            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
+            stack.enter_context(short_env_ids())
+            stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", MultiTaskExperimentManager))
+        stack.enter_context(_replaced(rl_zoo3.train, "StoreDict", KeyValues))
+        stack.enter_context(_replaced(sys, "argv", ["sb3-softmod train", *defaults, *arguments, "--env", known.env]))
+        rl_zoo3.train.train()
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    """What must be known before RL Zoo reads the rest, checked."""
+    parser = argparse.ArgumentParser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--env")
+    parser.add_argument("--gym-packages", nargs="+")
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("-i", "--trained-agent")
+    known = parser.parse_known_args(arguments)[0]
+    for name, examples in (("algo", METHODS), ("env", TASK_SETS)):
+        if getattr(known, name) is None:
+            few = ", ".join(list(examples)[:6])
+            raise ConfigurationError(f"--{name} is missing: {few}, ... (sb3-softmod train --help)")
+    if known.algo not in ALGOS:
+        raise ConfigurationError(f"Unknown algo {known.algo!r}: {nearest(known.algo, ALGOS)}")
+    if known.algo in METHODS or (known.env not in gym.registry and not known.gym_packages):
+        known.env = get_task_set(known.env).name
+    if known.conf_file is not None:
+        find_config(known.conf_file)
+    if known.trained_agent and not (known.trained_agent.endswith(".zip") and os.path.isfile(known.trained_agent)):
+        raise ConfigurationError(f"There is no model {known.trained_agent!r} to go on with: name a .zip file.")
+    return known
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _help() -> str:
+    with (
+        _replaced(sys, "argv", ["sb3-softmod train", "--help"]),
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        rl_zoo3.train.train()
+    # The list of all algorithms stands in the introduction.
+    options = printed.getvalue().replace("{" + ",".join(ALGOS) + "}", "METHOD")
+    sets = [name for name, task_set in TASK_SETS.items() if task_set.name not in task_names(task_set)]
+    return (
+        _INTRODUCTION.format(
+            methods="\n".join(f"  {name:<30}{method.title}" for name, method in METHODS.items()),
+            tasks="\n".join(f"  {name:<30}{_described(name)}" for name in sets),
+            eval_every=EVAL_EVERY,
+        )
+        + options[options.index("options:") :]
+    )
+
+
+def _described(name: str) -> str:
+    names = task_names(TASK_SETS[name])
+    goals = {"fixed": ", one goal each", "random": ", 50 goals each", None: ""}[TASK_SETS[name].options.get("goals")]
+    listed = ", ".join(names) if len(names) < 10 else f"{len(names)} tasks"
+    return listed + goals

@@ -1,0 +1,89 @@
+"""What ``--optimize`` may vary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_softmod.callbacks import MultiTaskEvalCallback
+
+#: Sizes of a network by the option that sets them; those that a policy does not know are left out.
+_SIZES: dict[str, list[int]] = {
+    "num_layers": [2, 3, 4],
+    "num_modules": [2, 4, 6],
+    "module_dim": [64, 128, 256],
+    "embedding_dim": [64, 128, 256, 400],
+    "num_experts": [2, 4, 6],
+    "num_encoders": [4, 6, 8],
+    "num_parameter_sets": [3, 5, 8],
+}
+
+
+def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:
+    """Draw the next candidate.
+
+    :param trial: of Optuna
+    :param options: what the policy's ``policy_kwargs`` may hold
+    :return: as Optuna names and stores it; :func:`to_hyperparams` makes hyperparameters of it
+    """
+    params: dict[str, Any] = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.005, 0.05, log=True),
+        "batch_per_task": trial.suggest_categorical("batch_per_task", [32, 64, 128, 256]),
+        "max_grad_norm": trial.suggest_categorical("max_grad_norm", [None, 1.0, 10.0]),
+        "loss_weighting": trial.suggest_categorical("loss_weighting", ["uniform", "alpha", "log_alpha"]),
+    }
+    for name, sizes in _SIZES.items():
+        if name in options:
+            params[name] = trial.suggest_categorical(name, sizes)
+    if "net_arch" in options:
+        params["depth"] = trial.suggest_int("depth", 2, 4)
+        params["width"] = trial.suggest_categorical("width", [128, 256, 400])
+    return params
+
+
+def to_hyperparams(params: dict[str, Any], num_tasks: int) -> dict[str, Any]:
+    """Hyperparameters of a candidate.
+
+    :param params: from :func:`suggest`, or read back from a study
+    :param num_tasks: M
+    """
+    policy_kwargs = {name: params[name] for name in _SIZES if name in params}
+    if "depth" in params:
+        policy_kwargs["net_arch"] = [params["width"]] * params["depth"]
+    return {
+        "learning_rate": params["learning_rate"],
+        "gamma": 1 - params["one_minus_gamma"],
+        "batch_size": params["batch_per_task"] * num_tasks,
+        "max_grad_norm": params["max_grad_norm"],
+        "loss_weighting": params["loss_weighting"],
+        "policy_kwargs": policy_kwargs,
+    }
+
+
+class MultiTaskTrialCallback(MultiTaskEvalCallback):
+    """Evaluates a trial; Optuna's objective is the mean success rate, or the mean return where no task reports success.
+
+    :param eval_env: of all tasks
+    :param trial: of Optuna, which may prune it after any evaluation
+    :param kwargs: those of :class:`.MultiTaskEvalCallback`
+    """
+
+    def __init__(self, eval_env: VecEnv, trial: optuna.Trial, **kwargs: Any) -> None:
+        super().__init__(eval_env, verbose=0, **kwargs)
+        self._trial = trial
+        #: Read by RL Zoo, as ``last_mean_reward`` is, its name for the objective.
+        self.is_pruned = False
+
+    def _on_step(self) -> bool:
+        before = self.num_evaluations
+        go_on = super()._on_step()
+        if self.num_evaluations > before:
+            if np.isfinite(self.last_success_rate):
+                self.last_mean_reward = self.last_success_rate
+            self._trial.report(self.last_mean_reward, self.num_evaluations)
+            self.is_pruned = self._trial.should_prune()
+        return go_on and not self.is_pruned
