@@ -87,7 +87,7 @@ class HardRoutingNetwork(MultiTaskNetwork):
         if self._drawn is None:
             return None
         routes, self._drawn = self._drawn, None
-        log_policy = th.einsum("bm,emln->ebln", task, self.controller.log_softmax(-1))
+        log_policy = th.einsum("bm,emln->ebln", task, self.controller).log_softmax(-1)
         log_prob = (routes * log_policy).sum((-1, -2))  # [E, B]
         count = task.sum(0).clamp(min=1)
         mean = losses @ task / count  # [E, M]
