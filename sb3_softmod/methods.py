@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import GymEnv
 
     from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.networks import MultiTaskNetwork
+    from sb3_softmod.policies import MultiTaskSACPolicy
 
 #: Environment steps, over all tasks, that the paper trains for (section 5.2).
 _STEPS = {"MT10": 15_000_000, "MT50": 50_000_000}
@@ -28,7 +30,7 @@ class Method:
 
     :param title: the name in the paper's tables
     :param source: where it is compared, or where it comes from
-    :param policy: an alias of :attr:`.MultiTaskSAC.policy_aliases`
+    :param policy: a name in :data:`sb3_softmod.policies.POLICIES`, or a policy class of your own
     :param policy_kwargs: options of the policy's network
     :param options: arguments of :class:`.MultiTaskSAC`
     :param env_steps: the paper's budget by task set, environment steps over all tasks
@@ -37,11 +39,18 @@ class Method:
 
     title: str
     source: str
-    policy: str
+    policy: str | type[MultiTaskSACPolicy]
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     env_steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
     relative_params: float | None = None
+
+    @property
+    def network_class(self) -> type[MultiTaskNetwork]:
+        """The network of its actor and critics."""
+        from sb3_softmod.policies import POLICIES
+
+        return (POLICIES[self.policy] if isinstance(self.policy, str) else self.policy).network_class
 
     def make(self, env: GymEnv | str, **overrides: Any) -> MultiTaskSAC:
         """A model that is ready to learn.

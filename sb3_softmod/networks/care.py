@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch as th
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP
 
 
 class CARENetwork(MultiTaskNetwork):
     """K encoders of the state, mixed by attention over a task context; encoding and context go to a perceptron.
 
-    Without the language metadata of the paper: the context is a perceptron of an embedding that is learned for each
-    task.
+    Differs from the paper: without its language metadata, the context is a perceptron of the rectified embedding that
+    is learned for each task; actor and critics share no encoder; and a critic encodes state and action together.
 
     :param input_dim: width of the state (of state and action for a critic)
     :param output_dim: width of the output
@@ -45,7 +45,7 @@ class CARENetwork(MultiTaskNetwork):
         require_positive("embedding_dim", embedding_dim)
         E, D = ensemble_size, embedding_dim
         hidden = require_widths("encoder_arch", encoder_arch)
-        self.task_embedding = BatchedLinear((E,), num_tasks, D)
+        self.task_embedding = nn.Parameter(th.randn(E, num_tasks, D))
         self.context = BatchedMLP((E,), (D, *hidden, D))
         self.attention = BatchedMLP((E,), (D, *hidden, num_encoders))
         self.encoders = BatchedMLP((E, num_encoders), (input_dim, *hidden, D))
@@ -66,7 +66,7 @@ class CARENetwork(MultiTaskNetwork):
         return self._attend(self._context(task))
 
     def _context(self, task: Tensor) -> Tensor:
-        return self.context(th.relu(self.task_embedding(task)))
+        return self.context(th.relu(task @ self.task_embedding))
 
     def _attend(self, context: Tensor) -> Tensor:
         return self.attention(context).softmax(-1)

@@ -1,4 +1,4 @@
-"""Hard Routing: one module of each layer, chosen for each task by a table (Rosenbaum et al. 2018)."""
+"""Hard Routing: one module of each layer, chosen for each task by a table."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP
 
-#: Added to the standard deviation of rewards: differences far below it are rounding errors.
-EPS = 1e-5
-
 
 class HardRoutingNetwork(MultiTaskNetwork):
-    r"""L layers of n modules of which a row passes one a layer.
+    r"""L layers of n modules, with ReLU between them, of which a row passes one a layer.
 
-    A tabular controller holds, for each task and layer, a categorical distribution over the modules. In training mode
-    the route of each row is drawn from it, in evaluation mode it is the most probable one. The controller learns by
-    the score function: with the route :math:`r_b` of row b and its reward :math:`R_b`, the negative of its loss,
+    A tabular controller, as in Rosenbaum et al. 2018, holds for each task and layer a categorical distribution over
+    the modules. In training mode the route of each row is drawn from it, in evaluation mode it is the most probable
+    one. The controller learns by the score function: with the route :math:`r_b` of row b and its reward :math:`R_b`,
+    the negative of its loss,
 
     .. math::
         \nabla J = \frac{1}{B} \sum_b \frac{R_b - \mu_t}{\sigma_t}\, \nabla \log \pi(r_b \mid t)
@@ -66,7 +64,7 @@ class HardRoutingNetwork(MultiTaskNetwork):
             (E, num_modules), (embedding_dim, *[module_dim] * (num_layers - 1), output_dim)
         ).layers
         # Nearly uniform; small differences, so that the tasks' most probable routes differ from the start.
-        self.controller = nn.Parameter(0.1 / controller_scale * th.randn(E, num_tasks, num_layers, num_modules))
+        self.controller = nn.Parameter(0.01 / controller_scale * th.randn(E, num_tasks, num_layers, num_modules))
         self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
@@ -100,7 +98,8 @@ class HardRoutingNetwork(MultiTaskNetwork):
         count = task.sum(0).clamp(min=1)
         mean = losses @ task / count  # [E, M]
         variance = ((losses - mean @ task.T).square() @ task) / count
-        advantage = (mean @ task.T - losses) / ((variance @ task.T).sqrt() + EPS)
+        rounding = 100 * th.finfo(losses.dtype).eps * (1 + mean.abs())  # smaller differences teach nothing
+        advantage = (mean @ task.T - losses) / ((variance.sqrt() + rounding) @ task.T)
         return (-advantage * log_prob).sum(0).mean()
 
     def _logits(self, task: Tensor) -> Tensor:

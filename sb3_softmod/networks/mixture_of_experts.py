@@ -20,7 +20,7 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
     :param num_tasks: M
     :param num_experts: K
     :param net_arch: widths of the hidden layers of each expert
-    :param gating_arch: widths of the hidden layers of the gating network
+    :param gating_arch: widths of the hidden layers of the gating network, of which the paper says nothing
     :param ensemble_size: E
     :raises ConfigurationError: for an impossible size
     """

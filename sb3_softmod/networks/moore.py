@@ -21,7 +21,7 @@ class MOORENetwork(MultiTaskNetwork):
     :param input_dim: width of the state (of state and action for a critic)
     :param output_dim: width of the output
     :param num_tasks: M
-    :param num_experts: K, at most the last width (the paper: 4 on MT10, 6 on MT50)
+    :param num_experts: K, at most the last width (the authors: 4 on MT10, 6 on MT50)
     :param net_arch: widths of the layers of each expert, the last that of its features
     :param ensemble_size: E
     :raises ConfigurationError: for an impossible size

@@ -17,10 +17,13 @@ class PaCoNetwork(MultiTaskNetwork):
 
     Layer by layer that is :math:`\sum_k w_{tk} (W_k x + b_k)`, so that no task's parameters are ever formed.
 
+    Differs from the authors' code: each member has weights w of its own, where their actor and critics share them; the
+    sets start different from each other; and no task's w is reset when its loss explodes.
+
     :param input_dim: width of the state (of state and action for a critic)
     :param output_dim: width of the output
     :param num_tasks: M
-    :param num_parameter_sets: K
+    :param num_parameter_sets: K (the authors: 5 on MT10)
     :param net_arch: widths of the hidden layers
     :param ensemble_size: E
     :raises ConfigurationError: for an impossible size

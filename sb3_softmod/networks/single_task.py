@@ -15,7 +15,8 @@ from sb3_softmod.networks.layers import BatchedMLP
 class SingleTaskNetwork(MultiTaskNetwork):
     """M perceptrons that share nothing: each row is answered by the one of its task.
 
-    Trained on balanced batches with a temperature for each task, they are M runs of single-task SAC side by side.
+    Trained on balanced batches with a temperature for each task and uniform loss weights, they are M runs of
+    single-task SAC side by side. ``max_grad_norm`` would tie them: it bounds the norm over all tasks.
 
     :param input_dim: width of the state (of state and action for a critic)
     :param output_dim: width of the output

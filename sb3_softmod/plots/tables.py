@@ -10,7 +10,6 @@ from rich.table import Table
 
 from sb3_softmod.envs.metaworld import resolve_task_names
 from sb3_softmod.methods import METHODS, Method
-from sb3_softmod.policies import POLICIES
 
 #: Entries of an observation and of an action of Meta-World.
 OBSERVATION_DIM, ACTION_DIM = 39, 4
@@ -47,10 +46,9 @@ def count_parameters(method: Method, num_tasks: int) -> ParameterCount:
     :param method: an entry of :data:`.METHODS`
     :param num_tasks: M
     """
-    network_class = POLICIES[method.policy].network_class
     with th.device("meta"):
-        actor = network_class(OBSERVATION_DIM, 2 * ACTION_DIM, num_tasks, **method.policy_kwargs)
-        critic = network_class(OBSERVATION_DIM + ACTION_DIM, 1, num_tasks, **method.policy_kwargs)
+        actor = method.network_class(OBSERVATION_DIM, 2 * ACTION_DIM, num_tasks, **method.policy_kwargs)
+        critic = method.network_class(OBSERVATION_DIM + ACTION_DIM, 1, num_tasks, **method.policy_kwargs)
     return ParameterCount(*(sum(p.numel() for p in network.parameters()) for network in (actor, critic)))
 
 
