@@ -12,9 +12,12 @@ from sb3_softmod.errors import SoftModError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the package end it with their message and status 2."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and "passes_on" not in args:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        args.run(args)
+        args.run(rest if "passes_on" in args else args)
     except SoftModError as error:
         print(f"sb3-softmod: {error}", file=sys.stderr)
         return 2
@@ -36,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
     demo.set_defaults(run=_demo)
 
+    for name, run, does in (
+        ("train", _train, "train a method on a set of tasks, with RL Zoo"),
+        ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
+    ):
+        command = commands.add_parser(name, help=does, add_help=False)  # their modules read the arguments
+        command.set_defaults(run=run, passes_on=True)
+
     tables = commands.add_parser("table", help="print a table").add_subparsers(title="tables", required=True)
     params = tables.add_parser(
         "params",
@@ -54,6 +64,18 @@ def _demo(args: argparse.Namespace) -> None:
     from sb3_softmod.demo import run_demo
 
     run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from sb3_softmod.zoo.train import train
+
+    train(arguments)
+
+
+def _enjoy(arguments: Sequence[str]) -> None:
+    from sb3_softmod.zoo.enjoy import enjoy
+
+    enjoy(arguments)
 
 
 def _table_params(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``python -m sb3_softmod.zoo train|enjoy|SCRIPT``, SCRIPT being one of rl_zoo3's: all_plots, record_video, ..."""
+"""``python -m sb3_softmod.zoo train|enjoy|SCRIPT``, SCRIPT being one of rl_zoo3's that read what runs wrote."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import runpy
 import sys
 
 from sb3_softmod.cli import main
-from sb3_softmod.zoo.registration import short_env_ids
 
-#: rl_zoo3's scripts that read what our runs wrote.
-SCRIPTS = {
-    "all_plots": "rl_zoo3.plots.all_plots",
-    "plot_from_file": "rl_zoo3.plots.plot_from_file",
-    "plot_train": "rl_zoo3.plots.plot_train",
-    "push_to_hub": "rl_zoo3.push_to_hub",
-    "record_video": "rl_zoo3.record_video",
-    "rl_zoo3_enjoy": "rl_zoo3.enjoy",
-}
+PLOTS = ("all_plots", "plot_from_file", "plot_train")
+SCRIPTS = {"record_video": "record_video", "push_to_hub": "push_to_hub", "rl_zoo3_enjoy": "enjoy"}
 
-if len(sys.argv) > 1 and sys.argv[1] in SCRIPTS:
-    script = SCRIPTS[sys.argv.pop(1)]
+
+def run(script: str) -> None:
+    """Run a script of rl_zoo3 where our methods and envs are known."""
+    from sb3_softmod.zoo.registration import short_env_ids
+
     with short_env_ids():
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
-else:
-    sys.exit(main())
+        if script in PLOTS:
+            from rl_zoo3 import plots
+
+            getattr(plots, script)()
+        else:
+            runpy.run_module(f"rl_zoo3.{SCRIPTS[script]}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in (*PLOTS, *SCRIPTS):
+        run(sys.argv.pop(1))
+    else:
+        sys.exit(main())

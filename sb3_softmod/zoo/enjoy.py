@@ -41,7 +41,9 @@ def enjoy(arguments: Sequence[str]) -> None:
         "--env-kwargs", nargs="+", metavar="KEY:VALUE", help="change what the envs were in training (horizon:500)"
     )
     parser.add_argument("--device", default="auto", help="of PyTorch (default: auto)")
-    parser.add_argument("--num-threads", type=int, default=-1, help="of PyTorch (default: -1, PyTorch's own)")
+    parser.add_argument(
+        "--num-threads", type=int, default=1, help="of PyTorch (default: 1, the fastest for one observation at a time)"
+    )
     args = parser.parse_args(arguments)
 
     from sb3_softmod.zoo.playing import play  # here, so that --help does not wait for torch

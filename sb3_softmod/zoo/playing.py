@@ -47,9 +47,7 @@ def play(args: argparse.Namespace) -> None:
     if args.seed is not None:
         env_kwargs["seed"] = args.seed
     task_set.arguments(env_kwargs)
-    if args.num_threads > 0:
-        th.set_num_threads(args.num_threads)
-
+    th.set_num_threads(args.num_threads)
     set_random_seed(env_kwargs["seed"])
     no_buffer: dict[str, Any] = dict(buffer_size=len(names)) if args.algo in METHODS else {}
     model = ALGOS[args.algo].load(model_path, device=args.device, **no_buffer)

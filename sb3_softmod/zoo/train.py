@@ -38,15 +38,15 @@ methods:
 
 tasks:
 {tasks}
-  a single task                 reach-v3, drawer-close-v3, ...: the 50 of Meta-World
+  a single task                   reach-v3, drawer-close-v3, ...: the 50 of Meta-World
 
 What is different from RL Zoo:
-  --conf-file                   "paper" (default), "laptop", or a file of yours
-  --vec-env                     subproc (default): the envs are stepped by one process a core; dummy: by this one
-  --n-eval-envs                 default: one for each task; every task is evaluated in --eval-episodes episodes
-  --eval-freq                   default: every {eval_every:,} steps of each task
-  -params policy_kwargs:...     adds to those of the method
-  --env-kwargs                  goals, horizon, reward_version, seed, ...: adds to those of the file
+  --conf-file                     "paper" (default), "laptop", or a file of yours
+  --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
+  --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
+  --eval-freq                     default: every {eval_every:,} steps of each task
+  -params policy_kwargs:...       adds to those of the method
+  --env-kwargs                    goals, horizon, reward_version, seed, ...: adds to those of the file
 
 """
 
@@ -122,8 +122,8 @@ def _help() -> str:
     sets = [name for name, task_set in TASK_SETS.items() if task_set.name not in task_names(task_set)]
     return (
         _INTRODUCTION.format(
-            methods="\n".join(f"  {name:<30}{method.title}" for name, method in METHODS.items()),
-            tasks="\n".join(f"  {name:<30}{_described(name)}" for name in sets),
+            methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
+            tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
             eval_every=EVAL_EVERY,
         )
         + options[options.index("options:") :]
