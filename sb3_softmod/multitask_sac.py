@@ -336,11 +336,12 @@ class MultiTaskSAC(SAC):
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
         sampled = None if self.gradient_surgery else (actions_pi, log_prob)
         actor_loss = partial(self._actor_loss, sampled=sampled)
-        self.critic.requires_grad_(False)  # the critics' gradients of the actor's loss would be thrown away
-        try:
-            (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
-        finally:
-            self.critic.requires_grad_(True)
+        ours = isinstance(self.critic, MultiTaskCritic)
+        self.critic.set_training_mode(
+            not ours
+        )  # the actor is judged by the critics' most probable routes, not by draws
+        (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
+        self.critic.set_training_mode(True)
 
         with th.no_grad():
             of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
@@ -379,7 +380,8 @@ class MultiTaskSAC(SAC):
         module.optimizer.zero_grad()
         if self.gradient_surgery is None:
             loss, metrics = loss_function(*tensors)
-            loss.backward()
+            # Only this module takes a gradient: of the actor's loss, the critics' would be thrown away.
+            loss.backward(inputs=[p for p in module.parameters() if p.requires_grad])
         else:
             gradients, metrics = task_gradients(module, loss_function, tensors, self.num_tasks)
             orders = th.rand(self.num_tasks, self.num_tasks, device=self.device).argsort(-1)
