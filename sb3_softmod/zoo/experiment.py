@@ -94,6 +94,8 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """``n_envs`` envs of all tasks, wrapped as the hyperparameters say."""
+        if self.normalize and self.frame_stack is not None:
+            raise ConfigurationError("frame_stack and normalize do not go together: SB3 replays single frames then.")
         env: VecEnv = make_task_set_env(
             self.task_set,
             n_envs,
