@@ -129,7 +129,10 @@ def complete(
     out = {"policy": method.policy, **method.options, **hyperparams}
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:
-            raise ConfigurationError(f"Neither the file nor the method says how long to train on {task_set.name}: -n")
+            raise ConfigurationError(
+                f"Neither the file nor the method says how long to train on {task_set.name}: write n_timesteps into "
+                "the file."
+            )
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
     layers = [
         config.get("policies", {}).get(out["policy"]),
