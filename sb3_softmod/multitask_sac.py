@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,13 +15,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, RolloutReturn, Schedule
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
-from stable_baselines3.sac.policies import Actor, SACPolicy
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.envs.make import make_metaworld_env
@@ -30,23 +27,15 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.gradient_surgery import (
-    GRADIENT_SURGERIES,
-    GradientSurgery,
-    LossFunction,
-    pcgrad,
-    task_gradients,
-)
-from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting, loss_weights
-from sb3_softmod.policies import POLICIES, MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy, SingleTaskPolicy
+from sb3_softmod.gradient_step import METRICS, GradientStep
+from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES, GradientSurgery
+from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting
+from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
 from sb3_softmod.saved_models import saved_num_tasks
-from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, split, task_ids, task_names_of
+from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, task_ids, task_names_of
 from sb3_softmod.temperatures import initial_temperatures
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
-
-#: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
-METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
 
 
 class MultiTaskSAC(SAC):
@@ -280,6 +269,7 @@ class MultiTaskSAC(SAC):
 
     def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
         """Take the gradient steps; nothing in here waits for the device."""
+        take_step = GradientStep(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
@@ -288,118 +278,12 @@ class MultiTaskSAC(SAC):
 
         for gradient_step in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            self._metrics += self._gradient_step(batch)
+            self._metrics += take_step(batch)
             if gradient_step % self.target_update_interval == 0:
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         self._n_updates += gradient_steps
         self._num_metrics += gradient_steps
-
-    def _gradient_step(self, batch: ReplayBufferSamples) -> th.Tensor:
-        """One update of temperatures, critics and actor.
-
-        :param batch: B transitions of all tasks
-        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples
-        """
-        discounts = batch.discounts if batch.discounts is not None else self.gamma
-        task = split(batch.observations, self.num_tasks)[1]  # [B, M]
-        share = task / task.sum(0).clamp(min=1)  # its columns average over the samples of one task
-
-        if self.use_sde:
-            self.actor.reset_noise()
-        actions_pi, log_prob = self.actor.action_log_prob(batch.observations)
-        task_log_prob = log_prob.detach() @ share  # [M]
-
-        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            alpha = self.log_ent_coef.detach().exp()  # the losses use the temperature from before its step
-            # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
-            ent_coef_loss = -self.log_ent_coef * (task_log_prob + self.target_entropy * share.sum(0))
-            self.ent_coef_optimizer.zero_grad()
-            ent_coef_loss.sum().backward()
-            self.ent_coef_optimizer.step()
-        else:
-            alpha = self.ent_coef_tensor
-            ent_coef_loss = th.zeros_like(alpha)
-        weights = loss_weights(self.loss_weighting, alpha)
-        sample_alpha = task @ alpha  # [B]
-        sample_weight = task @ weights
-
-        with th.no_grad():
-            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
-            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), 1).amin(1)
-            next_q = next_q - sample_alpha * next_log_prob
-            target_q = batch.rewards.flatten() + (1 - batch.dones.flatten()) * discounts * next_q
-
-        q, critic_losses = self._minimize(
-            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
-        )
-        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        sampled = None if self.gradient_surgery else (actions_pi, log_prob)
-        actor_loss = partial(self._actor_loss, sampled=sampled)
-        ours = isinstance(self.critic, MultiTaskCritic)
-        self.critic.set_training_mode(
-            not ours
-        )  # the actor is judged by the critics' most probable routes, not by draws
-        (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
-        self.critic.set_training_mode(True)
-
-        with th.no_grad():
-            of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
-            return th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.detach().unsqueeze(0)])
-
-    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
-        """The critics' mean loss, and of each sample the mean Q-value and the loss."""
-        q = th.cat(self.critic(obs, actions), 1).T  # [E, B]
-        losses = 0.5 * (q - target_q).square()
-        loss = (weight * losses.sum(0)).mean()
-        return self._with_auxiliary(self.critic, loss, losses, obs), (q.detach().mean(0), losses.detach().sum(0))
-
-    def _actor_loss(
-        self, obs: Tensor, weight: Tensor, alpha: Tensor, *, sampled: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Any]:
-        """The actor's mean loss, and the loss of each sample."""
-        actions, log_prob = sampled or self.actor.action_log_prob(obs)
-        losses = alpha * log_prob - th.cat(self.critic(obs, actions), 1).amin(1)
-        loss = (weight * losses).mean()
-        return self._with_auxiliary(self.actor, loss, losses.unsqueeze(0), obs), (losses.detach(),)
-
-    def _with_auxiliary(self, module: th.nn.Module, loss: Tensor, losses: Tensor, obs: Tensor) -> Tensor:
-        """Add the loss that the network itself has, if any."""
-        if not isinstance(module, (MultiTaskActor, MultiTaskCritic)):
-            return loss
-        auxiliary = module.network.auxiliary_loss(losses.detach(), split(obs, self.num_tasks)[1])
-        return loss if auxiliary is None else loss + auxiliary
-
-    def _minimize(self, module: Actor | ContinuousCritic, loss_function: LossFunction, *tensors: Tensor) -> Any:
-        """One step of the module's optimizer.
-
-        :param loss_function: see :data:`.LossFunction`
-        :param tensors: its arguments, ``[B, ...]``
-        :return: its metrics
-        """
-        module.optimizer.zero_grad()
-        if self.gradient_surgery is None:
-            loss, metrics = loss_function(*tensors)
-            # Only this module takes a gradient: of the actor's loss, the critics' would be thrown away.
-            loss.backward(inputs=[p for p in module.parameters() if p.requires_grad])
-        else:
-            gradients, metrics = task_gradients(module, loss_function, tensors, self.num_tasks)
-            orders = th.rand(self.num_tasks, self.num_tasks, device=self.device).argsort(-1)
-            projected = pcgrad(gradients, orders)
-            for name, parameter in module.named_parameters():
-                parameter.grad = projected.get(name)
-        self._clip_gradients(module)
-        module.optimizer.step()
-        return metrics
-
-    def _clip_gradients(self, module: th.nn.Module) -> None:
-        if self.max_grad_norm is None:
-            return
-        if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
-            module.network.clip_grad_norm_(self.max_grad_norm)
-        else:  # a policy of SB3: each of its Q-networks by itself
-            for network in getattr(module, "q_networks", [module]):
-                clip_grad_norm_(network.parameters(), self.max_grad_norm)
 
     # -------------------------------------------------------------- collecting
 
