@@ -1,49 +1,109 @@
-"""What the README shows works."""
+"""Every command of the README runs, in the order in which they stand there, with a small budget."""
 
 from __future__ import annotations
 
+import ctypes.util
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import matplotlib
 import pytest
-from point_mass import make_point_mass_env
+from zoo_runs import TINY
 
-from sb3_softmod import MultiTaskSAC
-from sb3_softmod.methods import METHODS
-from sb3_softmod.plots.tables import count_parameters
+from sb3_softmod.cli import main
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.zoo.__main__ import PLOTS
+from sb3_softmod.zoo.__main__ import run as run_script
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
 
-
-def code_below(heading: str) -> str:
-    """The first Python block below a heading."""
-    match = re.search(rf"^#+ {heading}\n.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
-    assert match is not None
-    return match[1]
-
-
-def test_adding_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_softmod.methods.METHODS", dict(METHODS))
-    code = code_below("Adding a method")
-    assert len(code.splitlines()) < 40
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(code, names)
-    method = names["METHODS"]["task_mask"]
-    env = make_point_mass_env(4)
-    model = method.make(env, learning_starts=40, batch_size=32, gradient_surgery="pcgrad", seed=0)
-    model.learn(100)
-    model.save(tmp_path / "model")
-    obs = env.reset()
-    assert isinstance(obs, np.ndarray)
-    again = MultiTaskSAC.load(tmp_path / "model").predict(obs, deterministic=True)[0]
-    np.testing.assert_array_equal(again, model.predict(obs, deterministic=True)[0])
-    assert count_parameters(method, 10).actor == 40 * 256 + 257 * 256 + 10 * 256 + 257 * 8
+#: By how they begin: what is run elsewhere, or not at all.
+ELSEWHERE = {
+    "make demo": "its path: test_demo.py",
+    "make test": "runs this test",
+    "make test-slow": "",
+    "python benchmarks/vec_env.py": "by hand: it measures for minutes",
+    "python benchmarks/overlap.py": "by hand: it measures for minutes",
+    "python benchmarks/methods.py": "by hand: it measures for minutes",
+    "python -m sb3_softmod.zoo push_to_hub": "needs a network and an account",
+}
+OPENGL = ("--video", "record_video")
 
 
-def test_every_method_is_listed() -> None:
-    section = README[README.index("## Methods") : README.index("### Adding a method")]
-    for name, method in METHODS.items():
-        assert name in section or f"`{name.removeprefix('mt_mh_sac')}`" in section, name
-        assert f"`{method.policy}`" in section
+def commands() -> list[str]:
+    """The lines of all blocks that are no Python, and commands in the text."""
+    text = (ROOT / "README.md").read_text()
+    blocks = [code for language, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if not language]
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"[^`]`((?:sb3-softmod|python|make) [^`]+)`[^`]", text)
+    return [line for line in lines if not any(re.match(rf"{re.escape(start)}(\s|$)", line) for start in ELSEWHERE)]
+
+
+def small(arguments: list[str]) -> list[str]:
+    """A training command with its own options, and a budget of 20 steps a task.
+
+    :param arguments: of the command line, after "train"
+    """
+    if "--help" in arguments:
+        return arguments
+    num_tasks = len(task_names(get_task_set(arguments[arguments.index("--env") + 1])))
+    budget = {"n_envs": 1, "batch_size": 2, "learning_starts": 5, "buffer_size": 200}
+    params = [f"{name}:{number * num_tasks}" for name, number in budget.items()]
+    for option, values in (("-params", [*params, "train_freq:5"]), ("--env-kwargs", ["horizon:5"])):
+        if option not in arguments:
+            arguments = [*arguments, option]
+        place = arguments.index(option) + 1
+        mine = "".join(arguments[place:])
+        arguments[place:place] = [value for value in values if value.partition(":")[0] + ":" not in mine]
+    steps = ["-n", str(20 * num_tasks), "--eval-freq", str(10 * num_tasks) if num_tasks <= 10 else "-1"]
+    if "--optimize" in arguments:
+        steps += ["--n-trials", "2", "--n-startup-trials", "1", "--no-optim-plots"]
+    return [*TINY, *steps, *arguments] if "--n-trials" not in arguments else [*TINY, *arguments, *steps]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    program, *arguments = shlex.split(command)
+    if any(word in arguments for word in OPENGL):
+        render([*arguments, "--episodes", "1"] if program == "sb3-softmod" else [*arguments, "-n", "5"])
+    elif program == "sb3-softmod":
+        assert main(["train", *small(arguments[1:])] if arguments[0] == "train" else arguments) == 0
+    elif arguments[:2] == ["-m", "sb3_softmod.zoo"]:
+        assert arguments[2] in PLOTS
+        matplotlib.use("agg")
+        monkeypatch.setattr(sys, "argv", arguments[2:])
+        run_script(arguments[2])
+    elif arguments[0] == "benchmarks/laptop.py":
+        tiny = [*["--algos", "softmod_deep", "mt_sac", "--seeds", "0", "--"], *small(["--env", "MT3"])[:-2]]
+        run([str(ROOT / arguments[0]), *arguments[1:], *tiny, "horizon:5"])
+        assert (folder / "laptop" / "MT3.png").stat().st_size > 5000
+        assert (folder / "laptop" / "MT3.md").read_text().count("\n| ") == 2
+    else:
+        pytest.fail(f"no test runs {command!r}")
+
+
+def render(arguments: list[str]) -> None:
+    """Makes a video or, without OpenGL, says what is missing."""
+    module = ["-m", "sb3_softmod.cli"] if arguments[0] == "enjoy" else []
+    if ctypes.util.find_library("OSMesa") is None:
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            run([*module, *arguments], MUJOCO_GL="osmesa")
+        assert "the latter needs the Debian package libosmesa6" in error.value.stderr
+        return
+    run([*module, *arguments], MUJOCO_GL="osmesa")
+    assert list(Path.cwd().rglob("*.mp4"))
+
+
+def run(arguments: list[str], **env: str) -> None:
+    subprocess.run([sys.executable, *arguments], env={**os.environ, **env}, check=True, capture_output=True, text=True)

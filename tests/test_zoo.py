@@ -205,6 +205,28 @@ def test_wrappers_of_rl_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "reach-v3" in capsys.readouterr().out
 
 
+def test_a_method_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that the README adds, in a module of the user's."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TaskMaskPolicy" in block]
+    (tmp_path / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(METHODS, "task_mask", raising=False)
+    package = ["--gym-packages", "my_methods"]
+    assert train(tmp_path / "logs", *package, algo="task_mask", params=["policy_kwargs:dict(width=16)"]) == 0
+    run = run_of(tmp_path / "logs", "task_mask")
+    assert config(run)["policy"] == "my_methods.TaskMaskPolicy"
+    capsys.readouterr()
+    command = f"enjoy --algo task_mask --env MT3 -f {tmp_path / 'logs'} --episodes 1".split()
+    assert main([*command, *package]) == 0
+    assert "reach-v3" in capsys.readouterr().out
+    monkeypatch.delitem(METHODS, "task_mask")
+    assert train(tmp_path, "--gym-packages", "my_method", algo="task_mask") == 2
+    assert "--gym-packages my_method: No module named 'my_method'" in capsys.readouterr().err
+
+
 def test_other_algorithms_of_sb3(tmp_path: Path) -> None:
     file = tmp_path / "ppo.yml"
     file.write_text("MT3:\n  policy: MlpPolicy\n  n_steps: 8\n  batch_size: 12\n  n_timesteps: 60\n  normalize: true\n")

@@ -13,8 +13,9 @@ SCRIPTS = {"record_video": "record_video", "push_to_hub": "push_to_hub", "rl_zoo
 
 def run(script: str) -> None:
     """Run a script of rl_zoo3 where our methods and envs are known."""
-    from sb3_softmod.zoo.registration import short_env_ids
+    from sb3_softmod.zoo.registration import register_methods, short_env_ids
 
+    register_methods()
     with short_env_ids():
         if script in PLOTS:
             from rl_zoo3 import plots

@@ -24,8 +24,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
 from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.methods import Method
-from sb3_softmod.policies import POLICIES, policy_options
+from sb3_softmod.methods import METHODS, Method
+from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
 #: The file that is read when none is named.
 DEFAULT = "paper"
@@ -79,17 +79,16 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
         root = yaml.compose(Path(path).read_text(), yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is no YAML: {error}") from error
-    known = known_hyperparameters(algorithm)
+    known, known_inside, policies = known_hyperparameters(algorithm), _known_inside(algorithm), _policies()
     check = _Checker(path)
     for env, block in check.entries(root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
         if env == "policies":
-            for policy, options in check.entries(block, "policies", POLICIES):
-                check.entries(options, policy, policy_options(POLICIES[policy]))
+            for policy, options in check.entries(block, "policies", policies):
+                check.entries(options, policy, policy_options(policies[policy]))
             continue
         for key, value in check.entries(block, env, known):
-            inside = _known_inside(algorithm).get(key)
-            if inside is not None and isinstance(value, yaml.MappingNode):
-                check.entries(value, key, inside)
+            if key in known_inside and isinstance(value, yaml.MappingNode):
+                check.entries(value, key, known_inside[key])
     return yaml.safe_load(Path(path).read_text())
 
 
@@ -126,7 +125,10 @@ def complete(
     :param config: the whole file
     :raises ConfigurationError: if nobody says how long to train
     """
-    out = {"policy": method.policy, **method.options, **hyperparams}
+    policy = method.policy
+    if not isinstance(policy, str):  # RL Zoo imports the class by its name
+        policy = f"{policy.__module__}.{policy.__qualname__}"
+    out = {"policy": policy, **method.options, **hyperparams}
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:
             raise ConfigurationError(
@@ -135,8 +137,8 @@ def complete(
             )
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
     layers = [
-        config.get("policies", {}).get(out["policy"]),
-        method.policy_kwargs if out["policy"] == method.policy else None,
+        config.get("policies", {}).get(out["policy"].rpartition(".")[2]),
+        method.policy_kwargs if out["policy"] == policy else None,
         block_of(config, task_set.name).get("policy_kwargs"),
         hyperparams.get("policy_kwargs"),
     ]
@@ -184,7 +186,12 @@ def _shipped() -> dict[str, Path]:
     }
 
 
-@cache
+def _policies() -> dict[str, type[MultiTaskSACPolicy]]:
+    """The policies of the package, and those of methods that somebody added."""
+    added = [method.policy for method in METHODS.values() if not isinstance(method.policy, str)]
+    return {**POLICIES, **{policy.__name__: policy for policy in added}}
+
+
 def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
     """What may stand inside some keys."""
     known = dict(
@@ -192,7 +199,7 @@ def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
         normalize=[name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
     )
     if issubclass(algorithm, SAC):
-        policies = {name for policy in POLICIES.values() for name in policy_options(policy)}
+        policies = {name for policy in _policies().values() for name in policy_options(policy)}
         known["policy_kwargs"] = sorted(
             policies.union(inspect.signature(SACPolicy).parameters)
         )  # SB3's "MlpPolicy" too

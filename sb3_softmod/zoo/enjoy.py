@@ -40,6 +40,9 @@ def enjoy(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--env-kwargs", nargs="+", metavar="KEY:VALUE", help="change what the envs were in training (horizon:500)"
     )
+    parser.add_argument(
+        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import first, as in training"
+    )
     parser.add_argument("--device", default="auto", help="of PyTorch (default: auto)")
     parser.add_argument(
         "--num-threads", type=int, default=1, help="of PyTorch (default: 1, the fastest for one observation at a time)"

@@ -26,7 +26,8 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
-from sb3_softmod.policies import POLICIES, policy_options
+from sb3_softmod.multitask_sac import MultiTaskSAC
+from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
 from sb3_softmod.run_manifest import RunManifest
 from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
@@ -84,8 +85,8 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def _suggest(self, trial: optuna.Trial, *_: Any) -> dict[str, Any]:
         """A candidate of Optuna, with the rest of the network's options as they are."""
-        policy = POLICIES.get(self._hyperparams["policy"])
-        params = tuning.suggest(trial, policy_options(policy) if policy else [])
+        policy = MultiTaskSAC.policy_aliases.get(self._hyperparams["policy"], self._hyperparams["policy"])
+        params = tuning.suggest(trial, policy_options(policy) if issubclass(policy, MultiTaskSACPolicy) else [])
         candidate = tuning.to_hyperparams(params, len(self.task_names))
         candidate["policy_kwargs"] = {**self._hyperparams["policy_kwargs"], **candidate["policy_kwargs"]}
         return candidate
@@ -188,6 +189,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             "task_set": self.task_set.name,
             "tasks": self.task_names,
             **self.task_set.settings(self.env_kwargs),
+            "env_kwargs": self.env_kwargs,
             "seed": self.seed,
             "n_envs": self.n_envs,
             "planned_env_steps": self.n_timesteps,

@@ -23,7 +23,7 @@ from sb3_softmod.evaluation import evaluate_tasks
 from sb3_softmod.methods import METHODS
 from sb3_softmod.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
-from sb3_softmod.zoo.registration import ALGOS, short_env_ids
+from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
 _ROW = "{:<30} {:>8} {:>10}"
 
@@ -34,6 +34,7 @@ def play(args: argparse.Namespace) -> None:
     :param args: the options of the command
     :raises ConfigurationError: for bad input, before anything is played
     """
+    register_methods(args.gym_packages)
     task_set = get_task_set(args.env)
     name = EnvironmentName(task_set.name)
     model_path, run = _find(args, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import gymnasium as gym
@@ -19,8 +20,19 @@ except ModuleNotFoundError as error:
         f"This needs packages that are not installed ({error}): pip install sb3-softmod[zoo]"
     ) from error
 
-# A method differs from another in its hyperparameters alone.
-ALGOS.update(dict.fromkeys(METHODS, MultiTaskSAC))
+
+def register_methods(modules: Sequence[str] = ()) -> None:
+    """Make every method of the registry an algorithm of RL Zoo: they differ in their hyperparameters alone.
+
+    :param modules: Python modules to import first, which may add methods to the registry
+    :raises ConfigurationError: for a module that there is not
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"--gym-packages {module}: {error}") from error
+    ALGOS.update(dict.fromkeys(METHODS, MultiTaskSAC))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.methods import METHODS
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.key_values import KeyValues
-from sb3_softmod.zoo.registration import ALGOS, short_env_ids
+from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
 #: Environment steps of each task between two evaluations, unless --eval-freq says otherwise.
 EVAL_EVERY = 10_000
@@ -46,6 +46,7 @@ What is different from RL Zoo:
   --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
   --eval-freq                     default: every {eval_every:,} steps of each task
   -params policy_kwargs:...       adds to those of the method
+  --gym-packages                  may add methods of yours to sb3_softmod.methods.METHODS
   --env-kwargs                    goals, horizon, reward_version, seed, ...: adds to those of the file
 
 """
@@ -57,6 +58,7 @@ def train(arguments: Sequence[str]) -> None:
     :param arguments: of the command line, after "train"
     :raises ConfigurationError: for bad input, before anything is made
     """
+    register_methods()
     if {"-h", "--help"}.intersection(arguments):
         print(_help())
         return
@@ -81,17 +83,18 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
     parser.add_argument("--algo")
     parser.add_argument("--env")
-    parser.add_argument("--gym-packages", nargs="+")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-i", "--trained-agent")
     known = parser.parse_known_args(arguments)[0]
+    register_methods(known.gym_packages)
     for name, examples in (("algo", METHODS), ("env", TASK_SETS)):
         if getattr(known, name) is None:
             few = ", ".join(list(examples)[:6])
             raise ConfigurationError(f"--{name} is missing: {few}, ... (sb3-softmod train --help)")
     if known.algo not in ALGOS:
         raise ConfigurationError(f"Unknown algo {known.algo!r}: {nearest(known.algo, ALGOS)}")
-    if known.algo in METHODS or (known.env not in gym.registry and not known.gym_packages):
+    if known.algo in METHODS or (known.env not in gym.registry):
         known.env = get_task_set(known.env).name
     if known.conf_file is not None:
         find_config(known.conf_file)
