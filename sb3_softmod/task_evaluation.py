@@ -107,22 +107,11 @@ class TaskEvaluation:
         table.add_column("task", no_wrap=True)
         for column in ("success", "95 % interval", "at the end", "return", "length"):
             table.add_column(column, justify="right", no_wrap=True)
-        intervals = self.success_interval
-        rows: list[tuple[Any, ...]] = [
-            (name, *(getattr(self, metric)[i] for metric in _METRICS), intervals[i])
-            for i, name in enumerate(self.task_names)
-        ]
-        rows.append(("mean", *(_mean(getattr(self, metric)) for metric in _METRICS), None))
-        for i, (name, success, at_end, mean_return, length, interval) in enumerate(rows):
-            between = (
-                ""
-                if interval is None or math.isnan(interval[0])
-                else f"{_percent(interval[0])} to {_percent(interval[1])}"
-            )
-            table.add_row(
-                name, _percent(success), between, _percent(at_end), _number(mean_return), _number(length),
-                end_section=i == len(rows) - 2,
-            )  # fmt: skip
+        columns = [getattr(self, metric) for metric in _METRICS]
+        rows = list(zip(self.task_names, *columns, map(_interval, self.success_interval), strict=True))
+        rows.append(("mean", *map(_mean, columns), ""))
+        for name, success, at_end, mean_return, length, interval in rows:
+            table.add_row(name, _percent(success), interval, _percent(at_end), _number(mean_return), _number(length))
         return table
 
     def __str__(self) -> str:
@@ -141,6 +130,10 @@ def _mean(values: list[float]) -> float:
 
 def _percent(rate: float) -> str:
     return "" if math.isnan(rate) else f"{100 * rate:.0f} %"
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return "" if math.isnan(bounds[0]) else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
 
 
 def _number(value: float) -> str:
