@@ -2,60 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from tqdm import tqdm
 
+from sb3_softmod.envs.make import make_metaworld_env
+from sb3_softmod.envs.metaworld import Goals, resolve_task_names
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.task_evaluation import TaskEvaluation
 from sb3_softmod.task_observation import num_tasks_of, task_ids, task_names_of
 
+#: How others evaluate: Meta-World's protocol, and section 5.2 of the paper.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "metaworld": dict(goals="each-once", n_eval_episodes=50, terminate_on_success=True),
+    "paper": dict(goals="random", n_eval_episodes=100, terminate_on_success=False),
+}
+Protocol = Literal["metaworld", "paper"]
 
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """What :func:`evaluate_tasks` found; every list has an entry for each task.
-
-    :param task_names: the tasks
-    :param episodes: how many episodes were played
-    :param success_rate: share of episodes that succeeded at any step; NaN for a task that reports no success
-    :param success_at_end_rate: share that succeeded at the last step
-    :param mean_return: mean undiscounted return
-    :param length: mean length
-    """
-
-    task_names: list[str]
-    episodes: list[int]
-    success_rate: list[float]
-    success_at_end_rate: list[float]
-    mean_return: list[float]
-    length: list[float]
+#: About how many envs an evaluation by name plays at once.
+_ENVS = 30
 
 
-def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, deterministic: bool = True) -> TaskEvaluation:
+def evaluate_tasks(
+    model: Any,
+    env: VecEnv | str | Sequence[str],
+    *,
+    protocol: Protocol | None = None,
+    n_eval_episodes: int | None = None,
+    goals: Goals | None = None,
+    terminate_on_success: bool | None = None,
+    max_episode_steps: int | None = None,
+    seed: int | None = None,
+    deterministic: bool = True,
+    n_workers: int | None = None,
+    progress_bar: bool = False,
+) -> TaskEvaluation:
     """Play the same number of episodes of every task, all envs at once.
 
     Short episodes do not count more often than long ones: each env of a task plays a fixed share of its episodes, and
     where the envs go from task to task, the episodes that began first count.
 
+    ``evaluate_tasks(model, "MT10", protocol="metaworld", seed=1)`` plays Meta-World's protocol: each of a task's 50
+    goals once, up to the first success. ``protocol="paper"`` plays the paper's, 100 episodes with random goals.
+
     :param model: anything with ``predict``
-    :param env: a multi-task env; it is reset
-    :param n_eval_episodes: episodes of each task
+    :param env: a multi-task env, which is reset; or the name of a Meta-World task or set, or a list of tasks: envs are
+        made for it, with the observation statistics of the model, and closed
+    :param protocol: sets the next three
+    :param n_eval_episodes: episodes of each task; default 50
+    :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default "random"
+    :param terminate_on_success: of the envs that are made; default False
+    :param max_episode_steps: of the envs that are made; default the paper's 200
+    :param seed: of the envs that are made: of the goals and their order; None draws one
     :param deterministic: act by the mean instead of a sample
-    :raises ConfigurationError: for fewer than one episode, or if the model was trained on normalised observations and
-        the env has no ``VecNormalize``
+    :param n_workers: of the envs that are made; the result is the same for every number
+    :param progress_bar: show one
+    :raises ConfigurationError: for fewer than one episode, an unknown protocol, tasks that are not the model's, options
+        of envs beside an env; or if the model was trained on normalised observations and the env has no
+        ``VecNormalize``
     """
-    _check_normalised(model, env)
+    of_protocol: dict[str, Any] = {}
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise ConfigurationError(f"Unknown protocol {protocol!r}: {nearest(protocol, PROTOCOLS)}")
+        of_protocol = PROTOCOLS[protocol]
+    if n_eval_episodes is None:
+        n_eval_episodes = int(of_protocol.get("n_eval_episodes", 50))
     if n_eval_episodes < 1:
         raise ConfigurationError(f"n_eval_episodes must be at least 1, not {n_eval_episodes}.")
-    num_tasks = num_tasks_of(env)
+    options = dict(goals=goals, terminate_on_success=terminate_on_success, max_episode_steps=max_episode_steps)
+    given = {name: value for name, value in options.items() if value is not None}
+    settings: dict[str, Any] = dict(n_eval_episodes=n_eval_episodes, deterministic=deterministic)
+    if isinstance(env, VecEnv):
+        refused = [*given, *["seed"] * (seed is not None), *["n_workers"] * (n_workers is not None)]
+        if protocol is not None or refused:
+            name = "protocol" if protocol is not None else refused[0]
+            raise ConfigurationError(f"{name} is for envs that are made by name: make the env that you pass with it.")
+        return _evaluate(model, env, settings, progress_bar)
+    for name in ("goals", "terminate_on_success"):
+        if name in of_protocol:
+            given.setdefault(name, of_protocol[name])
+    made = _make(model, env, n_eval_episodes, dict(given, seed=seed, n_workers=n_workers))
+    try:
+        settings |= dict(env=env if isinstance(env, str) else list(env), protocol=protocol, seed=seed, **given)
+        return _evaluate(model, made, settings, progress_bar)
+    finally:
+        made.close()
+
+
+def _make(model: Any, tasks: str | Sequence[str], n_eval_episodes: int, options: dict[str, Any]) -> VecEnv:
+    """Envs for a model, several of each task, with its observation statistics."""
+    names = resolve_task_names(tasks)
+    known = getattr(model, "task_names", None)
+    if known and list(names) != list(known):
+        raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
+    copies = max(1, min(n_eval_episodes, _ENVS // len(names)))
+    env: VecEnv = make_metaworld_env(names, envs_per_task=copies, **options)
+    normalize = getattr(model, "get_vec_normalize_env", lambda: None)()
+    statistics = getattr(model, "normalization", None)
+    if isinstance(normalize, MultiTaskVecNormalize):
+        statistics = normalize.statistics()
+    if statistics is not None:
+        env = MultiTaskVecNormalize(env, training=False)
+        env.set_statistics({**statistics, "norm_reward": False})
+    return env
+
+
+def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:
+    _check_normalised(model, env)
+    num_tasks, n_eval_episodes = num_tasks_of(env), settings["n_eval_episodes"]
     statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
-    with _frozen_normalization(env):
-        _play(model, env, statistics, num_tasks, n_eval_episodes, deterministic)
+    with _frozen_normalization(env), tqdm(total=None, unit="episode", disable=not progress_bar) as progress:
+        _play(model, env, statistics, num_tasks, n_eval_episodes, settings["deterministic"], progress)
     means = statistics.means()
     missing = np.full(num_tasks, np.nan)
     return TaskEvaluation(
@@ -65,11 +130,18 @@ def evaluate_tasks(model: Any, env: VecEnv, *, n_eval_episodes: int = 50, determ
         success_at_end_rate=means.get("success_at_end_rate", missing).tolist(),
         mean_return=means["return"].tolist(),
         length=means["length"].tolist(),
+        settings=settings,
     )
 
 
 def _play(
-    model: Any, env: VecEnv, statistics: EpisodeStatistics, num_tasks: int, n_eval_episodes: int, deterministic: bool
+    model: Any,
+    env: VecEnv,
+    statistics: EpisodeStatistics,
+    num_tasks: int,
+    n_eval_episodes: int,
+    deterministic: bool,
+    progress: tqdm,
 ) -> None:
     """Play the episodes that count, and hand them to ``statistics``."""
     observations = np.asarray(env.reset())
@@ -77,6 +149,7 @@ def _play(
     rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < num_tasks
     # How many episodes that count may still begin: by task where the envs rotate, otherwise by env.
     to_begin = np.full(num_tasks, n_eval_episodes) if rotates else _shares(tasks, n_eval_episodes)
+    progress.reset(int(to_begin.sum()))
     counts = np.zeros(env.num_envs, bool)  # whether the episode that an env plays now counts
     begins = np.ones(env.num_envs, bool)
     while True:
@@ -89,7 +162,9 @@ def _play(
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]
         tasks = task_ids(observations, num_tasks)
-        statistics.add(info for info, ended in zip(infos, begins & counts, strict=True) if ended)
+        ended = begins & counts
+        statistics.add(info for info, counted in zip(infos, ended, strict=True) if counted)
+        progress.update(int(ended.sum()))
 
 
 def _check_normalised(model: Any, env: VecEnv) -> None:
@@ -147,3 +222,30 @@ def rollout_observations(model: Any, env: VecEnv, steps: int) -> np.ndarray:
             seen.append(observations)
             observations = np.asarray(env.step(model.predict(observations, deterministic=True)[0])[0])
     return np.stack(seen)
+
+
+class MetaWorldAgent:
+    """A model as Meta-World's own evaluator takes it: ``metaworld.evaluation.evaluation(MetaWorldAgent(model), envs)``.
+
+    The envs have to append the one-hot task (``metaworld.make_mt_envs(..., use_one_hot=True)``).
+
+    :param model: anything with ``predict``; with its observation statistics, if it was trained on normalised ones
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def eval_action(self, observations: np.ndarray) -> np.ndarray:
+        """The deterministic actions, ``[n_envs, action_dim]``, for ``[n_envs, O + M]``."""
+        observations = observations.astype(np.float32)
+        normalize = getattr(self.model, "get_vec_normalize_env", lambda: None)()
+        if normalize is not None:
+            observations = normalize.normalize_obs(observations)
+        elif getattr(self.model, "normalization", None) is not None:
+            raise ConfigurationError(
+                "The model was trained on normalised observations: load it with an env, load(path, env=...)."
+            )
+        return self.model.predict(observations, deterministic=True)[0]
+
+    def reset(self, env_mask: np.ndarray) -> None:
+        """Nothing is remembered from step to step."""

@@ -1,0 +1,188 @@
+"""Run folders, as training leaves them: what each run was, and how its evaluations went."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.methods import METHODS
+
+MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
+
+#: Without one of these, a manifest does not say what was compared.
+_NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
+_COLUMNS = ("success_rate", "mean_return")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    :param folder: where it is
+    :param manifest: its ``run.json``
+    :param timesteps: ``[n]``, environment steps over all tasks at each evaluation
+    :param success: ``[n, M]``, success rate of each task; NaN where a task reports none
+    :param returns: ``[n, M]``
+    :param episodes: of each task in an evaluation
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    timesteps: np.ndarray
+    success: np.ndarray
+    returns: np.ndarray
+    episodes: int
+
+    @property
+    def method(self) -> str:
+        """Its name in the registry."""
+        return str(self.manifest["method"])
+
+    @property
+    def title(self) -> str:
+        """The name in the paper's tables."""
+        return METHODS[self.method].title if self.method in METHODS else str(self.manifest.get("title", self.method))
+
+    @property
+    def benchmark(self) -> str:
+        """The task set."""
+        return str(self.manifest["task_set"])
+
+    @property
+    def task_names(self) -> list[str]:
+        """Of the set, in order."""
+        return list(self.manifest["tasks"])
+
+    @property
+    def planned_steps(self) -> int:
+        """The budget: environment steps over all tasks."""
+        return int(self.manifest["planned_env_steps"])
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of the last evaluation."""
+        return int(self.timesteps[-1]) if len(self.timesteps) else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its budget."""
+        return self.manifest["status"] == "finished"
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What must be the same for two runs to be compared: budget, horizon, goals, rewards, initial model."""
+        return (self.planned_steps, *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")))
+
+    @cached_property
+    def final(self) -> FinalScore | None:
+        """The final score: of ``evaluation.json`` where the run was evaluated, else of its last evaluation.
+
+        None for a run that has neither.
+        """
+        path = self.folder / FINAL
+        if path.exists():
+            try:
+                tasks = json.loads(path.read_text())["tasks"]
+                rates = [tasks[name]["success_rate"] for name in self.task_names]
+                episodes = min(tasks[name]["episodes"] for name in self.task_names)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigurationError(f"{path} is broken ({type(error).__name__}: {error}).") from error
+            return FinalScore(np.array([math.nan if rate is None else rate for rate in rates]), episodes)
+        return FinalScore(self.success[-1], self.episodes) if len(self.success) else None
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """Success rates at the end of a run.
+
+    :param success: ``[M]``
+    :param episodes: of each task
+    """
+
+    success: np.ndarray
+    episodes: int
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read one run folder.
+
+    :param folder: that holds ``run.json`` and, once the run was evaluated, ``evaluations.csv``
+    :raises ConfigurationError: naming the folder and what is missing or broken
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    tasks = list(manifest["tasks"])
+    evaluations: dict[int, dict[str, dict[str, float]]] = {}
+    path = folder / EVALUATIONS
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
+                    evaluations.setdefault(int(row["timesteps"]), {})[row["task"]] = numbers
+                except (KeyError, TypeError, ValueError):
+                    break  # half-written: what stands before it counts
+    # A half-written evaluation, of some of the tasks, does not count either.
+    whole = {steps: found for steps, found in evaluations.items() if set(found) == set(tasks)}
+    if path.exists() and not whole:
+        raise ConfigurationError(f"{folder}: {EVALUATIONS} holds no whole evaluation of {len(tasks)} tasks.")
+    steps = sorted(whole)
+    success, returns = (
+        np.array([[whole[step][task][column] for task in tasks] for step in steps]).reshape(len(steps), len(tasks))
+        for column in _COLUMNS
+    )
+    episodes = int(whole[steps[-1]][tasks[0]]["episodes"]) if steps else 0
+    return Run(folder, manifest, np.array(steps, int), success, returns, episodes)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ConfigurationError(f"{folder} is no run of sb3-softmod train: it holds no {MANIFEST}.")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is broken ({error}).") from error
+    missing = [key for key in _NEEDED if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}.")
+    return manifest
+
+
+def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
+    """All runs below a folder.
+
+    :param logs: for instance ``logs``
+    :return: the runs, by path, and for each folder that looks like one and cannot be read, what is wrong with it
+    :raises ConfigurationError: if there is no such folder, or no run in it that can be read
+    """
+    logs = Path(logs)
+    if not logs.is_dir():
+        raise ConfigurationError(f"There is no folder {logs}.")
+    runs, problems = [], []
+    for folder in _run_folders(logs):
+        try:
+            run = load_run(folder)
+            run.final  # noqa: B018  # a broken evaluation.json is found here
+            runs.append(run)
+        except (ConfigurationError, OSError) as error:
+            problems.append(str(error))
+    if not runs:
+        raise ConfigurationError("\n".join([f"No run of sb3-softmod train in {logs}.", *problems]))
+    return runs, problems
+
+
+def _run_folders(logs: Path) -> Iterator[Path]:
+    marks = {MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip"}
+    for folder in sorted([logs, *(path for path in logs.rglob("*") if path.is_dir())]):
+        if any((folder / mark).exists() for mark in marks):
+            yield folder
