@@ -230,7 +230,7 @@ def test_a_method_of_ones_own(
 def test_other_algorithms_of_sb3(tmp_path: Path) -> None:
     file = tmp_path / "ppo.yml"
     file.write_text("MT3:\n  policy: MlpPolicy\n  n_steps: 8\n  batch_size: 12\n  n_timesteps: 60\n  normalize: true\n")
-    command = f"train --algo ppo --env MT3 -f {tmp_path} -conf {file} --seed 0 --eval-freq 30".split()
+    command = f"train --algo ppo --env SoftMod/MT3-v3 -f {tmp_path} -conf {file} --seed 0 --eval-freq 30".split()
     assert main([*command, *TINY, "--env-kwargs", *TINY_ENV]) == 0
     assert main(f"enjoy --algo ppo --env MT3 -f {tmp_path} --episodes 1".split()) == 0
     assert np.load(run_of(tmp_path, "ppo") / "evaluations.npz")["successes"].shape == (2, 3)

@@ -88,11 +88,15 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
     )
     config = load_config(str(file), MultiTaskSAC)
     given = {**block_of(config, "MT3"), "policy_kwargs": dict(module_dim=8)}  # as from the command line
-    found = complete(given, METHODS["softmod_deep"], TASK_SETS["MT3"], config)
+    here = (TASK_SETS["MT3"], config)
+    found = complete(given, METHODS["softmod_deep"], *here)
     assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=8)
     assert found["loss_weighting"] == "uniform"
+    # Python code, as RL Zoo's files have it.
+    found = complete({**given, "policy_kwargs": "dict(num_layers=1 + 2)"}, METHODS["softmod_deep"], *here)
+    assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=32, num_layers=3)
     # A policy of somebody else's has nothing of the method's.
-    found = complete({**given, "policy": "MlpPolicy"}, METHODS["softmod_deep"], TASK_SETS["MT3"], config)
+    found = complete({**given, "policy": "MlpPolicy"}, METHODS["softmod_deep"], *here)
     assert "preset" not in found["policy_kwargs"]
 
 
@@ -146,8 +150,12 @@ def test_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_config("mine.yml") == "mine.yml"
     assert find_config(None) == find_config("paper")
     assert yaml.safe_load(Path(find_config("laptop")).read_text())["MT3"]["n_envs"] == 9
-    with pytest.raises(ConfigurationError, match=r"no file of hyperparameters 'yours.yml'"):
-        find_config("yours.yml")
+    Path("my_settings.py").write_text("hyperparams = {}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_config("my_settings") == "my_settings"  # RL Zoo imports it
+    for name in ("yours.yml", "folder/yours.yml", "no.module", "../up"):
+        with pytest.raises(ConfigurationError, match=f"no file of hyperparameters '{name}'"):
+            find_config(name)
 
 
 def test_the_wheel_has_every_package() -> None:

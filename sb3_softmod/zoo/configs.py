@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
+from rl_zoo3 import exp_manager
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
@@ -60,7 +61,7 @@ def find_config(name: str | None) -> str:
     shipped = _shipped()
     if name in shipped:
         return str(shipped[name])
-    if Path(name).is_file() or ("/" not in name and not name.endswith((".yml", ".yaml", ".py")) and find_spec(name)):
+    if Path(name).is_file() or _is_module(name):
         return name
     raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
 
@@ -136,14 +137,15 @@ def complete(
                 "the file."
             )
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
-    layers = [
+    layers: list[Any] = [
         config.get("policies", {}).get(out["policy"].rpartition(".")[2]),
         method.policy_kwargs if out["policy"] == policy else None,
         block_of(config, task_set.name).get("policy_kwargs"),
         hyperparams.get("policy_kwargs"),
     ]
-    if not any(isinstance(layer, str) for layer in layers):  # Python code, which RL Zoo evaluates, stands alone
-        out["policy_kwargs"] = {name: value for layer in layers for name, value in (layer or {}).items()}
+    # A string is Python code, as in RL Zoo, which evaluates it so.
+    layers = [eval(layer, vars(exp_manager)) if isinstance(layer, str) else layer or {} for layer in layers]
+    out["policy_kwargs"] = {name: value for layer in layers for name, value in layer.items()}
     return out
 
 
@@ -177,6 +179,13 @@ class _Checker:
         return seen
 
 
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # a path, or in a package that there is not
+        return False
+
+
 @cache
 def _shipped() -> dict[str, Path]:
     return {
@@ -199,8 +208,6 @@ def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
         normalize=[name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
     )
     if issubclass(algorithm, SAC):
-        policies = {name for policy in _policies().values() for name in policy_options(policy)}
-        known["policy_kwargs"] = sorted(
-            policies.union(inspect.signature(SACPolicy).parameters)
-        )  # SB3's "MlpPolicy" too
+        options = {name for policy in _policies().values() for name in policy_options(policy)}
+        known["policy_kwargs"] = sorted(options.union(inspect.signature(SACPolicy).parameters))
     return known

@@ -14,7 +14,7 @@ import gymnasium as gym
 import rl_zoo3.train
 
 from sb3_softmod.envs.registered import task_names
-from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
+from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.methods import METHODS
 from sb3_softmod.zoo.configs import find_config
@@ -94,7 +94,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
             raise ConfigurationError(f"--{name} is missing: {few}, ... (sb3-softmod train --help)")
     if known.algo not in ALGOS:
         raise ConfigurationError(f"Unknown algo {known.algo!r}: {nearest(known.algo, ALGOS)}")
-    if known.algo in METHODS or (known.env not in gym.registry):
+    if known.algo in METHODS or known.env not in gym.registry or known.env.startswith(f"{NAMESPACE}/"):
         known.env = get_task_set(known.env).name
     if known.conf_file is not None:
         find_config(known.conf_file)
