@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -211,22 +212,35 @@ def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
     return shares
 
 
-def rollout_observations(model: Any, env: VecEnv, steps: int) -> np.ndarray:
-    """The observations that the deterministic policy meets.
+def act(model: Any, env: VecEnv) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
+    """Act by the deterministic policy, without end; the env takes its step when the next item is asked for.
+
+    :param model: anything with ``predict``
+    :param env: it is reset
+    :return: for each step the observations ``[n_envs, O + M]``, the actions ``[n_envs, action_dim]`` that answer them,
+        and ``[n_envs]`` whether an episode begins with them
+    :raises ConfigurationError: if the model was trained on normalised observations and the env has no ``VecNormalize``
+    """
+    _check_normalised(model, env)
+    with _frozen_normalization(env):
+        observations, begins = np.asarray(env.reset()), np.ones(env.num_envs, bool)
+        while True:
+            actions = model.predict(observations, deterministic=True)[0]
+            yield observations, actions, begins
+            observations, _, begins, _ = env.step(actions)  # type: ignore[assignment]
+
+
+def rollout(model: Any, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the deterministic policy meets and does.
 
     :param model: anything with ``predict``
     :param env: it is reset
     :param steps: steps of each env
-    :return: ``[steps, n_envs, O + M]``
+    :return: observations ``[steps, n_envs, O + M]`` and actions ``[steps, n_envs, action_dim]``
     """
-    _check_normalised(model, env)
-    seen = []
-    with _frozen_normalization(env):
-        observations = np.asarray(env.reset())
-        for _ in range(steps):
-            seen.append(observations)
-            observations = np.asarray(env.step(model.predict(observations, deterministic=True)[0])[0])
-    return np.stack(seen)
+    with closing(act(model, env)) as playing:
+        observations, actions, _ = zip(*islice(playing, steps), strict=True)
+    return np.stack(observations), np.stack(actions)
 
 
 class MetaWorldAgent:
