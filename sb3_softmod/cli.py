@@ -69,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     curves.set_defaults(run=_plot_curves)
 
+    routing = plots.add_parser(
+        "routing", help="what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
+    )
+    routing.add_argument("folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1")
+    routing.add_argument("--steps", type=int, default=200, help="steps of each task to average over (default: 200)")
+    routing.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
+    routing.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    routing.add_argument("--video", action="store_true", help="film an episode of each task with its routing beside it")
+    routing.add_argument("--out", type=Path, help="folder for the figures (default: figures in the run folder)")
+    routing.set_defaults(run=_plot_routing)
+
     evaluate = commands.add_parser("evaluate", help="evaluate the policies of runs, for the tables")
     evaluate.add_argument("runs", type=Path, nargs="+", help="run folders, for instance logs/mt_sac/MT3_1")
     evaluate.add_argument("--protocol", help="metaworld (each of 50 goals once) or paper (100 episodes, random goals)")
@@ -131,6 +142,31 @@ def _plot_curves(args: argparse.Namespace) -> None:
             figure.savefig(path, dpi=150)
             print(path)
     _complain(problems)
+
+
+def _plot_routing(args: argparse.Namespace) -> None:
+    from sb3_softmod.evaluation import make_evaluation_env
+    from sb3_softmod.plots.routing import plot_routing
+    from sb3_softmod.plots.routing_video import record_routing
+    from sb3_softmod.routing import routed_networks
+    from sb3_softmod.run_evaluation import env_options, load_model
+    from sb3_softmod.runs import load_run
+
+    run = load_run(args.folder)
+    model = load_model(run, best=args.best)
+    routed_networks(model)  # before the envs, which take a while
+    options = {**env_options(run), "seed": args.seed}
+    if args.video:
+        options["render_mode"] = "rgb_array"
+    env = make_evaluation_env(model, run.benchmark, options=options)
+    out = args.out or run.folder / "figures"
+    try:
+        files = plot_routing(model, env, out, steps=args.steps)
+        if args.video:
+            files += record_routing(model, env, out)
+    finally:
+        env.close()
+    print(*files, sep="\n")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -89,7 +89,7 @@ def evaluate_tasks(
                 )
         return _evaluate(model, env, settings, progress_bar)
     options = {**of_protocol, **({} if goals is None else {"goals": goals}), **(env_kwargs or {})}
-    made = _make(model, env, episodes, {**options, "seed": seed}, n_workers)
+    made = make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)
     try:
         settings |= dict(env=env if isinstance(env, str) else list(env), protocol=protocol, seed=seed, **options)
         return _evaluate(model, made, settings, progress_bar)
@@ -97,10 +97,23 @@ def evaluate_tasks(
         made.close()
 
 
-def _make(
-    model: Any, tasks: str | Sequence[str], episodes: int, options: Mapping[str, Any], n_workers: int | None
+def make_evaluation_env(
+    model: Any,
+    tasks: str | Sequence[str],
+    *,
+    most_copies: int = 1,
+    options: Mapping[str, Any] | None = None,
+    n_workers: int | None = None,
 ) -> VecEnv:
-    """Envs for a model, several of each task, with its observation statistics."""
+    """Envs for a model, with its observation statistics, which stay as they are.
+
+    :param model: that knows its tasks, if it does
+    :param tasks: as ``env`` of :func:`evaluate_tasks`
+    :param most_copies: of each task; fewer where there are many tasks
+    :param options: arguments of the envs, see :meth:`.TaskSet.arguments`
+    :param n_workers: see :func:`.make_metaworld_env`
+    :raises ConfigurationError: for tasks that are not the model's, or options that there are not
+    """
     # A set by its name in experiments, or Meta-World's own names for sets and tasks.
     by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE))
     task_set = get_task_set(tasks) if by_name else TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)  # type: ignore[arg-type]
@@ -108,8 +121,8 @@ def _make(
     known = getattr(model, "task_names", None)
     if known and list(names) != list(known):
         raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
-    copies = max(1, min(episodes, _ENVS // len(names)))
-    env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options, n_workers=n_workers)
+    copies = max(1, min(most_copies, _ENVS // len(names)))
+    env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options or {}, n_workers=n_workers)
     normalize = getattr(model, "get_vec_normalize_env", lambda: None)()
     statistics = getattr(model, "normalization", None)
     if isinstance(normalize, MultiTaskVecNormalize):

@@ -30,6 +30,11 @@ def load_model(run: Run, *, best: bool = False) -> MultiTaskSAC:
     return MultiTaskSAC.load(path, buffer_size=len(run.task_names))
 
 
+def env_options(run: Run) -> dict[str, Any]:
+    """The arguments of the envs that a run's policy was trained in, but for the seed and the goals."""
+    return {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
+
+
 def evaluate_run(
     folder: str | Path,
     *,
@@ -52,14 +57,13 @@ def evaluate_run(
     """
     run = load_run(folder)
     model = load_model(run, best=best)
-    env_kwargs = {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
     found = evaluate_tasks(
         model,
         run.benchmark,
         protocol=protocol,
         n_eval_episodes=n_eval_episodes,
         seed=seed,
-        env_kwargs=env_kwargs,
+        env_kwargs=env_options(run),
         progress_bar=progress_bar,
     )
     found.settings["model"] = "best" if best else "last"

@@ -17,9 +17,7 @@ from sb3_softmod.evaluation import act
 from sb3_softmod.plots.routing_network import NetworkDrawing, draw_legend
 from sb3_softmod.routing import routed_networks, sample_routing
 from sb3_softmod.task_observation import task_ids, task_names_of
-
-#: Frames a second; at Meta-World's 80 steps a second a little slower than the robot is.
-FPS = 40
+from sb3_softmod.video import VideoFile
 
 #: A video ends here, where the episode has no end.
 _MOST_FRAMES = 1000
@@ -90,7 +88,9 @@ def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] |
     files = []
     for name in names if tasks is None else tasks:
         file = out / f"routing-{name}.mp4"
-        _write(file, routing_frames(model, env, name))
+        with VideoFile(file) as video:
+            for frame in routing_frames(model, env, name):
+                video.write(frame)
         files.append(file)
     return files
 
@@ -121,17 +121,3 @@ def routing_frames(model: Any, env: VecEnv, task: str) -> Iterator[np.ndarray]:
             beside = panel.picture(layers, f"step {frames}")
             frames += 1
             yield np.concatenate([image, beside[:, : beside.shape[1] // 2 * 2]], 1)
-
-
-def _write(file: Path, frames: Iterator[np.ndarray]) -> None:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ConfigurationError("A video needs imageio-ffmpeg: pip install 'sb3-softmod[plots]'.") from error
-    first = next(frames)
-    writer = imageio_ffmpeg.write_frames(str(file), first.shape[1::-1], fps=FPS, macro_block_size=1)
-    writer.send(None)
-    with closing(writer):
-        writer.send(np.ascontiguousarray(first))
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
