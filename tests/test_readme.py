@@ -88,7 +88,7 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         tiny = [*["--algos", "softmod_deep", "mt_sac", "--seeds", "0", "--"], *small(["--env", "MT3"])]
         run([str(ROOT / arguments[0]), *arguments[1:], *tiny])
         assert (folder / "laptop" / "MT3.png").stat().st_size > 5000
-        assert (folder / "laptop" / "MT3.md").read_text().count("\n| ") == 2
+        assert len(list((folder / "laptop").glob("*/*/evaluation.json"))) == 2
     else:
         pytest.fail(f"no test runs {command!r}")
 

@@ -117,7 +117,7 @@ def test_what_other_scripts_read(tmp_path: Path) -> None:
     assert hyperparams["policy_kwargs"] == dict(preset="deep", embedding_dim=128, module_dim=64)
     assert hyperparams["env_kwargs"] == dict(seed=7, horizon=5)
     args = yaml.load((run / "MT3" / "args.yml").read_text(), yaml.UnsafeLoader)
-    assert args["algo"], args["env"] == ("softmod_deep", "MT3")
+    assert (args["algo"], args["env"]) == ("softmod_deep", "MT3")
 
 
 @pytest.mark.parametrize(
@@ -422,6 +422,15 @@ def test_a_model_of_other_tasks(logs: Path, tmp_path: Path, capsys: pytest.Captu
     model = run_of(logs / "logs") / "best_model.zip"
     assert train(tmp_path, "-i", str(model), env="reach-v3", params=["n_envs:1"]) == 2
     assert "was saved for 3 tasks, but the env has 1." in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_normalised_model_goes_on_with_settings_of_raw_observations(
+    logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = run_of(logs / "logs") / "best_model.zip"
+    assert train(tmp_path, "-i", str(model), "--conf-file", "paper") == 2
+    assert "best_model.zip was trained on normalised observations, and " in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*"))
 
 

@@ -139,11 +139,17 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """RL Zoo's; without a run, because it cannot begin or because trials follow, no folder stays behind."""
-        result = None
+        begins = False
         try:
             result = super().setup_experiment()
+            if result is not None and result[0].get_vec_normalize_env() is not None and not self.normalize:
+                raise ConfigurationError(
+                    f"{self.trained_agent} was trained on normalised observations, and {self.config} says nothing of "
+                    "normalize: name the file that it was trained with (--conf-file)."
+                )
+            begins = result is not None
         finally:
-            if result is None and self._owns_folder:
+            if self._owns_folder and not begins:
                 shutil.rmtree(self.save_path)
         return result
 
