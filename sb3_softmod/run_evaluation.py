@@ -40,7 +40,7 @@ def evaluate_run(
     *,
     protocol: Protocol | None = None,
     n_eval_episodes: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     best: bool = False,
     progress_bar: bool = False,
 ) -> TaskEvaluation:
@@ -50,7 +50,7 @@ def evaluate_run(
     :param folder: of the run
     :param protocol: see :func:`.evaluate_tasks`
     :param n_eval_episodes: see :func:`.evaluate_tasks`
-    :param seed: of the goals; the run's own has the goals that it was trained on
+    :param seed: of the goals; default that of the training, so that they are those that it was trained on
     :param best: the best model instead of the last
     :param progress_bar: show one
     :raises ConfigurationError: naming the folder and what is missing
@@ -62,7 +62,7 @@ def evaluate_run(
         run.benchmark,
         protocol=protocol,
         n_eval_episodes=n_eval_episodes,
-        seed=seed,
+        seed=run.manifest.get("env_kwargs", run.manifest)["seed"] if seed is None else seed,
         env_kwargs=env_options(run),
         progress_bar=progress_bar,
     )
