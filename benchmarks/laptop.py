@@ -16,13 +16,11 @@ from pathlib import Path
 
 import torch as th
 
-from sb3_softmod import MultiTaskSAC
-from sb3_softmod.envs.metaworld import NUM_GOALS
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.evaluation import evaluate_tasks
 from sb3_softmod.methods import get_method
 from sb3_softmod.plots.curves import draw_curves
 from sb3_softmod.plots.results import results_table
+from sb3_softmod.run_evaluation import evaluate_run
 from sb3_softmod.runs import FINAL, MANIFEST, Run, load_run
 
 
@@ -30,7 +28,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="MT3", help="task set of Meta-World (default: MT3)")
-    parser.add_argument("--algos", nargs="+", default=["softmod_deep", "mt_sac", "mt_mh_sac"], metavar="METHOD")
+    parser.add_argument("--algos", nargs="+", default=["softmod_shallow", "mt_sac", "mt_mh_sac"], metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("laptop"), help="folder for everything (default: laptop)")
     parser.add_argument("options", nargs="*", help="options of sb3-softmod train")
@@ -47,7 +45,9 @@ def main() -> None:
                 train(args.out, algo, name, seed, args.options)
             run = find_run(args.out, algo, name, seed)
             assert run is not None
-            runs.append(evaluate(run))
+            if not (run.folder / FINAL).exists():
+                print(evaluate_run(run.folder, protocol="metaworld"))
+            runs.append(load_run(run.folder))
             print(results_table(runs), flush=True)
     picture = args.out / f"{name}.png"
     draw_curves(runs, name).savefig(picture, dpi=150)
@@ -64,24 +64,6 @@ def train(out: Path, algo: str, env: str, seed: int, options: list[str]) -> None
     """One run."""
     command = f"train --algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --num-threads 1 --verbose 0"
     subprocess.run([sys.executable, "-m", "sb3_softmod.cli", *command.split(), *options], check=True)
-
-
-def evaluate(run: Run) -> Run:
-    """Play every goal of the training once with the last model of a run."""
-    if not (run.folder / FINAL).exists():
-        facts = run.manifest
-        model = MultiTaskSAC.load(run.folder / f"{run.benchmark}.zip", buffer_size=len(run.task_names))
-        found = evaluate_tasks(
-            model,
-            run.task_names,
-            n_eval_episodes=NUM_GOALS,
-            goals="each-once" if facts["goals"] == "random" else facts["goals"],
-            max_episode_steps=facts["horizon"],
-            seed=facts["env_kwargs"]["seed"],
-        )
-        found.to_json(run.folder / FINAL)
-        print(found)
-    return load_run(run.folder)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     params.add_argument("--env", default="MT50", help="a Meta-World task or set, whose number of tasks counts")
     params.set_defaults(run=_table_params)
+    results = tables.add_parser("results", help="success rates of all methods on all benchmarks, from run folders")
+    results.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    results.add_argument("--format", default="markdown", help="markdown (default), latex or csv")
+    results.set_defaults(run=_table_results)
+
+    plots = commands.add_parser("plot", help="draw a figure").add_subparsers(title="figures", required=True)
+    curves = plots.add_parser(
+        "curves", help="success against environment steps, as in Figures 5 and 6 of the paper, from run folders"
+    )
+    curves.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    curves.add_argument("--env", help="task set (default: each that there is)")
+    curves.add_argument("--by-task", action="store_true", help="a panel for each task instead of their mean")
+    curves.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
+    curves.set_defaults(run=_plot_curves)
+
+    routing = plots.add_parser(
+        "routing", help="what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
+    )
+    routing.add_argument("folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1")
+    routing.add_argument("--steps", type=int, default=200, help="steps of each task to average over (default: 200)")
+    routing.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
+    routing.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    routing.add_argument("--video", action="store_true", help="film an episode of each task with its routing beside it")
+    routing.add_argument("--out", type=Path, help="folder for the figures (default: figures in the run folder)")
+    routing.set_defaults(run=_plot_routing)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate the policies of runs, for the tables")
+    evaluate.add_argument("runs", type=Path, nargs="+", help="run folders, for instance logs/mt_sac/MT3_1")
+    evaluate.add_argument("--protocol", help="metaworld (each of 50 goals once) or paper (100 episodes, random goals)")
+    evaluate.add_argument("--episodes", type=int, help="of each task (default: the protocol's, or 50)")
+    evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
+    evaluate.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -84,6 +117,80 @@ def _table_params(args: argparse.Namespace) -> None:
     from sb3_softmod.plots.tables import parameter_table
 
     Console().print(parameter_table(args.env))
+
+
+def _table_results(args: argparse.Namespace) -> None:
+    from sb3_softmod.plots.results import results_table
+    from sb3_softmod.runs import find_runs
+
+    runs, problems = find_runs(args.logs)
+    print(results_table(runs, args.format))
+    _complain(problems)
+
+
+def _plot_curves(args: argparse.Namespace) -> None:
+    from sb3_softmod.plots.curves import draw_curves
+    from sb3_softmod.runs import find_runs
+
+    runs, problems = find_runs(args.logs)
+    names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        figure = draw_curves(runs, name, by_task=args.by_task)
+        for suffix in ("svg", "png"):
+            path = args.out / f"curves-{name}{'-by-task' * args.by_task}.{suffix}"
+            figure.savefig(path, dpi=150)
+            print(path)
+    _complain(problems)
+
+
+def _plot_routing(args: argparse.Namespace) -> None:
+    from sb3_softmod.evaluation import make_evaluation_env
+    from sb3_softmod.plots.routing import plot_routing
+    from sb3_softmod.plots.routing_video import record_routing
+    from sb3_softmod.routing import routed_networks
+    from sb3_softmod.run_evaluation import env_options, load_model
+    from sb3_softmod.runs import load_run
+
+    run = load_run(args.folder)
+    model = load_model(run, best=args.best)
+    routed_networks(model)  # before the envs, which take a while
+    options = {**env_options(run), "seed": args.seed}
+    if args.video:
+        options["render_mode"] = "rgb_array"
+    env = make_evaluation_env(model, run.benchmark, options=options)
+    out = args.out or run.folder / "figures"
+    try:
+        files = plot_routing(model, env, out, steps=args.steps)
+        if args.video:
+            files += record_routing(model, env, out)
+    finally:
+        env.close()
+    print(*files, sep="\n")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from sb3_softmod.run_evaluation import evaluate_runs
+
+    results, problems = evaluate_runs(
+        args.runs,
+        protocol=args.protocol,
+        n_eval_episodes=args.episodes,
+        seed=args.seed,
+        best=args.best,
+        progress_bar=sys.stderr.isatty(),
+    )
+    for folder, found in results.items():
+        print(f"{folder}\n{found}\n")
+    if problems and not results:
+        raise SoftModError("\n".join(problems))
+    _complain(problems)
+
+
+def _complain(problems: Sequence[str]) -> None:
+    """Say what could not be read; the rest was."""
+    for problem in problems:
+        print(f"sb3-softmod: left out: {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

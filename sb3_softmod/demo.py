@@ -14,8 +14,9 @@ from tqdm import TqdmExperimentalWarning
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks, rollout_observations
-from sb3_softmod.plots.routing import draw_routing, mean_routing
+from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks, rollout
+from sb3_softmod.plots.routing_network import draw_routing
+from sb3_softmod.routing import RoutingStatistics, sample_routing
 from sb3_softmod.softmod_sac import SoftModSAC
 
 TASKS = "MT3"
@@ -66,11 +67,10 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
     test_env.set_statistics(env.statistics())
     trained = evaluate_tasks(model, test_env, n_eval_episodes=n_eval_episodes)
 
-    seen = rollout_observations(model, test_env, steps=200)
+    actor, *_ = sample_routing(model, *rollout(model, test_env, steps=200), trained.task_names)
     env.close()
     test_env.close()
-    figure = draw_routing(mean_routing(model.actor.network, seen, trained.task_names))  # type: ignore[arg-type]
-    figure.savefig(folder / "routing.png", dpi=150)
+    draw_routing(RoutingStatistics.of(actor)).savefig(folder / "routing.png", dpi=150)
     console.print(_table(untrained, trained))
     console.print(f"Trained {model.num_timesteps:,} environment steps in {minutes:.1f} minutes. Written to {folder}/:")
     console.print(f"  model.zip    SoftModSAC.load('{folder / 'model'}', env='{TASKS}')")

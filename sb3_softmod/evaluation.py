@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
-from sb3_softmod.envs.make import make_metaworld_env
+from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.metaworld import Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError, nearest
@@ -37,9 +40,8 @@ def evaluate_tasks(
     protocol: Protocol | None = None,
     n_eval_episodes: int | None = None,
     goals: Goals | None = None,
-    terminate_on_success: bool | None = None,
-    max_episode_steps: int | None = None,
     seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     deterministic: bool = True,
     n_workers: int | None = None,
     progress_bar: bool = False,
@@ -53,14 +55,14 @@ def evaluate_tasks(
     goals once, up to the first success. ``protocol="paper"`` plays the paper's, 100 episodes with random goals.
 
     :param model: anything with ``predict``
-    :param env: a multi-task env, which is reset; or the name of a Meta-World task or set, or a list of tasks: envs are
-        made for it, with the observation statistics of the model, and closed
-    :param protocol: sets the next three
-    :param n_eval_episodes: episodes of each task; default 50
-    :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default "random"
-    :param terminate_on_success: of the envs that are made; default False
-    :param max_episode_steps: of the envs that are made; default the paper's 200
+    :param env: a multi-task env, which is reset; or the name of a task set, of a Meta-World task, or a list of these:
+        envs are made for it, with the observation statistics of the model, and closed
+    :param protocol: sets number of episodes and goals, and whether an episode ends with its first success
+    :param n_eval_episodes: episodes of each task; default that of the protocol, or 50
+    :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default that of the protocol or of the set
     :param seed: of the envs that are made: of the goals and their order; None draws one
+    :param env_kwargs: further arguments of the envs that are made: "horizon", "reward_version",
+        "terminate_on_success", ...
     :param deterministic: act by the mean instead of a sample
     :param n_workers: of the envs that are made; the result is the same for every number
     :param progress_bar: show one
@@ -72,39 +74,55 @@ def evaluate_tasks(
     if protocol is not None:
         if protocol not in PROTOCOLS:
             raise ConfigurationError(f"Unknown protocol {protocol!r}: {nearest(protocol, PROTOCOLS)}")
-        of_protocol = PROTOCOLS[protocol]
-    if n_eval_episodes is None:
-        n_eval_episodes = int(of_protocol.get("n_eval_episodes", 50))
-    if n_eval_episodes < 1:
-        raise ConfigurationError(f"n_eval_episodes must be at least 1, not {n_eval_episodes}.")
-    options = dict(goals=goals, terminate_on_success=terminate_on_success, max_episode_steps=max_episode_steps)
-    given = {name: value for name, value in options.items() if value is not None}
-    settings: dict[str, Any] = dict(n_eval_episodes=n_eval_episodes, deterministic=deterministic)
+        of_protocol = dict(PROTOCOLS[protocol])
+    episodes = of_protocol.pop("n_eval_episodes", 50) if n_eval_episodes is None else n_eval_episodes
+    of_protocol.pop("n_eval_episodes", None)
+    if episodes < 1:
+        raise ConfigurationError(f"n_eval_episodes must be at least 1, not {episodes}.")
+    settings: dict[str, Any] = dict(n_eval_episodes=episodes, deterministic=deterministic)
     if isinstance(env, VecEnv):
-        refused = [*given, *["seed"] * (seed is not None), *["n_workers"] * (n_workers is not None)]
-        if protocol is not None or refused:
-            name = "protocol" if protocol is not None else refused[0]
-            raise ConfigurationError(f"{name} is for envs that are made by name: make the env that you pass with it.")
+        of_made = dict(protocol=protocol, goals=goals, seed=seed, env_kwargs=env_kwargs, n_workers=n_workers)
+        for name, value in of_made.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"{name} is for envs that are made by name: make the env that you pass with it."
+                )
         return _evaluate(model, env, settings, progress_bar)
-    for name in ("goals", "terminate_on_success"):
-        if name in of_protocol:
-            given.setdefault(name, of_protocol[name])
-    made = _make(model, env, n_eval_episodes, dict(given, seed=seed, n_workers=n_workers))
+    options = {**of_protocol, **({} if goals is None else {"goals": goals}), **(env_kwargs or {})}
+    made = make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)
     try:
-        settings |= dict(env=env if isinstance(env, str) else list(env), protocol=protocol, seed=seed, **given)
+        settings |= dict(env=env if isinstance(env, str) else list(env), protocol=protocol, seed=seed, **options)
         return _evaluate(model, made, settings, progress_bar)
     finally:
         made.close()
 
 
-def _make(model: Any, tasks: str | Sequence[str], n_eval_episodes: int, options: dict[str, Any]) -> VecEnv:
-    """Envs for a model, several of each task, with its observation statistics."""
-    names = resolve_task_names(tasks)
+def make_evaluation_env(
+    model: Any,
+    tasks: str | Sequence[str],
+    *,
+    most_copies: int = 1,
+    options: Mapping[str, Any] | None = None,
+    n_workers: int | None = None,
+) -> VecEnv:
+    """Envs for a model, with its observation statistics, which stay as they are.
+
+    :param model: that knows its tasks, if it does
+    :param tasks: as ``env`` of :func:`evaluate_tasks`
+    :param most_copies: of each task; fewer where there are many tasks
+    :param options: arguments of the envs, see :meth:`.TaskSet.arguments`
+    :param n_workers: see :func:`.make_metaworld_env`
+    :raises ConfigurationError: for tasks that are not the model's, or options that there are not
+    """
+    # A set by its name in experiments, or Meta-World's own names for sets and tasks.
+    by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE))
+    task_set = get_task_set(tasks) if by_name else TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)  # type: ignore[arg-type]
+    names = task_names(task_set)
     known = getattr(model, "task_names", None)
     if known and list(names) != list(known):
         raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
-    copies = max(1, min(n_eval_episodes, _ENVS // len(names)))
-    env: VecEnv = make_metaworld_env(names, envs_per_task=copies, **options)
+    copies = max(1, min(most_copies, _ENVS // len(names)))
+    env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options or {}, n_workers=n_workers)
     normalize = getattr(model, "get_vec_normalize_env", lambda: None)()
     statistics = getattr(model, "normalization", None)
     if isinstance(normalize, MultiTaskVecNormalize):
@@ -164,7 +182,8 @@ def _play(
         tasks = task_ids(observations, num_tasks)
         ended = begins & counts
         statistics.add(info for info, counted in zip(infos, ended, strict=True) if counted)
-        progress.update(int(ended.sum()))
+        if ended.any():
+            progress.update(int(ended.sum()))
 
 
 def _check_normalised(model: Any, env: VecEnv) -> None:
@@ -206,22 +225,35 @@ def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
     return shares
 
 
-def rollout_observations(model: Any, env: VecEnv, steps: int) -> np.ndarray:
-    """The observations that the deterministic policy meets.
+def act(model: Any, env: VecEnv) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
+    """Act by the deterministic policy, without end; the env takes its step when the next item is asked for.
+
+    :param model: anything with ``predict``
+    :param env: it is reset
+    :return: for each step the observations ``[n_envs, O + M]``, the actions ``[n_envs, action_dim]`` that answer them,
+        and ``[n_envs]`` whether an episode begins with them
+    :raises ConfigurationError: if the model was trained on normalised observations and the env has no ``VecNormalize``
+    """
+    _check_normalised(model, env)
+    with _frozen_normalization(env):
+        observations, begins = np.asarray(env.reset()), np.ones(env.num_envs, bool)
+        while True:
+            actions = model.predict(observations, deterministic=True)[0]
+            yield observations, actions, begins
+            observations, _, begins, _ = env.step(actions)  # type: ignore[assignment]
+
+
+def rollout(model: Any, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the deterministic policy meets and does.
 
     :param model: anything with ``predict``
     :param env: it is reset
     :param steps: steps of each env
-    :return: ``[steps, n_envs, O + M]``
+    :return: observations ``[steps, n_envs, O + M]`` and actions ``[steps, n_envs, action_dim]``
     """
-    _check_normalised(model, env)
-    seen = []
-    with _frozen_normalization(env):
-        observations = np.asarray(env.reset())
-        for _ in range(steps):
-            seen.append(observations)
-            observations = np.asarray(env.step(model.predict(observations, deterministic=True)[0])[0])
-    return np.stack(seen)
+    with closing(act(model, env)) as playing:
+        observations, actions, _ = zip(*islice(playing, steps), strict=True)
+    return np.stack(observations), np.stack(actions)
 
 
 class MetaWorldAgent:

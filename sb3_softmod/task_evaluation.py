@@ -57,7 +57,7 @@ class TaskEvaluation:
     success_at_end_rate: list[float]
     mean_return: list[float]
     length: list[float]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def success_interval(self) -> list[tuple[float, float]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_softmod.errors import ConfigurationError
 
 #: Frames a second; at Meta-World's 80 steps a second a little slower than the robot is.
 FPS = 40
@@ -21,9 +23,12 @@ class VideoFile:
     """Writes frames to an mp4 file, one after the other. A context manager.
 
     :param path: of the file; its folder is made
+    :raises ConfigurationError: without imageio-ffmpeg
     """
 
     def __init__(self, path: Path) -> None:
+        if find_spec("imageio_ffmpeg") is None:
+            raise ConfigurationError("A video needs imageio-ffmpeg: pip install sb3-softmod[plots]")
         self._path = path
         self._writer: Generator[None, Any, None] | None = None
 
@@ -36,18 +41,20 @@ class VideoFile:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, frame: np.ndarray, text: str) -> None:
+    def write(self, frame: np.ndarray, text: str = "") -> None:
         """Add a frame.
 
         :param frame: ``[height, width, 3]`` uint8, the same size each time
         :param text: to draw on it
         """
+        import imageio_ffmpeg  # an extra
+
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             height, width = frame.shape[:2]
             self._writer = imageio_ffmpeg.write_frames(str(self._path), (width, height), fps=FPS, macro_block_size=1)
             self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(labelled(frame, text)))
+        self._writer.send(np.ascontiguousarray(labelled(frame, text) if text else frame))
 
 
 def labelled(frame: np.ndarray, text: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_softmod import ConfigurationError, MultiTaskVecEnv, TaskEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.evaluation import evaluate_tasks, rollout_observations
+from sb3_softmod.evaluation import act, evaluate_tasks, rollout
 
 
 class Expert:
@@ -85,11 +86,19 @@ def test_one_task_of_a_set() -> None:
     assert np.isnan(result.success_rate[:2]).all()
 
 
-def test_rollout_observations() -> None:
-    seen = rollout_observations(Expert(), make_point_mass_env(4), steps=HORIZON)
+def test_rollout() -> None:
+    seen, actions = rollout(Expert(), make_point_mass_env(4), steps=HORIZON)
     assert seen.shape == (HORIZON, 4, 6)
     assert np.abs(seen[-1, :, :2] - GOALS).max() < 1e-3
     np.testing.assert_array_equal(seen[:, :, 2:], np.broadcast_to(np.eye(4), (HORIZON, 4, 4)))
+    # The actions are those that led from each observation to the next.
+    np.testing.assert_allclose(seen[1:, :, :2], np.clip(seen[:-1, :, :2] + 0.2 * actions[:-1], -1, 1), atol=1e-6)
+
+
+def test_act_says_where_episodes_begin() -> None:
+    env = make_point_mass_env(2, horizon=3)
+    begins = [begin.all() for _, _, begin in islice(act(Expert(), env), 7)]
+    assert begins == [True, False, False, True, False, False, True]
 
 
 def test_no_episodes_are_refused() -> None:

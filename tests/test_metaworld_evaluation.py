@@ -84,7 +84,7 @@ def test_equals_meta_worlds_own_evaluator(model: Any) -> None:
 
 @pytest.mark.parametrize("n_workers", [0, 1, 3])
 def test_the_same_for_every_number_of_workers(n_workers: int) -> None:
-    options: dict[str, Any] = dict(goals="each-once", n_eval_episodes=4, max_episode_steps=30, seed=5)
+    options: dict[str, Any] = dict(goals="each-once", n_eval_episodes=4, env_kwargs=dict(horizon=30), seed=5)
     found = evaluate_tasks(Expert(), TASKS, n_workers=n_workers, **options)
     assert found == evaluate_tasks(Expert(), TASKS, **options)
     assert found.episodes == [4] * 3
@@ -92,13 +92,13 @@ def test_the_same_for_every_number_of_workers(n_workers: int) -> None:
 
 
 def test_the_protocols() -> None:
-    paper = evaluate_tasks(Idle(), TASKS, protocol="paper", max_episode_steps=2, seed=0)
+    paper = evaluate_tasks(Idle(), TASKS, protocol="paper", env_kwargs=dict(horizon=2), seed=0)
     assert paper.episodes == [100] * 3
     assert paper.settings == dict(
         n_eval_episodes=100, deterministic=True, env=TASKS, protocol="paper", seed=0,
-        goals="random", terminate_on_success=False, max_episode_steps=2,
+        goals="random", terminate_on_success=False, horizon=2,
     )  # fmt: skip
-    changed = evaluate_tasks(Idle(), TASKS, protocol="metaworld", n_eval_episodes=3, max_episode_steps=2, seed=0)
+    changed = evaluate_tasks(Idle(), TASKS, protocol="metaworld", n_eval_episodes=3, env_kwargs=dict(horizon=2), seed=0)
     assert changed.episodes == [3] * 3
     assert (changed.settings["goals"], changed.settings["terminate_on_success"]) == ("each-once", True)
 
@@ -108,7 +108,7 @@ def test_a_model_of_normalised_observations_brings_its_statistics(tmp_path: Path
     small = dict(embedding_dim=8, module_dim=8)
     model = MultiTaskSAC("SoftModPolicy", env, policy_kwargs=small, batch_size=8, learning_starts=1000, seed=0)
     model.learn(400)
-    options: dict[str, Any] = dict(n_eval_episodes=2, max_episode_steps=40, seed=1, n_workers=0)
+    options: dict[str, Any] = dict(n_eval_episodes=2, env_kwargs=dict(horizon=40), seed=1, n_workers=0)
     by_name = evaluate_tasks(model, ["reach-v3", "push-v3"], **options)
     count = env.obs_rms[0].count
     model.save(tmp_path / "model")

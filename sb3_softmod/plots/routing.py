@@ -1,100 +1,71 @@
-"""The routing that a policy learned, drawn as in Figure 3 of the paper."""
+"""All figures of the routing of a model, as files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import matplotlib
-import numpy as np
-import torch as th
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.networks import SoftModularNetwork
-from sb3_softmod.task_observation import split
+from sb3_softmod.evaluation import rollout
+from sb3_softmod.plots.routing_history import draw_routing_history
+from sb3_softmod.plots.routing_map import draw_routing_map
+from sb3_softmod.plots.routing_network import draw_routing, draw_shared_routing
+from sb3_softmod.routing import RoutingStatistics, routed_networks, sample_routing
+from sb3_softmod.routing_snapshots import RoutingSnapshots
+from sb3_softmod.task_observation import task_names_of
 
-#: One hue from light to dark: ordered in print and for every kind of colour vision.
-_COLOURS = "Blues"
+#: Pairs of tasks that are drawn side by side.
+_PAIRS = 6
 
 
-def mean_routing(
-    network: th.nn.Module, observations: np.ndarray, task_names: Sequence[str]
-) -> dict[str, list[np.ndarray]]:
-    """The routing probabilities of each task, averaged over the states of rollouts.
+def plot_routing(model: Any, env: VecEnv, out: Path, *, steps: int = 200, seed: int = 0) -> list[Path]:
+    """Draw the routing of a model over rollouts of its deterministic policy: the paper's Figures 3 and 4.
 
-    :param network: an actor's network
-    :param observations: ``[..., O + M]``, of all tasks
-    :param task_names: of all tasks
-    :return: task name to layers ``[n, n]`` (target module, source module), and a last ``[n]`` with the routed head;
-        tasks that no observation shows are left out
-    :raises ConfigurationError: for a network that has no routing
+    For the actor and each critic ``routing-<network>`` (every task) and ``routing-<network>-pairs`` (the tasks that
+    are routed most alike, where there are two), and for the actor ``routing-actor-map`` (t-SNE and similarities), each
+    as SVG and PNG.
+
+    :param model: any algorithm of SB3 with a soft-modular network
+    :param env: a multi-task env; it is reset. A task that none of its envs plays in these steps is left out.
+    :param out: folder, made if need be
+    :param steps: steps of each env
+    :param seed: of t-SNE
+    :return: the files
+    :raises ConfigurationError: for a model without routing, or fewer than one step
     """
-    if not isinstance(network, SoftModularNetwork):
-        raise ConfigurationError(f"{type(network).__name__} has no routing to draw: a SoftModularNetwork has.")
-    flat = observations.reshape(-1, observations.shape[-1])
-    state, task = split(th.as_tensor(flat, device=next(network.parameters()).device), len(task_names))
-    with th.no_grad():
-        layers = [layer[0].cpu().numpy() for layer in network.routing(state, task)]
-    ids = task.argmax(-1).cpu().numpy()
-    return {
-        name: [layer[ids == task_id].mean(0) for layer in layers]
-        for task_id, name in enumerate(task_names)
-        if (ids == task_id).any()
-    }
+    routed_networks(model)  # before the rollouts, which take a while
+    if steps < 1:
+        raise ConfigurationError(f"steps must be at least 1, not {steps}.")
+    all_samples = sample_routing(model, *rollout(model, env, steps), task_names_of(env))
+    files = []
+    for samples in all_samples:
+        name = f"routing-{samples.network.replace(' ', '-')}"
+        statistics = RoutingStatistics.of(samples)
+        files += _save(draw_routing(statistics), out / name)
+        if pairs := statistics.most_similar(_PAIRS):
+            files += _save(draw_shared_routing(statistics, pairs), out / f"{name}-pairs")
+        if samples is all_samples[0]:
+            files += _save(draw_routing_map(samples, seed=seed), out / f"{name}-map")
+    return files
 
 
-def draw_routing(routing: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Draw the modules of each task as layers of dots, joined by lines as dark and thick as they are probable.
+def plot_routing_history(snapshots: Path, out: Path) -> list[Path]:
+    """Draw how the routing changed during training, ``routing-history`` as SVG and PNG.
 
-    :param routing: what :func:`mean_routing` returns
-    :return: a figure with one panel for each task
+    :param snapshots: the file of a :class:`.RoutingSnapshotCallback`
+    :param out: folder, made if need be
+    :return: the files
+    :raises ConfigurationError: for a file that is missing or holds fewer than two snapshots
     """
-    columns = min(len(routing), 5)
-    rows = -(-len(routing) // columns)
-    depth = len(next(iter(routing.values()))) + 1
-    figure = Figure(figsize=(2.6 * columns + 0.9, (0.75 * depth + 0.9) * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    scale = Normalize(0.0, 1.0)
-    for axis, (name, layers) in zip(axes, routing.items(), strict=False):
-        _draw_task(axis, layers, scale)
-        axis.set_title(name, fontsize=9)
-    for axis in axes[len(routing) :]:
-        axis.set_axis_off()
-    bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=axes.tolist(), shrink=0.7, pad=0.02)
-    bar.set_label("routing probability", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure
+    return _save(draw_routing_history(RoutingSnapshots.load(snapshots)), out / "routing-history")
 
 
-def _draw_task(axis: Axes, layers: Sequence[np.ndarray], scale: Normalize) -> None:
-    colours = matplotlib.colormaps[_COLOURS]
-    n = layers[0].shape[-1]
-    centre = (n - 1) / 2
-    for level, layer in enumerate(layers):
-        vector = layer.ndim == 1  # the routed head: all modules into one output
-        matrix = layer[None] if vector else layer
-        for target, source in np.ndindex(*matrix.shape):
-            p = float(matrix[target, source])
-            axis.plot(
-                [source, centre if vector else target],
-                [-level, -level - 1],
-                color=colours(scale(p)),
-                linewidth=0.5 + 4.5 * p,
-                solid_capstyle="round",
-                zorder=1 + p,
-            )
-        if vector:
-            axis.scatter([centre], [-level - 1], s=60, marker="s", color="0.25", zorder=3)
-    levels = [level for level in range(len(layers) + 1) if level == 0 or layers[level - 1].ndim == 2]
-    for level in levels:
-        axis.scatter(range(n), [-level] * n, s=70, facecolor="white", edgecolor="0.25", linewidth=1.2, zorder=3)
-    axis.set_yticks([-level for level in levels], [f"layer {level + 1}" for level in levels], fontsize=7)
-    axis.set_xticks([])
-    axis.set_xlim(-0.6, n - 0.4)
-    axis.set_ylim(-len(layers) - 0.4, 0.4)
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    return files

@@ -1,0 +1,123 @@
+"""Videos of episodes with the routing of each moment beside the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.evaluation import act
+from sb3_softmod.plots.routing_network import NetworkDrawing, draw_legend
+from sb3_softmod.routing import routed_networks, sample_routing
+from sb3_softmod.task_observation import task_ids, task_names_of
+from sb3_softmod.video import VideoFile
+
+#: A video ends here, where the episode has no end.
+_MOST_FRAMES = 1000
+
+
+class RoutingPanel:
+    """A picture of the base network that changes from frame to frame: all but the connections is drawn only once.
+
+    :param title: above it
+    :param layers: the first probabilities, in the form of :class:`.NetworkDrawing`
+    :param height: of the picture in pixels, even
+    """
+
+    _SCALE = 1.4
+
+    def __init__(self, title: str, layers: Sequence[np.ndarray], height: int) -> None:
+        inches = 4.8
+        figure = Figure(figsize=(0.9 * inches, inches), dpi=height / inches)
+        self._canvas = FigureCanvasAgg(figure)
+        self._axis = figure.add_axes((0.2, 0.16, 0.74, 0.7))
+        #: The artists whose widths and colours are the probabilities.
+        self.drawing = NetworkDrawing(self._axis, layers, scale=self._SCALE)
+        self.drawing.label_layers(self._axis)
+        figure.text(0.5, 0.95, title, ha="center", va="center", fontsize=11, fontweight="bold")
+        draw_legend(figure, self._SCALE, loc="lower center")
+        #: Below the title.
+        self.caption = figure.text(0.5, 0.895, "", ha="center", va="center", fontsize=9)
+        self._changing = [self.drawing.lines, *self.drawing.modules, self.caption]
+        for artist in self._changing:
+            artist.set_animated(True)
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(figure.bbox)
+
+    def picture(self, layers: Sequence[np.ndarray], caption: str) -> np.ndarray:
+        """The panel with other probabilities.
+
+        :param layers: in the form of the first ones
+        :param caption: a few words
+        :return: ``[height, width, 3]`` uint8
+        """
+        self.drawing.update(layers)
+        self.caption.set_text(caption)
+        self._canvas.restore_region(self._background)
+        for artist in self._changing:
+            artist.draw(self._canvas.get_renderer())
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+
+def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] | None = None) -> list[Path]:
+    """Film an episode of each task by the deterministic policy, with the actor's routing of each moment beside it.
+
+    :param model: any algorithm of SB3 with a soft-modular network
+    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
+    :param out: folder, made if need be
+    :param tasks: their names; default all
+    :return: the files, ``routing-<task>.mp4``
+    :raises ConfigurationError: for a model without routing, an env without pictures, an unknown task, or without
+        imageio-ffmpeg
+    """
+    routed_networks(model)
+    if env.render_mode != "rgb_array":
+        raise ConfigurationError(f'A video needs an env with render_mode="rgb_array", not {env.render_mode!r}.')
+    names = task_names_of(env)
+    for name in tasks or ():
+        if name not in names:
+            raise ConfigurationError(f"Unknown task {name!r}: {nearest(name, names)}")
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name in names if tasks is None else tasks:
+        file = out / f"routing-{name}.mp4"
+        with VideoFile(file) as video:
+            for frame in routing_frames(model, env, name):
+                video.write(frame)
+        files.append(file)
+    return files
+
+
+def routing_frames(model: Any, env: VecEnv, task: str) -> Iterator[np.ndarray]:
+    """The frames of the first episode of a task.
+
+    :param model: any algorithm of SB3 with a soft-modular network
+    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset
+    :param task: its name
+    :return: ``[height, width, 3]`` uint8 each; both even, as video players want them
+    """
+    names = task_names_of(env)
+    panel, index, frames = None, None, 0
+    with closing(act(model, env)) as playing:
+        for observations, _, begins in playing:
+            if index is not None and (begins[index] or frames == _MOST_FRAMES):
+                return
+            if index is None:  # until an env begins an episode of the task; envs may take turns at the tasks
+                found = np.flatnonzero(begins & (task_ids(observations, len(names)) == names.index(task)))
+                if not found.size:
+                    continue
+                index = int(found[0])
+            image = np.asarray(env.env_method("render", indices=[index])[0])
+            image = image[: len(image) // 2 * 2, : image.shape[1] // 2 * 2]
+            layers = [p[0] for p in sample_routing(model, observations[index : index + 1], None, names)[0].layers]
+            panel = panel or RoutingPanel(task, layers, len(image))
+            beside = panel.picture(layers, f"step {frames}")
+            frames += 1
+            yield np.concatenate([image, beside[:, : beside.shape[1] // 2 * 2]], 1)

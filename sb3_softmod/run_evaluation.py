@@ -1,0 +1,89 @@
+"""Evaluate what a run learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.evaluation import Protocol, evaluate_tasks
+from sb3_softmod.multitask_sac import MultiTaskSAC
+from sb3_softmod.runs import FINAL, Run, load_run
+from sb3_softmod.task_evaluation import TaskEvaluation
+
+
+def load_model(run: Run, *, best: bool = False) -> MultiTaskSAC:
+    """The policy of a run, to act.
+
+    :param run: a run folder
+    :param best: the one with the best mean success rate during training, instead of the last
+    :raises ConfigurationError: if the run did not save it yet
+    """
+    path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
+    if not path.exists():
+        raise ConfigurationError(
+            f"{run.folder} holds no {path.name}: "
+            + ("no evaluation took place yet." if best else "the run did not end. Its best model so far: --best.")
+        )
+    # Nothing is stored in the buffer, which would otherwise take the memory of training.
+    return MultiTaskSAC.load(path, buffer_size=len(run.task_names))
+
+
+def env_options(run: Run) -> dict[str, Any]:
+    """The arguments of the envs that a run's policy was trained in, but for the seed and the goals."""
+    return {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    protocol: Protocol | None = None,
+    n_eval_episodes: int | None = None,
+    seed: int | None = None,
+    best: bool = False,
+    progress_bar: bool = False,
+) -> TaskEvaluation:
+    """Evaluate the policy of a run on its tasks, with the horizon and the rewards of its training, and write
+    ``evaluation.json`` into its folder, which tables then read.
+
+    :param folder: of the run
+    :param protocol: see :func:`.evaluate_tasks`
+    :param n_eval_episodes: see :func:`.evaluate_tasks`
+    :param seed: of the goals; default that of the training, so that they are those that it was trained on
+    :param best: the best model instead of the last
+    :param progress_bar: show one
+    :raises ConfigurationError: naming the folder and what is missing
+    """
+    run = load_run(folder)
+    model = load_model(run, best=best)
+    found = evaluate_tasks(
+        model,
+        run.benchmark,
+        protocol=protocol,
+        n_eval_episodes=n_eval_episodes,
+        seed=run.manifest.get("env_kwargs", run.manifest)["seed"] if seed is None else seed,
+        env_kwargs=env_options(run),
+        progress_bar=progress_bar,
+    )
+    found.settings["model"] = "best" if best else "last"
+    new = run.folder / f"{FINAL}.tmp"
+    found.to_json(new)
+    new.replace(run.folder / FINAL)  # whole or not at all
+    return found
+
+
+def evaluate_runs(folders: Sequence[str | Path], **kwargs: Any) -> tuple[dict[Path, TaskEvaluation], list[str]]:
+    """Evaluate several runs; one that cannot be evaluated does not stop the rest.
+
+    :param folders: of the runs
+    :param kwargs: those of :func:`evaluate_run`
+    :return: the results by folder, and what was wrong with each of the others
+    """
+    results, problems = {}, []
+    for folder in folders:
+        try:
+            results[Path(folder)] = evaluate_run(folder, **kwargs)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    return results, problems
