@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from point_mass import HORIZON, make_task
@@ -195,7 +194,7 @@ def test_attributes_and_methods(n_workers: int) -> None:
     env.set_attr("speed", 7, [1, 2])
     assert env.get_attr("speed", [1, 2]) == [7, 7]
     assert not env.has_attr("speed")
-    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * 6
+    assert env.env_is_wrapped(TaskEnv) == [True] * 6
     assert env.env_is_wrapped(Monitor, [3]) == [False]
     assert len(set(env.env_method("pid"))) == max(n_workers, 1)
     assert (os.getpid() in env.env_method("pid")) == (n_workers == 0)

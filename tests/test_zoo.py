@@ -114,7 +114,7 @@ def test_what_other_scripts_read(tmp_path: Path) -> None:
 
     hyperparams = config(run)
     assert hyperparams["policy"] == "SoftModPolicy"
-    assert hyperparams["policy_kwargs"] == dict(preset="deep", embedding_dim=128, module_dim=64)
+    assert hyperparams["policy_kwargs"] == dict(preset="deep", embedding_dim=128, module_dim=128)
     assert hyperparams["env_kwargs"] == dict(seed=7, horizon=5)
     args = yaml.load((run / "MT3" / "args.yml").read_text(), yaml.UnsafeLoader)
     assert (args["algo"], args["env"]) == ("softmod_deep", "MT3")

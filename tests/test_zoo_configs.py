@@ -74,7 +74,7 @@ def test_the_schedule_of_the_paper() -> None:
 def test_networks_of_the_laptop() -> None:
     """Small, but what defines a method stays."""
     assert hyperparams_of("laptop", "softmod_deep", "MT3")["policy_kwargs"] == dict(
-        preset="deep", embedding_dim=128, module_dim=64
+        preset="deep", embedding_dim=128, module_dim=128
     )
     assert hyperparams_of("laptop", "mt_sac", "MT3")["policy_kwargs"] == dict(net_arch=[200, 200, 200])
     assert hyperparams_of("laptop", "mt_mh_sac_4", "MT3")["policy_kwargs"] == dict(net_arch=[400] * 4)
