@@ -141,9 +141,9 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
-    args.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         figure = draw_curves(runs, name, by_task=args.by_task)
+        args.out.mkdir(parents=True, exist_ok=True)
         for suffix in ("svg", "png"):
             path = args.out / f"curves-{name}{'-by-task' * args.by_task}.{suffix}"
             figure.savefig(path, dpi=150)
