@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
     evaluate.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="all that is known of a run, as one HTML file")
+    report.add_argument("folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1")
+    report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
+    report.add_argument("--video", action="store_true", help="with a video of each task")
+    report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -184,6 +191,14 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"{folder}\n{found}\n")
     if problems and not results:
         raise SoftModError("\n".join(problems))
+    _complain(problems)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from sb3_softmod.report.write import write_report
+
+    out, problems = write_report(args.folder, args.out, best=args.best, video=args.video)
+    print(out)
     _complain(problems)
 
 

@@ -35,6 +35,11 @@ def env_options(run: Run) -> dict[str, Any]:
     return {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
 
 
+def goals_seed(run: Run) -> int | None:
+    """The seed of the goals that a run was trained on."""
+    return run.manifest.get("env_kwargs", run.manifest)["seed"]
+
+
 def evaluate_run(
     folder: str | Path,
     *,
@@ -62,7 +67,7 @@ def evaluate_run(
         run.benchmark,
         protocol=protocol,
         n_eval_episodes=n_eval_episodes,
-        seed=run.manifest.get("env_kwargs", run.manifest)["seed"] if seed is None else seed,
+        seed=goals_seed(run) if seed is None else seed,
         env_kwargs=env_options(run),
         progress_bar=progress_bar,
     )

@@ -42,6 +42,17 @@ class Run:
     returns: np.ndarray
     episodes: int
 
+    @classmethod
+    def unevaluated(cls, folder: str | Path) -> Run:
+        """A run by its manifest alone, whatever else is broken in its folder.
+
+        :param folder: that holds ``run.json``
+        :raises ConfigurationError: naming the folder and what is missing or broken
+        """
+        manifest = _manifest(Path(folder))
+        none = np.zeros((0, len(manifest["tasks"])))
+        return cls(Path(folder), manifest, np.zeros(0, int), none, none, 0)
+
     @property
     def method(self) -> str:
         """Its name in the registry."""
@@ -124,7 +135,7 @@ def load_run(folder: str | Path) -> Run:
     evaluations: dict[int, dict[str, dict[str, float]]] = {}
     path = folder / EVALUATIONS
     if path.exists():
-        with path.open(newline="") as file:
+        with path.open(newline="", errors="replace") as file:
             for row in csv.DictReader(file):
                 try:
                     numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}

@@ -16,6 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sb3_softmod.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -98,6 +100,25 @@ class TaskEvaluation:
         if path is not None:
             Path(path).write_text(text + "\n")
         return text
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> TaskEvaluation:
+        """What :meth:`to_json` wrote.
+
+        :param path: of the file
+        :raises ConfigurationError: naming the file, if it is missing or broken
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            tasks = content["tasks"]
+            metrics = {
+                name: [math.nan if task[name] is None else float(task[name]) for task in tasks.values()]
+                for name in _METRICS
+            }
+            episodes = [int(task["episodes"]) for task in tasks.values()]
+            return cls(list(tasks), episodes, settings=content["settings"], **metrics)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"{path} is broken ({type(error).__name__}: {error}).") from error
 
     def table(self) -> Table:
         """A table of all tasks and their means, for ``rich``."""

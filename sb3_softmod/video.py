@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.evaluation import act
+from sb3_softmod.task_observation import task_ids, task_names_of
 
 #: Frames a second; at Meta-World's 80 steps a second a little slower than the robot is.
 FPS = 40
+
+#: A video ends here, where the episode has no end.
+_MOST_FRAMES = 1000
 
 
 class VideoFile:
@@ -105,3 +111,53 @@ class Filmed(VecEnvWrapper):
             frame = self.venv.get_images()[0]
             assert frame is not None
             self._video.write(frame, self._text)
+
+
+def check_pictures(env: VecEnv) -> None:
+    """:raises ConfigurationError: for an env that draws no pictures"""
+    if env.render_mode != "rgb_array":
+        raise ConfigurationError(f'A video needs an env with render_mode="rgb_array", not {env.render_mode!r}.')
+
+
+def record_episodes(model: Any, env: VecEnv, out: Path) -> list[Path]:
+    """Film an episode of each task by the deterministic policy.
+
+    :param model: anything with ``predict``
+    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
+    :param out: folder, made if need be
+    :return: the files, ``<task>.mp4``
+    :raises ConfigurationError: for an env without pictures, or without imageio-ffmpeg
+    """
+    check_pictures(env)
+    files = []
+    for task in task_names_of(env):
+        files.append(out / f"{task}.mp4")
+        with VideoFile(files[-1]) as video:
+            for _, image in episode_frames(model, env, task):
+                video.write(image, task)
+    return files
+
+
+def episode_frames(model: Any, env: VecEnv, task: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is seen in the first episode of a task.
+
+    :param model: anything with ``predict``
+    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset
+    :param task: its name
+    :return: of each step the observation ``[1, O + M]`` and the picture of it ``[height, width, 3]`` uint8, both sides
+        even, as video players want them
+    """
+    names = task_names_of(env)
+    index, frames = None, 0
+    with closing(act(model, env)) as playing:
+        for observations, _, begins in playing:
+            if index is not None and (begins[index] or frames == _MOST_FRAMES):
+                return
+            if index is None:  # until an env begins an episode of the task; envs may take turns at the tasks
+                found = np.flatnonzero(begins & (task_ids(observations, len(names)) == names.index(task)))
+                if not found.size:
+                    continue
+                index = int(found[0])
+            image = np.asarray(env.env_method("render", indices=[index])[0])
+            frames += 1
+            yield observations[index : index + 1], image[: len(image) // 2 * 2, : image.shape[1] // 2 * 2]

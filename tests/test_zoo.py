@@ -61,6 +61,7 @@ def test_every_method(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "best_model.zip",
         "evaluations.csv",
         "evaluations.npz",
+        "progress.csv",
         "run.json",
     }
     facts = manifest(run)

@@ -76,25 +76,71 @@ def draw_routing_map(samples: RoutingSamples, *, seed: int = 0) -> Figure:
     :raises ConfigurationError: for fewer than two states, or without scikit-learn
     """
     statistics = RoutingStatistics.of(samples)
-    count = len(statistics.mean)
-    if count == 1:
-        figure = Figure(figsize=(6, 5.5), layout="constrained")
-        tasks = [samples.task_names.index(name) for name in statistics.mean]
-        _draw_points(figure.subplots(), samples, tasks, seed)
+    if len(statistics.mean) == 1:
+        figure = draw_routing_points(samples, seed=seed)
     else:
-        side = float(np.clip(0.45 * count, 5, 9))
-        figure = Figure(figsize=(2 * side + 3.6, side + 1.2), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-        left, tree_axis, right = figure.subplots(1, 3, width_ratios=(side, 1.0, side))
-        order, tree = task_order(statistics)
-        names = [statistics.task_names[index] for index in order]
-        _draw_points(left, samples, [samples.task_names.index(name) for name in names], seed)
-        # Of matrix and tree, from a whole tenth, and from 0.9 at most: untrained routes all look the same.
-        lowest = min(np.floor(10 * statistics.similarity.min()) / 10, 0.9)
-        _draw_tree(tree_axis, tree, 1 - lowest)
-        _draw_similarity(right, names, statistics.similarity[np.ix_(order, order)], lowest)
+        side = _side(statistics)
+        figure = _figure(2 * side + 3.6, side + 1.2)
+        left, tree, right = figure.subplots(1, 3, width_ratios=(side, 1.0, side))
+        _draw_points(left, samples, _places(samples), seed)
+        _draw_tasks(tree, right, statistics)
     figure.suptitle(f"{samples.network.capitalize()}: which tasks are routed alike", fontsize=12)
     return figure
+
+
+def draw_routing_points(samples: RoutingSamples, *, seed: int = 0) -> Figure:
+    """The left half of :func:`draw_routing_map`: t-SNE alone.
+
+    :param samples: of one network
+    :param seed: of t-SNE
+    :return: a figure
+    :raises ConfigurationError: for fewer than two states, or without scikit-learn
+    """
+    figure = _figure(6, 5.5)
+    _draw_points(figure.subplots(), samples, _places(samples), seed)
+    return figure
+
+
+def draw_routing_similarity(statistics: RoutingStatistics) -> Figure:
+    """The right half of :func:`draw_routing_map`: similarities and dendrogram alone.
+
+    :param statistics: of at least two tasks
+    :return: a figure
+    """
+    side = _side(statistics)
+    figure = _figure(side + 3, side + 0.5)
+    tree, right = figure.subplots(1, 2, width_ratios=(1.0, side))
+    _draw_tasks(tree, right, statistics)
+    return figure
+
+
+def _figure(across: float, down: float) -> Figure:
+    """A figure of a size in inches."""
+    figure = Figure(figsize=(across, down), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def _side(statistics: RoutingStatistics) -> float:
+    """Of the matrix, in inches."""
+    return float(np.clip(0.45 * len(statistics.mean), 5, 9))
+
+
+def _places(samples: RoutingSamples) -> list[int]:
+    """The tasks that some state is of, similar ones side by side."""
+    statistics = RoutingStatistics.of(samples)
+    order = task_order(statistics)[0] if len(statistics.mean) > 1 else [0]
+    return [samples.task_names.index(statistics.task_names[index]) for index in order]
+
+
+def _draw_tasks(tree_axis: Axes, matrix_axis: Axes, statistics: RoutingStatistics) -> None:
+    """The dendrogram and, beside it, the matrix."""
+    order, tree = task_order(statistics)
+    names = [statistics.task_names[index] for index in order]
+    # Of matrix and tree, from a whole tenth, and from 0.9 at most: untrained routes all look the same.
+    lowest = min(np.floor(10 * statistics.similarity.min()) / 10, 0.9)
+    _draw_tree(tree_axis, tree, 1 - lowest)
+    _draw_similarity(matrix_axis, names, statistics.similarity[np.ix_(order, order)], lowest)
 
 
 def task_style(place: int, size: float) -> dict[str, Any]:

@@ -166,6 +166,19 @@ def draw_routing(statistics: RoutingStatistics) -> Figure:
     return figure
 
 
+def draw_task_routing(statistics: RoutingStatistics, task: str) -> Figure:
+    """The base network of one task alone, with the spread over the states: :func:`draw_routing`'s panel, bare.
+
+    :param statistics: of one network
+    :param task: its name
+    """
+    across, down = _panel_size(statistics, 1.0)
+    figure = Figure(figsize=(across + 0.6, down), layout="constrained")
+    axis = figure.subplots()
+    NetworkDrawing(axis, statistics.mean[task], std=statistics.std[task]).label_layers(axis)
+    return figure
+
+
 def draw_shared_routing(statistics: RoutingStatistics, pairs: Sequence[tuple[str, str]]) -> Figure:
     """Tasks two by two, with the connections marked that are strong in both.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,10 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.evaluation import act
 from sb3_softmod.plots.routing_network import NetworkDrawing, draw_legend
 from sb3_softmod.routing import routed_networks, sample_routing
-from sb3_softmod.task_observation import task_ids, task_names_of
-from sb3_softmod.video import VideoFile
-
-#: A video ends here, where the episode has no end.
-_MOST_FRAMES = 1000
+from sb3_softmod.task_observation import task_names_of
+from sb3_softmod.video import VideoFile, check_pictures, episode_frames
 
 
 class RoutingPanel:
@@ -78,8 +73,7 @@ def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] |
         imageio-ffmpeg
     """
     routed_networks(model)
-    if env.render_mode != "rgb_array":
-        raise ConfigurationError(f'A video needs an env with render_mode="rgb_array", not {env.render_mode!r}.')
+    check_pictures(env)
     names = task_names_of(env)
     for name in tasks or ():
         if name not in names:
@@ -103,21 +97,9 @@ def routing_frames(model: Any, env: VecEnv, task: str) -> Iterator[np.ndarray]:
     :param task: its name
     :return: ``[height, width, 3]`` uint8 each; both even, as video players want them
     """
-    names = task_names_of(env)
-    panel, index, frames = None, None, 0
-    with closing(act(model, env)) as playing:
-        for observations, _, begins in playing:
-            if index is not None and (begins[index] or frames == _MOST_FRAMES):
-                return
-            if index is None:  # until an env begins an episode of the task; envs may take turns at the tasks
-                found = np.flatnonzero(begins & (task_ids(observations, len(names)) == names.index(task)))
-                if not found.size:
-                    continue
-                index = int(found[0])
-            image = np.asarray(env.env_method("render", indices=[index])[0])
-            image = image[: len(image) // 2 * 2, : image.shape[1] // 2 * 2]
-            layers = [p[0] for p in sample_routing(model, observations[index : index + 1], None, names)[0].layers]
-            panel = panel or RoutingPanel(task, layers, len(image))
-            beside = panel.picture(layers, f"step {frames}")
-            frames += 1
-            yield np.concatenate([image, beside[:, : beside.shape[1] // 2 * 2]], 1)
+    names, panel = task_names_of(env), None
+    for step, (observation, image) in enumerate(episode_frames(model, env, task)):
+        layers = [p[0] for p in sample_routing(model, observation, None, names)[0].layers]
+        panel = panel or RoutingPanel(task, layers, len(image))
+        beside = panel.picture(layers, f"step {step}")
+        yield np.concatenate([image, beside[:, : beside.shape[1] // 2 * 2]], 1)

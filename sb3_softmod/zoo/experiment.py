@@ -28,6 +28,7 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
 from sb3_softmod.multitask_sac import MultiTaskSAC
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
+from sb3_softmod.progress_file import ProgressFileCallback
 from sb3_softmod.run_manifest import RunManifest
 from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
@@ -172,7 +173,8 @@ class MultiTaskExperimentManager(ExperimentManager):
         self.callbacks.append(self._evaluation)
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """RL Zoo's, between the two writings of ``run.json``."""
+        """RL Zoo's, between the two writings of ``run.json``, with its log in ``progress.csv``."""
+        self.callbacks.append(ProgressFileCallback(self.save_path))
         manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts())
         status = "failed"
         results: dict[str, Any] = {}

@@ -1,0 +1,198 @@
+"""Collect what a run folder holds, and write it as one HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sb3_softmod.errors import ConfigurationError, SoftModError
+from sb3_softmod.evaluation import make_evaluation_env
+from sb3_softmod.multitask_sac import MultiTaskSAC
+from sb3_softmod.progress_file import read_progress
+from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
+from sb3_softmod.report.pictures import RoutingPictures, routing_pictures, videos
+from sb3_softmod.routing import routed_networks
+from sb3_softmod.run_evaluation import env_options, goals_seed, load_model
+from sb3_softmod.runs import FINAL, Run, load_run
+from sb3_softmod.task_evaluation import TaskEvaluation
+
+T = TypeVar("T")
+
+
+def write_report(
+    folder: str | Path, out: str | Path | None = None, *, best: bool = False, video: bool = False
+) -> tuple[Path, list[str]]:
+    """Write the report of a run. What is missing or broken in its folder is missing in the report, which says so.
+
+    :param folder: of the run
+    :param out: the file; default ``report.html`` in the run folder
+    :param best: show the routing and the videos of the best model of training instead of the last
+    :param video: film an episode of each task
+    :return: the file, and what is missing in it
+    :raises ConfigurationError: for a folder that is no run, or a file that cannot be written
+    """
+    problems: list[str] = []
+
+    def attempt(make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except SoftModError as error:
+            problems.append(str(error))
+        except Exception as error:  # whatever a broken file leads to: the rest of the report can still be read
+            problems.append(f"{type(error).__name__}: {error}")
+        return None
+
+    run = Run.unevaluated(folder)
+    run = attempt(lambda: load_run(folder)) or run
+    success = (attempt(lambda: _evaluated(run)) if (run.folder / FINAL).exists() else None) or _last_of_training(run)
+    if success is None:
+        problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
+    model = attempt(lambda: load_model(run, best=best))
+    text = _template().render(
+        run=run,
+        success=success,
+        curves=_curves(run),
+        progress=attempt(lambda: _progress(run)),
+        model="best" if best else "last",
+        routing=attempt(lambda: _routing(run, model)) if model is not None and _is_routed(model) else None,
+        videos=attempt(lambda: _videos(run, model)) if video and model is not None else None,
+        problems=problems,
+    )
+    out = run.folder / "report.html" if out is None else Path(out)
+    new = out.with_name(f"{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text, encoding="utf-8")
+        new.replace(out)  # whole or not at all
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise ConfigurationError(f"{out} cannot be written ({error}).") from error
+    return out, problems
+
+
+def _evaluated(run: Run) -> TaskEvaluation:
+    """The evaluation after training."""
+    path = run.folder / FINAL
+    found = TaskEvaluation.from_json(path)
+    if found.task_names != run.task_names:
+        raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
+    return found
+
+
+def _last_of_training(run: Run) -> TaskEvaluation | None:
+    """The last evaluation of training; it did not note how episodes ended."""
+    if not run.steps:
+        return None
+    unknown = [math.nan] * len(run.task_names)
+    return TaskEvaluation(
+        run.task_names,
+        [run.episodes] * len(run.task_names),
+        run.success[-1].tolist(),
+        unknown,
+        run.returns[-1].tolist(),
+        unknown,
+        {"during_training_at": run.steps},
+    )
+
+
+def _curves(run: Run) -> tuple[str, Chart] | None:
+    """Success over the training, or the return where no task reports success."""
+    if not run.steps:
+        return None
+    if np.isfinite(run.success).any():
+        y = linear(0, 100, lambda value: f"{value:.0f} %")
+        return "success", chart(run.timesteps, 100 * run.success, run.task_names, y=y, text=_percent_points)
+    returns = run.returns[np.isfinite(run.returns)]
+    y = linear(returns.min(initial=0.0), returns.max(initial=0.0), short, ends_at_tick=True)
+    return "return", chart(run.timesteps, run.returns, run.task_names, y=y, text=short)
+
+
+def _progress(run: Run) -> dict[str, Chart]:
+    """Temperatures and loss weights."""
+    found = read_progress(run.folder, ("ent_coef", "loss_weight"), run.task_names)
+    (steps, alpha), (weight_steps, weight) = found["ent_coef"], found["loss_weight"]
+    y = linear(0, max(1.25, float(np.nanmax(weight))), lambda value: f"{value:g}", ends_at_tick=True)
+    return {
+        "temperatures": chart(steps, alpha, run.task_names, y=logarithmic(alpha), text=_significant),
+        "weights": chart(weight_steps, weight, run.task_names, y=y, text=_significant),
+    }
+
+
+def _is_routed(model: MultiTaskSAC) -> bool:
+    try:
+        return bool(routed_networks(model))
+    except ConfigurationError:
+        return False
+
+
+def _routing(run: Run, model: MultiTaskSAC) -> RoutingPictures:
+    env = make_evaluation_env(model, run.benchmark, options={**env_options(run), "seed": goals_seed(run)})
+    try:
+        return routing_pictures(model, env)
+    finally:
+        env.close()
+
+
+def _videos(run: Run, model: MultiTaskSAC) -> dict[str, str]:
+    options = {**env_options(run), "seed": goals_seed(run), "render_mode": "rgb_array"}
+    env = make_evaluation_env(model, run.benchmark, options=options)
+    try:
+        return videos(model, env, routed=_is_routed(model))
+    finally:
+        env.close()
+
+
+# ---------------------------------------------------------------------------------- the page
+
+
+def _template() -> Any:
+    page = Environment(
+        loader=PackageLoader("sb3_softmod.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "percent": lambda rate: _or_dash(rate, lambda r: f"{100 * r:.0f} %"),
+        "whole": lambda value: _or_dash(value, lambda v: f"{v:,.0f}"),
+        "duration": _duration,
+        "short": short,
+        "plain": _plain,
+    }
+    page.tests["known"] = lambda value: value is not None and not math.isnan(value)
+    return page.get_template("report.html")
+
+
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None or math.isnan(value) else text(value)  # noqa: RUF001
+
+
+def _plain(value: Any) -> str:
+    """A value of the manifest."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _percent_points(value: float) -> str:
+    return f"{value:.0f} %"
+
+
+def _significant(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """As 1 h 5 min, 31 min or 12 s."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
