@@ -79,7 +79,7 @@ def draw_routing_map(samples: RoutingSamples, *, seed: int = 0) -> Figure:
     if len(statistics.mean) == 1:
         figure = draw_routing_points(samples, seed=seed)
     else:
-        side = _side(statistics)
+        side = _side(statistics, 5)
         figure = _figure(2 * side + 3.6, side + 1.2)
         left, tree, right = figure.subplots(1, 3, width_ratios=(side, 1.0, side))
         _draw_points(left, samples, _places(samples), seed)
@@ -107,7 +107,7 @@ def draw_routing_similarity(statistics: RoutingStatistics) -> Figure:
     :param statistics: of at least two tasks
     :return: a figure
     """
-    side = _side(statistics)
+    side = _side(statistics, 3.5)
     figure = _figure(side + 3, side + 0.5)
     tree, right = figure.subplots(1, 2, width_ratios=(1.0, side))
     _draw_tasks(tree, right, statistics)
@@ -121,9 +121,9 @@ def _figure(across: float, down: float) -> Figure:
     return figure
 
 
-def _side(statistics: RoutingStatistics) -> float:
+def _side(statistics: RoutingStatistics, least: float) -> float:
     """Of the matrix, in inches."""
-    return float(np.clip(0.45 * len(statistics.mean), 5, 9))
+    return float(np.clip(0.45 * len(statistics.mean), least, 9))
 
 
 def _places(samples: RoutingSamples) -> list[int]:
