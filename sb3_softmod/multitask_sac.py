@@ -268,7 +268,7 @@ class MultiTaskSAC(SAC):
             self._learn_now(gradient_steps, batch_size)
 
     def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
-        """Take the gradient steps; nothing in here waits for the device."""
+        """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
         take_step = GradientStep(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
