@@ -137,7 +137,8 @@ class TaskEvaluation:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=100).print(self.table())
+        # In a notebook, rich would display the table here and leave the text empty.
+        Console(file=text, width=100, force_jupyter=False).print(self.table())
         return text.getvalue().rstrip()
 
 
