@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sb3_softmod.errors import SoftModError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     curves.add_argument("--by-task", action="store_true", help="a panel for each task instead of their mean")
     curves.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     curves.set_defaults(run=_plot_curves)
+
+    profiles = plots.add_parser(
+        "profiles", help="methods compared over seeds: performance profiles and probabilities of improvement"
+    )
+    profiles.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    profiles.add_argument("--env", help="task set (default: each that there is)")
+    profiles.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
+    profiles.set_defaults(run=_plot_profiles)
 
     routing = plots.add_parser(
         "routing", help="what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
@@ -142,13 +154,34 @@ def _plot_curves(args: argparse.Namespace) -> None:
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
     for name in names:
-        figure = draw_curves(runs, name, by_task=args.by_task)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for suffix in ("svg", "png"):
-            path = args.out / f"curves-{name}{'-by-task' * args.by_task}.{suffix}"
-            figure.savefig(path, dpi=150)
-            print(path)
+        _save(draw_curves(runs, name, by_task=args.by_task), args.out, f"curves-{name}{'-by-task' * args.by_task}")
     _complain(problems)
+
+
+def _plot_profiles(args: argparse.Namespace) -> None:
+    from sb3_softmod.plots.profiles import draw_profiles, finished_entries, improvements
+    from sb3_softmod.runs import find_runs
+
+    runs, problems = find_runs(args.logs)
+    names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+    if not names:
+        raise SoftModError(f"No run in {args.logs} is finished.")
+    for name in names:
+        _save(draw_profiles(runs, name), args.out, f"profiles-{name}")
+        entries = finished_entries(runs, name)
+        for pair in improvements(entries):
+            seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
+            low, high = pair.interval
+            print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({low:.2f} to {high:.2f}; {seeds} seeds)")
+    _complain(problems)
+
+
+def _save(figure: Figure, out: Path, stem: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix in ("svg", "png"):
+        path = out / f"{stem}.{suffix}"
+        figure.savefig(path, dpi=150)
+        print(path)
 
 
 def _plot_routing(args: argparse.Namespace) -> None:

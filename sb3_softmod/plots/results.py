@@ -118,13 +118,14 @@ def _cell(entries: Sequence[Entry], format: str) -> str:
     for entry in entries:
         label = ""
         if len(entries) > 1:
-            label = ", ".join(_different(entry, entries)) + ": "
+            label = ", ".join(differences(entry, entries)) + ": "
         lines.append(label + _score(entry, format))
     text = line_break.join(lines)
     return rf"\shortstack{{{text}}}" if format == "latex" and len(lines) > 1 else text
 
 
-def _different(entry: Entry, entries: Sequence[Entry]) -> list[str]:
+def differences(entry: Entry, entries: Sequence[Entry]) -> list[str]:
+    """What is not the same in all entries, as it is in this one: budget, horizon, goals or rewards."""
     names = ("{:,} steps", "horizon {}", "{} goals", "rewards {}")
     return [
         name.format(value)
