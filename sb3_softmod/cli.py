@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--format", default="markdown", help="markdown (default), latex or csv")
     results.set_defaults(run=_table_results)
 
+    capacity = tables.add_parser("capacity", help="success beside parameters on one task set, from run folders")
+    capacity.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    capacity.add_argument("--env", default="MT50-Fixed", help="task set (default: MT50-Fixed, the paper's)")
+    capacity.add_argument("--format", default="markdown", help="markdown, latex or csv (default: markdown)")
+    capacity.set_defaults(run=_table_capacity)
+
     plots = commands.add_parser("plot", help="draw a figure").add_subparsers(title="figures", required=True)
     curves = plots.add_parser(
         "curves", help="success against environment steps, as in Figures 5 and 6 of the paper, from run folders"
@@ -144,6 +150,15 @@ def _table_results(args: argparse.Namespace) -> None:
 
     runs, problems = find_runs(args.logs)
     print(results_table(runs, args.format))
+    _complain(problems)
+
+
+def _table_capacity(args: argparse.Namespace) -> None:
+    from sb3_softmod.plots.capacity import capacity_table
+    from sb3_softmod.runs import find_runs
+
+    runs, problems = find_runs(args.logs)
+    print(capacity_table(runs, args.env, args.format))
     _complain(problems)
 
 

@@ -36,6 +36,7 @@ class RunManifest:
             "status": "running",
             "started": _now(),
             **facts,
+            "network": getattr(model.policy, "network_kwargs", {}),
             "parameters": _parameters(model),
             "hardware": _hardware(),
             "git": _git(),
@@ -67,7 +68,7 @@ class RunManifest:
     def _write(self) -> None:
         # Whole or not at all: somebody may read it while the run goes on.
         new = self._path.with_suffix(".tmp")
-        new.write_text(json.dumps(self._content, indent=2) + "\n")
+        new.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
         new.replace(self._path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
 
 MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
+
+#: How budget, horizon, goals, rewards and network size of a run read, in the order of :attr:`.Run.setting`.
+SETTING = ("{:,} steps", "horizon {}", "{} goals", "rewards {}", "{:,} parameters")
 
 #: Without one of these, a manifest does not say what was compared.
 _NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
@@ -90,8 +93,18 @@ class Run:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What must be the same for two runs to be compared: budget, horizon, goals, rewards, initial model."""
-        return (self.planned_steps, *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")))
+        """What must be the same in all runs of a mean, see :data:`SETTING`."""
+        return (
+            self.planned_steps,
+            *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")),
+            self.parameters,
+        )
+
+    @property
+    def parameters(self) -> int | None:
+        """Of actor and critics together; None where the manifest does not say."""
+        counts = self.manifest.get("parameters") or {}
+        return counts["actor"] + counts["critic"] if {"actor", "critic"} <= set(counts) else None
 
     @cached_property
     def final(self) -> FinalScore | None:
@@ -109,6 +122,19 @@ class Run:
                 raise ConfigurationError(f"{path} is broken ({type(error).__name__}: {error}).") from error
             return FinalScore(np.array([math.nan if rate is None else rate for rate in rates]), episodes)
         return FinalScore(self.success[-1], self.episodes) if len(self.success) else None
+
+
+def differences(setting: tuple[Any, ...], settings: Iterable[tuple[Any, ...]]) -> list[str]:
+    """What is not the same in all settings, as it is in this one.
+
+    :param setting: of :attr:`.Run.setting`
+    :param settings: it and others
+    """
+    return [
+        "unknown " + text.split()[-1] if value is None else text.format(value)
+        for text, value, *values in zip(SETTING, setting, *settings, strict=True)
+        if len(set(values)) > 1
+    ]
 
 
 @dataclass(frozen=True)

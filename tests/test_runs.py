@@ -221,8 +221,8 @@ def test_drawn_curves(logs: Path, by_task: bool) -> None:
     (labels,) = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     assert labels == [
         "Ours (Deep) (2 seeds)",
-        "Ours (Shallow, w/o Obs & Balance) (1 seed, budget 2,000, horizon 200)",
-        "Ours (Shallow, w/o Obs & Balance) (1 seed, budget 4,000, horizon 200)",
+        "Ours (Shallow, w/o Obs & Balance) (1 seed, 2,000 steps)",
+        "Ours (Shallow, w/o Obs & Balance) (1 seed, 4,000 steps)",
         "MT-SAC (2 seeds)",
     ]
     assert len(figure.axes) == 1 + by_task

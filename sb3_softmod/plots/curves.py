@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
-from sb3_softmod.runs import Run
+from sb3_softmod.runs import Run, differences
 
 #: Points of a curve between which runs are interpolated.
 POINTS = 200
@@ -24,7 +24,7 @@ _LINES = ("-", "--", "-.", ":")
 class Curve:
     """Success over seeds.
 
-    :param label: method, number of seeds and, where it differs from the other curves, the budget
+    :param label: method, number of seeds and what sets it apart from other curves of the method
     :param steps: ``[n]``, environment steps over all tasks
     :param success: ``[seeds, n, M]``
     :param task_names: M names
@@ -53,8 +53,7 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
     order = {name: place for place, name in enumerate(METHODS)}
     curves = []
     for (method, setting), group in sorted(groups.items(), key=lambda g: (order.get(g[0][0], len(order)), str(g[0]))):
-        several = sum(other == method for other, _ in groups) > 1
-        budget = f", budget {setting[0]:,}, horizon {setting[1]}" if several else ""
+        same_method = [other for name, other in groups if name == method]
         end = min(run.steps for run in group)
         begin = max(run.timesteps[0] for run in group)
         if begin > end:
@@ -68,8 +67,8 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
         success = np.stack(
             [np.stack([np.interp(steps, run.timesteps, task) for task in run.success.T], 1) for run in group]
         )
-        seeds = f"{len(group)} seed{'s' * (len(group) > 1)}"
-        curves.append(Curve(f"{group[0].title} ({seeds}{budget})", steps, success, group[0].task_names))
+        facts = [f"{len(group)} seed{'s' * (len(group) > 1)}", *differences(setting, same_method)]
+        curves.append(Curve(f"{group[0].title} ({', '.join(facts)})", steps, success, group[0].task_names))
     return curves
 
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.plots.results import Entry, collect, differences
-from sb3_softmod.runs import Run
+from sb3_softmod.plots.results import Entry, collect
+from sb3_softmod.runs import Run, differences
 from sb3_softmod.seed_statistics import performance_profiles, probability_of_improvement
 
 #: Success rates at which profiles are drawn; no run is above 1.
@@ -43,7 +43,7 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
-    :return: by title and, where not all had the same, budget, horizon, goals and rewards
+    :return: by title and, where not all had the same, budget, horizon, goals, rewards or size
     :raises ConfigurationError: if there is none
     """
     finished = [entry for entry in collect(runs) if len(entry.scores)]
@@ -51,7 +51,12 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
     if not entries:
         known = ", ".join(sorted({entry.benchmark for entry in finished})) or "nothing"
         raise ConfigurationError(f"No finished run on {benchmark}; there are finished runs on {known}.")
-    return {", ".join([entry.title, *differences(entry, entries)]): entry for entry in entries}
+    named = {}
+    for entry in entries:
+        # The networks of different methods have different sizes anyway.
+        settings = [e.setting if e.method == entry.method else (*e.setting[:-1], entry.setting[-1]) for e in entries]
+        named[", ".join([entry.title, *differences(entry.setting, settings)])] = entry
+    return named
 
 
 def improvements(entries: Mapping[str, Entry]) -> list[Improvement]:

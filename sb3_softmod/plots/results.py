@@ -12,7 +12,7 @@ import numpy as np
 
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.methods import METHODS
-from sb3_softmod.runs import Run
+from sb3_softmod.runs import Run, differences
 from sb3_softmod.seed_statistics import Aggregate, aggregate
 
 Format = Literal["markdown", "latex", "csv"]
@@ -28,10 +28,11 @@ class Entry:
     :param method: name in the registry, or of the algorithm
     :param title: the name in the paper's tables
     :param benchmark: task set
-    :param setting: budget, horizon, goals and reward version, see :attr:`.Run.setting`
+    :param setting: budget, horizon, goals, reward version and network size, see :attr:`.Run.setting`
     :param scores: ``[seeds, tasks]``, of the finished runs
     :param episodes: of each task in the evaluations of the scores; the smallest, should they differ
     :param unfinished: environment steps of each run that did not reach its budget
+    :param network: its options, as text
     """
 
     method: str
@@ -41,6 +42,7 @@ class Entry:
     scores: np.ndarray
     episodes: int
     unfinished: tuple[int, ...]
+    network: str
 
     @property
     def aggregate(self) -> Aggregate | None:
@@ -79,6 +81,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                 np.array([final.success for final in finals]),
                 min((final.episodes for final in finals), default=0),
                 tuple(run.steps for run in group if run not in done),
+                ", ".join(f"{name} {value}" for name, value in group[0].manifest.get("network", {}).items()),
             )
         )
     return sorted(entries, key=lambda e: (order.get(e.method, len(order)), e.method, e.benchmark, str(e.setting)))
@@ -88,15 +91,14 @@ def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
     """Methods by benchmarks: mean ± std over the seeds, the interquartile mean with its 95 % interval, and of how
     many seeds and episodes.
 
-    Runs of other budgets, horizons, goals or rewards are never mixed: a cell then has an entry for each, with what is
-    different. A cell without a finished run says how far the runs came.
+    Runs of other budgets, horizons, goals, rewards or network sizes are never mixed: a cell then has an entry for each,
+    with what is different. A cell without a finished run says how far the runs came.
 
     :param runs: what :func:`.find_runs` found
     :param format: "markdown", "latex", or "csv" (a row for each entry, with all numbers)
     :raises ConfigurationError: for an unknown format, or a seed that was run twice
     """
-    if format not in get_args(Format):
-        raise ConfigurationError(f"Unknown format {format!r}: {nearest(format, get_args(Format))}")
+    check_format(format)
     entries = collect(runs)
     if format == "csv":
         return _csv(entries)
@@ -106,32 +108,31 @@ def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
         row = [title]
         for benchmark in benchmarks:
             here = [entry for entry in entries if (entry.title, entry.benchmark) == (title, benchmark)]
-            row.append(_cell(here, format))
+            row.append(score_cell(here, format))
         rows.append(row)
-    return (_markdown if format == "markdown" else _latex)(["Method", *benchmarks], rows)
+    return (markdown if format == "markdown" else latex)(["Method", *benchmarks], rows)
 
 
-def _cell(entries: Sequence[Entry], format: str) -> str:
+def check_format(format: str) -> None:
+    """Refuse an unknown format.
+
+    :raises ConfigurationError: with the nearest known
+    """
+    if format not in get_args(Format):
+        raise ConfigurationError(f"Unknown format {format!r}: {nearest(format, get_args(Format))}")
+
+
+def score_cell(entries: Sequence[Entry], format: str) -> str:
     """One line for each entry; what is different between them stands in front."""
     line_break = _SYMBOLS[format][1]
     lines = []
     for entry in entries:
         label = ""
         if len(entries) > 1:
-            label = ", ".join(differences(entry, entries)) + ": "
+            label = ", ".join(differences(entry.setting, (e.setting for e in entries))) + ": "
         lines.append(label + _score(entry, format))
     text = line_break.join(lines)
     return rf"\shortstack{{{text}}}" if format == "latex" and len(lines) > 1 else text
-
-
-def differences(entry: Entry, entries: Sequence[Entry]) -> list[str]:
-    """What is not the same in all entries, as it is in this one: budget, horizon, goals or rewards."""
-    names = ("{:,} steps", "horizon {}", "{} goals", "rewards {}")
-    return [
-        name.format(value)
-        for name, value, *values in zip(names, entry.setting, *(e.setting for e in entries), strict=True)
-        if len(set(values)) > 1
-    ]
 
 
 def _score(entry: Entry, format: str) -> str:
@@ -154,16 +155,17 @@ def _score(entry: Entry, format: str) -> str:
     return "; ".join(parts)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for Markdown; empty cells become dashes."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell or '–' for cell in line)} |" for line in lines)  # noqa: RUF001
 
 
-def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for LaTeX, with the rules of booktabs; empty cells become dashes."""
     body = []
     for title, *cells in rows:
-        escaped = title.replace("&", r"\&").replace("_", r"\_")
-        body.append(" & ".join([escaped, *(cell or "--" for cell in cells)]) + r" \\")
+        body.append(" & ".join([latex_text(title), *(cell or "--" for cell in cells)]) + r" \\")
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}",
@@ -177,12 +179,17 @@ def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it."""
+    return text.replace("&", r"\&").replace("_", r"\_")
+
+
 def _csv(entries: Sequence[Entry]) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(
-        ["method", "title", "benchmark", "planned_env_steps", "horizon", "goals", "reward_version", "seeds",
-         "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at"]
+        ["method", "title", "benchmark", "planned_env_steps", "horizon", "goals", "reward_version", "parameters",
+         "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at"]
     )  # fmt: skip
     for entry in entries:
         found = entry.aggregate
