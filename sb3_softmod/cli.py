@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sb3-softmod", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="sb3-softmod",
+        description="Multi-task reinforcement learning with soft modularization on Stable-Baselines3.",
+    )
     commands = parser.add_subparsers(title="commands", required=True)
 
     demo = commands.add_parser(
@@ -63,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--format", default="markdown", help="markdown (default), latex or csv")
     results.set_defaults(run=_table_results)
 
-    capacity = tables.add_parser("capacity", help="success beside parameters on one task set, from run folders")
+    capacity = tables.add_parser(
+        "capacity", help="success beside parameters on one task set, as in Table 2 of the paper"
+    )
     capacity.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
     capacity.add_argument("--env", default="MT50-Fixed", help="task set (default: MT50-Fixed, the paper's)")
     capacity.add_argument("--format", default="markdown", help="markdown, latex or csv (default: markdown)")
