@@ -137,8 +137,8 @@ class TaskEvaluation:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        # In a notebook, rich would display the table here and leave the text empty.
-        Console(file=text, width=100, force_jupyter=False).print(self.table())
+        # In a notebook, rich would display the table here, or add codes for colours.
+        Console(file=text, width=100, force_jupyter=False, force_terminal=False).print(self.table())
         return text.getvalue().rstrip()
 
 
