@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +65,8 @@ def performance_profiles(
     from rliable import library
 
     complete = {name: _complete(of_method) for name, of_method in scores.items()}
-    np.random.seed(seed)
-    profiles, intervals = library.create_performance_profile(complete, thresholds, reps=REPETITIONS)
+    with _seeded(seed):
+        profiles, intervals = library.create_performance_profile(complete, thresholds, reps=REPETITIONS)
     return {name: (profiles[name], intervals[name]) for name in complete}
 
 
@@ -94,7 +95,7 @@ def _estimate(
     """A statistic with its 95 % interval by stratified bootstrap."""
     from rliable import library
 
-    with warnings.catch_warnings():
+    with _seeded(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the bootstrap's library, about how rliable seeds it
         estimates, intervals = library.get_interval_estimates(
             {"": scores},
@@ -103,6 +104,17 @@ def _estimate(
             random_state=np.random.RandomState(seed),
         )
     return float(estimates[""][0]), (float(intervals[""][0, 0]), float(intervals[""][1, 0]))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which rliable draws whatever random state it is given, for a while."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _complete(scores: np.ndarray) -> np.ndarray:

@@ -113,7 +113,18 @@ def test_aggregate_is_the_direct_computation() -> None:
     iqms = np.sort(drawn.reshape(len(drawn), -1), axis=1)[:, 3:9].mean(1)
     assert found.iqm_interval is not None
     np.testing.assert_allclose(found.iqm_interval, np.percentile(iqms, [2.5, 97.5]), atol=0.03)
-    assert aggregate(SCORES) == found  # the same draws each time
+
+
+def test_intervals_are_the_same_each_time_and_leave_the_global_generator_alone() -> None:
+    thresholds = np.array([0.25, 0.5])
+    found = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        profile, interval = performance_profiles({"a": SCORES}, thresholds)["a"]
+        improvement = probability_of_improvement(SCORES, SCORES[:, ::-1])
+        found.append((aggregate(SCORES), profile.tolist(), interval.tolist(), improvement))
+        assert np.random.rand() == np.random.RandomState(seed).rand()
+    assert found[0] == found[1]
 
 
 def test_one_seed_has_no_interval_and_unreported_tasks_do_not_count() -> None:
