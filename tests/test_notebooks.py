@@ -33,8 +33,8 @@ BUDGETS: dict[str, dict[str, object]] = {
 
 #: What the output must hold: text, or the number of pictures.
 FINDINGS = {
-    "01_quickstart": (r"1 episodes a task.*reach-v3", 3),
-    "02_inside_the_routing": (r"largest difference \d\.\de-0[678]", 7),
+    "01_quickstart": (r"1 episodes a task.*reach-v3", 2),
+    "02_inside_the_routing": (r"largest difference \d\.\de-0[678]", 6),
     "03_compare_methods": (r"Ours \(Shallow\).*1 seed of 1 episodes a task.*IQM \d\.\d+", 3),
     "04_your_own_tasks": (r"did you mean 'window-open-v3'.*moon.*MT-SAC.*differ in their action space", 1),
     "05_paper_figures": (r"begin\{tabular\}.*MT-MH-SAC-5-Wide", 6),
