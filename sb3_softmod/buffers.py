@@ -231,12 +231,13 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         M, S = self.num_tasks, self.state_dim
         following = self._next[rows]
         both = th.cat([rows, following.clamp(min=0)])
-        now, after = self._rows.index_select(0, both).view(2, M, -1, self._rows.shape[1])
+        content = self._rows.index_select(0, both).view(2, M, -1, self._rows.shape[1])
         # Where the next state is a row's, any end is read and not used: to pick out the others would wait for a GPU.
         end = self._ends.index_select(0, (~following).clamp(min=0)).view(M, -1, S + 1)
         ended = (following < 0).view(M, -1, 1)
-        states = th.stack([now[..., :S], th.where(ended, end[..., :S], after[..., :S])])
-        actions, rewards, dones = now[..., S:-1], now[..., -1], ended * end[..., -1:]
+        states, actions, rewards = content[..., :S], content[0, ..., S:-1], content[0, ..., -1]
+        th.where(ended, end[..., :S], states[1], out=states[1])
+        dones = ended * end[..., -1:]
         if isinstance(env, MultiTaskVecNormalize):
             states, rewards = self._normalized(states, rewards, env)
 
