@@ -1,6 +1,6 @@
 """What a transition takes in replay memory, and what a batch costs: our buffer beside SB3's, at 10 and 50 tasks.
 
-    python benchmarks/memory.py [--transitions 500000] [--rounds 30] [--device cpu]
+    python benchmarks/memory.py [--transitions 500000] [--rounds 200] [--device cpu]
 
 Meta-World's shapes (39 observations, 4 actions), one env a task, episodes of 200 random steps, no simulator. SB3's
 buffer holds observations with their one-hot task, in float64 (which Meta-World's own envs send) and in float32. Bytes
@@ -125,7 +125,7 @@ def measure(num_tasks: int, transitions: int, rounds: int, device: str) -> dict[
             for what in TIMES:
                 took = milliseconds(work[what], device)
                 if round_:  # the first warms up
-                    found[name][what].append(took)
+                    found[name][what].append(round(took, 4))
     return found
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--transitions", type=int, default=500_000, help="divisible by 50; SB3's take up to 1.5 kB each"
     )
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--device", default="cpu", help="of our storage, and of the batches of all")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
