@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
 
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import append_tasks, check_space, split, task_ids
+from sb3_softmod.task_observation import check_space, split, task_ids
 
 
 class MultiTaskReplayBuffer(ReplayBuffer):
     """One ring of transitions for each task, whatever env they come from.
 
-    The tasks share the capacity equally. A transition is stored without its one-hot task, which its ring already
-    tells, in float32. A truncated episode bootstraps (``handle_timeout_termination`` of SB3's buffer, always on).
+    The tasks share the capacity equally. A transition is a row of state, action and reward in float32, without the
+    one-hot task, which its ring already tells. Its next state is stored only once, as the state of the row where its
+    env went on; one that no row goes on from, such as the last of an episode, is kept aside. A truncated episode
+    bootstraps (``handle_timeout_termination`` of SB3's buffer, always on).
+
+    Memory is taken as it is filled, on the CPU. With ``storage_device="cuda"`` all of it is on the GPU, and neither
+    storing nor sampling waits for the GPU. Samples are drawn by torch's generator of that device.
 
     :param buffer_size: transitions in total, ``buffer_size // num_tasks`` for each task
     :param observation_space: ``[O + M]``
@@ -30,6 +37,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     :param n_envs: envs that add transitions in one call
     :param optimize_memory_usage: must be False (the place is SB3's)
     :param num_tasks: M
+    :param storage_device: where transitions are kept, sampled and normalised
     :raises ConfigurationError: for a space without room for the tasks, or a buffer smaller than a row for each task
     """
 
@@ -43,6 +51,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         *,
         num_tasks: int,
+        storage_device: th.device | str = "cpu",
     ) -> None:
         check_space(observation_space, num_tasks)
         if optimize_memory_usage:
@@ -52,22 +61,38 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         # BaseBuffer's, since ReplayBuffer's would allocate its own arrays.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.num_tasks = num_tasks
+        self.storage_device = get_device(storage_device)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = True
         self.capacity_per_task = buffer_size // num_tasks
-        rows = num_tasks * self.capacity_per_task  # task t owns the rows from t * capacity_per_task on
-        width = self.obs_shape[0] - num_tasks
-        self.observations = np.zeros((rows, width), np.float32)
-        self.next_observations = np.zeros((rows, width), np.float32)
-        self.actions = np.zeros((rows, self.action_dim), np.float32)
-        self.rewards = np.zeros(rows, np.float32)
-        self.dones = np.zeros(rows, np.bool_)  # true terminations only: a timeout bootstraps
-        self.added_per_task = np.zeros(num_tasks, np.int64)
+        self.state_dim = self.obs_shape[0] - num_tasks
+        self._allocate_rings()
+        self.reset()
+
+    def _allocate_rings(self) -> None:
+        # Not zeros, which torch writes: the memory of a row that was never stored is never touched.
+        size = self.num_tasks * self.capacity_per_task  # task t owns the rows from t * capacity_per_task on
+        width = self.state_dim + self.action_dim + 1
+        self._rows = th.empty(size, width, device=self.storage_device)  # state, action, reward
+        # The row that holds the next state; or ~e where that is the end e.
+        self._next = th.empty(size, dtype=th.int32, device=self.storage_device)
 
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
         self.added_per_task = np.zeros(self.num_tasks, np.int64)
+        self._latest = _Latest(*(np.zeros(0, np.int64) for _ in _Latest._fields))
+        # Next states that are no row's state, each with 1 if the episode terminated there, 0 if it was cut or goes on.
+        self._ends = th.empty(0, self.state_dim + 1, device=self.storage_device)
+        # The transition that each end belongs to: its task, and how many the task had before it.
+        self._end_tasks = np.zeros(0, np.int64)
+        self._end_numbers = np.zeros(0, np.int64)
+        self._free_ends = np.zeros(0, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the allocated arrays."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, (Tensor, np.ndarray)))
 
     def size_per_task(self) -> np.ndarray:
         """How many transitions of each task can be sampled, ``[M]``."""
@@ -76,6 +101,8 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     def size(self) -> int:
         """How many transitions can be sampled, over all tasks."""
         return int(self.size_per_task().sum())
+
+    # ----------------------------------------------------------------- storing
 
     def add(
         self,
@@ -94,18 +121,90 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         :param reward: ``[n_envs]``
         :param done: ``[n_envs]``
         :param infos: of each env; ``TimeLimit.truncated`` marks an episode that was cut, not ended
+        :raises ConfigurationError: for more envs of one task than the task has rows
         """
         ids = task_ids(obs, self.num_tasks)
+        counts = np.bincount(ids, minlength=self.num_tasks)
+        if counts.max() > self.capacity_per_task:
+            raise ConfigurationError(
+                f"{counts.max()} envs play task {counts.argmax()}, but buffer_size={self.buffer_size} leaves "
+                f"{self.capacity_per_task} transitions for each of {self.num_tasks} tasks: raise buffer_size."
+            )
         # Envs of one task in one call take consecutive rows, in the order of the envs.
-        earlier = np.tril(ids[:, None] == ids, -1).sum(1)
-        rows = ids * self.capacity_per_task + (self.added_per_task[ids] + earlier) % self.capacity_per_task
-        self.observations[rows] = split(obs, self.num_tasks)[0]
-        self.next_observations[rows] = split(next_obs, self.num_tasks)[0]
-        self.actions[rows] = action.reshape(len(ids), self.action_dim)
-        self.rewards[rows] = reward
-        self.dones[rows] = done & ~np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
-        self.added_per_task += np.bincount(ids, minlength=self.num_tasks)
+        order = ids.argsort(kind="stable")
+        numbers = self.added_per_task[ids]
+        numbers[order] += np.arange(len(ids)) - np.repeat(counts.cumsum() - counts, counts)
+        rows = ids * self.capacity_per_task + numbers % self.capacity_per_task
+        terminated = np.array(done, np.bool_)
+        for env in np.flatnonzero(done).tolist():
+            terminated[env] = not infos[env].get("TimeLimit.truncated", False)
+        row = (split(obs, self.num_tasks)[0], action.reshape(len(ids), -1), reward[:, None])
+        end = (split(next_obs, self.num_tasks)[0], terminated[:, None])
+        content = np.concatenate([*row, *end], axis=1, dtype=np.float32)
+
+        # An env that goes on gives its latest row this one as its next, and the end of that one to this one.
+        going = self._going_on(ids, content, self.added_per_task + counts - self.capacity_per_task)
+        ends = np.full(len(ids), -1)
+        ends[going] = self._latest.ends[going]
+        ends[ends < 0] = self._take_ends(len(ids) - len(going))
+        self._end_tasks[ends] = ids
+        self._end_numbers[ends] = numbers
+        self._write(content, rows, ends, self._latest.rows[going], rows[going])
+
+        self._latest = _Latest(ids, numbers, rows, ends, content)
+        self.added_per_task += counts
         self.full = bool((self.added_per_task >= self.capacity_per_task).all())
+
+    def _going_on(self, ids: np.ndarray, content: np.ndarray, oldest: np.ndarray) -> np.ndarray:
+        """The envs that go on from where their latest transition led; indices.
+
+        Told by the states alone, so that it does not matter who reset an env, and when.
+
+        :param ids: ``[n_envs]``, their tasks
+        :param content: see :class:`_Latest`
+        :param oldest: ``[M]``, the transitions before these are being overwritten
+        """
+        latest = self._latest
+        if len(latest.ids) != len(ids):
+            return np.zeros(0, np.int64)
+        state, before = content[:, : self.state_dim], latest.content[:, -self.state_dim - 1 : -1]
+        # As bits: 0.0 is not -0.0, and NaN is NaN.
+        same = (state.view(np.int32) == before.view(np.int32)).all(1)
+        terminated = latest.content[:, -1] == 1
+        return np.flatnonzero(same & (ids == latest.ids) & (latest.numbers >= oldest[ids]) & ~terminated)
+
+    def _take_ends(self, count: int) -> np.ndarray:
+        """Ends that belong to no transition, ``[count]``."""
+        if count > len(self._free_ends):
+            oldest = (self.added_per_task - self.capacity_per_task)[self._end_tasks]
+            free = np.flatnonzero(self._end_numbers < oldest)  # their transitions were overwritten
+            size = len(self._ends)
+            if len(free) < count + size // 8:  # searching for a few each time would cost more
+                more = size + count
+                self._ends = th.cat([self._ends, self._ends.new_empty(more, self.state_dim + 1)])
+                self._end_tasks = np.pad(self._end_tasks, (0, more))
+                # Belonging to no transition: found free as long as nothing is stored in them.
+                self._end_numbers = np.pad(self._end_numbers, (0, more), constant_values=np.iinfo(np.int64).min)
+                free = np.concatenate([free, np.arange(size, size + more)])
+            self._free_ends = free
+        taken, self._free_ends = self._free_ends[:count], self._free_ends[count:]
+        return taken
+
+    def _write(
+        self, content: np.ndarray, rows: np.ndarray, ends: np.ndarray, before: np.ndarray, after: np.ndarray
+    ) -> None:
+        """Write rows and ends, and the rows ``after`` as what is next to the rows ``before``."""
+        values = self._to_storage(content)
+        indices = self._to_storage(np.concatenate([rows, before, ~ends, after, ends]))
+        n, linked, width = len(rows), len(rows) + len(before), self._rows.shape[1]
+        self._rows.index_copy_(0, indices[:n], values[:, :width])
+        self._next.index_copy_(0, indices[:linked], indices[linked : 2 * linked].int())
+        self._ends.index_copy_(0, indices[2 * linked :], values[:, width:])
+
+    def _to_storage(self, array: np.ndarray) -> Tensor:
+        return _send(th.from_numpy(array), self.storage_device)
+
+    # ---------------------------------------------------------------- sampling
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw ``batch_size / M`` transitions of each task, with replacement.
@@ -121,23 +220,88 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             raise ConfigurationError(
                 f"No transitions of task {int(np.argmin(sizes))} yet: raise learning_starts until each task was seen."
             )
-        ids = np.repeat(np.arange(self.num_tasks), batch_size // self.num_tasks)
-        return self._batch(ids * self.capacity_per_task + np.random.randint(0, sizes[ids]), ids, env)
+        M, n, device = self.num_tasks, batch_size // self.num_tasks, self.storage_device
+        # In double precision, whose rounding no buffer is large enough to show.
+        drawn = (th.rand(M, n, dtype=th.float64, device=device) * self._to_storage(sizes[:, None])).long()
+        rows = (drawn + self.capacity_per_task * th.arange(M, device=device)[:, None]).flatten()
+        return self._batch(rows, env)
 
-    def _batch(self, rows: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> ReplayBufferSamples:
-        data: tuple[Any, ...] = (
-            self._normalize_obs(append_tasks(self.observations[rows], ids, self.num_tasks), env),
-            self.actions[rows],
-            self._normalize_obs(append_tasks(self.next_observations[rows], ids, self.num_tasks), env),
-            self.dones[rows].astype(np.float32).reshape(-1, 1),
-            self._scaled(self.rewards[rows], ids, env).reshape(-1, 1),
-        )
-        return ReplayBufferSamples(*(self.to_torch(array, copy=False) for array in data))
-
-    def _scaled(self, rewards: np.ndarray, ids: np.ndarray, env: VecNormalize | None) -> np.ndarray:
+    def _batch(self, rows: Tensor, env: VecNormalize | None) -> ReplayBufferSamples:
+        """The transitions of rows ``[M * n]``, ordered by task."""
+        M, S = self.num_tasks, self.state_dim
+        following = self._next[rows]
+        both = th.cat([rows, following.clamp(min=0)])
+        content = self._rows.index_select(0, both).view(2, M, -1, self._rows.shape[1])
+        # Where the next state is a row's, any end is read and not used: to pick out the others would wait for a GPU.
+        end = self._ends.index_select(0, (~following).clamp(min=0)).view(M, -1, S + 1)
+        ended = (following < 0).view(M, -1, 1)
+        states, actions, rewards = content[..., :S], content[0, ..., S:-1], content[0, ..., -1]
+        th.where(ended, end[..., :S], states[1], out=states[1])
+        dones = ended * end[..., -1:]
         if isinstance(env, MultiTaskVecNormalize):
-            return env.normalize_reward(rewards, ids)
-        return self._normalize_reward(rewards, env)
+            states, rewards = self._normalized(states, rewards, env)
+
+        observations = states.new_empty(*states.shape[:-1], S + M, dtype=th.float32)
+        state, task = split(observations, M)
+        state.copy_(states)
+        task.copy_(th.eye(M, device=states.device)[:, None])
+        if env is not None and not isinstance(env, MultiTaskVecNormalize):  # SB3's own, which knows arrays alone
+            observations = th.from_numpy(self._normalize_obs(observations.cpu().numpy(), env))
+            rewards = th.from_numpy(self._normalize_reward(rewards.cpu().numpy(), env))
+        batch = (observations[0], actions, observations[1], dones, rewards.float())
+        return ReplayBufferSamples(*(_send(x.reshape(len(rows), -1).contiguous(), self.device) for x in batch))
+
+    def _normalized(self, states: Tensor, rewards: Tensor, env: MultiTaskVecNormalize) -> tuple[Tensor, Tensor]:
+        """What ``env`` makes of states ``[2, M, n, O]`` and rewards ``[M, n]``; in float64, as it does."""
+        if env.norm_obs:
+            mean, std = (self._to_storage(x[:, None]) for x in env.obs_mean_and_std())  # [1 or M, 1, O]
+            states = ((states - mean) / std).clamp_(-env.clip_obs, env.clip_obs)
+        if env.norm_reward:
+            scale = self._to_storage(env.reward_scale()[:, None])
+            rewards = (rewards / scale).clamp_(-env.clip_reward, env.clip_reward)
+        return states, rewards
+
+    # ------------------------------------------------------- saving and loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the rows that were stored, and as arrays: they load on a machine without the storage's device."""
+        filled = {name: [part.cpu().numpy() for part in self._filled(name)] for name in ("_rows", "_next")}
+        return {**vars(self), **filled, "_ends": self._ends.cpu().numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_ends" not in state:
+            raise ConfigurationError(
+                "This replay buffer was saved by an older version, in another layout: collect its transitions anew."
+            )
+        vars(self).update(state)
+        self.storage_device = get_device(self.storage_device)  # the CPU where there is no GPU
+        self._allocate_rings()
+        for name in ("_rows", "_next"):
+            for part, array in zip(self._filled(name), state[name], strict=True):
+                part.copy_(th.from_numpy(array))
+        self._ends = self._to_storage(state["_ends"])
+
+    def _filled(self, name: str) -> list[Tensor]:
+        """The part of each ring that holds transitions; a view."""
+        rings = vars(self)[name].split(self.capacity_per_task)
+        return [ring[:size] for ring, size in zip(rings, self.size_per_task(), strict=True)]
+
+
+class _Latest(NamedTuple):
+    """The latest transition of each env."""
+
+    ids: np.ndarray  # [n_envs], its task
+    numbers: np.ndarray  # [n_envs], how many transitions its task had before it
+    rows: np.ndarray  # [n_envs]
+    ends: np.ndarray  # [n_envs], the end that holds its next state
+    content: np.ndarray  # [n_envs, (O + A + 1) + (O + 1)], what is in its row and its end
+
+
+def _send(tensor: Tensor, device: th.device) -> Tensor:
+    """The tensor on a device; a GPU is not waited for."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def check_batch_size(batch_size: int, num_tasks: int) -> None:

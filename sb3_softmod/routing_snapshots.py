@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -185,9 +186,10 @@ class RoutingSnapshotCallback(BaseCallback):
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    """Leave numpy's global generator, which SB3's buffers draw from, as it was."""
+    """Leave the generators that replay buffers draw from as they were: numpy's (SB3's buffers) and torch's (ours)."""
     state = np.random.get_state()
     try:
-        yield
+        with th.random.fork_rng(range(th.cuda.device_count())):
+            yield
     finally:
         np.random.set_state(state)

@@ -43,21 +43,6 @@ def append_task(observation: np.ndarray, task_id: int, width: int, num_tasks: in
     return out
 
 
-def append_tasks(observations: np.ndarray, ids: np.ndarray, num_tasks: int) -> np.ndarray:
-    """Append the one-hot tasks to a batch of observations.
-
-    :param observations: ``[B, O]`` float32
-    :param ids: ``[B]``, the task of each
-    :param num_tasks: M
-    :return: ``[B, O + M]`` float32
-    """
-    size, width = observations.shape
-    out = np.zeros((size, width + num_tasks), np.float32)
-    out[:, :width] = observations
-    out[np.arange(size), width + ids] = 1.0
-    return out
-
-
 def split(observation: Any, num_tasks: int) -> tuple[Any, Any]:
     """Cut ``[..., O + M]`` into the observation ``[..., O]`` and the task ``[..., M]``; arrays or tensors."""
     return observation[..., :-num_tasks], observation[..., -num_tasks:]

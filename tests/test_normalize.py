@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from point_mass import PointMass, make_point_mass_env
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_softmod import ConfigurationError, MultiTaskVecNormalize, SoftModSAC, TaskEnv
@@ -95,20 +96,24 @@ def test_inverse() -> None:
     np.testing.assert_allclose(env.unnormalize_reward(env.normalize_reward(rewards)), rewards, rtol=1e-5)
 
 
-def test_replay_scales_each_row_by_its_own_task() -> None:
-    env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task")
+@pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
+def test_replay_scales_each_row_by_its_own_task(obs_statistics: Any) -> None:
+    env = MultiTaskVecNormalize(make_env(), obs_statistics=obs_statistics, clip_obs=1.5)
     model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
     model.learn(300)
     assert model.replay_buffer is not None
-    np.random.seed(0)
+    set_random_seed(0)
     raw = model.replay_buffer.sample(300)
-    np.random.seed(0)
+    set_random_seed(0)
     scaled = model.replay_buffer.sample(300, env=env)
     ids = raw.observations[:, 2:].argmax(1).numpy()
     scale = np.sqrt(np.array([rms.var for rms in env.ret_rms]) + env.epsilon)[ids]
     expected = np.clip(raw.rewards.numpy()[:, 0] / scale, -10, 10)
-    np.testing.assert_allclose(scaled.rewards.numpy()[:, 0], expected, rtol=1e-5)
-    np.testing.assert_allclose(scaled.observations.numpy(), env.normalize_obs(raw.observations.numpy()), rtol=1e-6)
+    np.testing.assert_allclose(scaled.rewards.numpy()[:, 0], expected, rtol=1e-6)
+    for name in ("observations", "next_observations"):  # to the last bit what the policy acts on
+        expected = env.normalize_obs(getattr(raw, name).numpy())
+        np.testing.assert_array_equal(getattr(scaled, name).numpy(), expected)
+        assert np.abs(expected).max() == 1.5
     assert np.abs(raw.observations[:, :2].numpy()).max() > 20  # the buffer holds what the envs sent
 
 

@@ -110,11 +110,20 @@ class MultiTaskVecNormalize(VecNormalize):
         """
         if not self.norm_reward:
             return reward.astype(np.float32)
-        return _clip(reward / self._reward_scale(reward, ids), self.clip_reward).astype(np.float32)
+        return _clip(reward / self._scale_of(reward, ids), self.clip_reward).astype(np.float32)
 
     def unnormalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
         """The inverse of :meth:`normalize_reward`, but for the clipping."""
-        return reward * self._reward_scale(reward, ids) if self.norm_reward else reward
+        return reward * self._scale_of(reward, ids) if self.norm_reward else reward
+
+    def obs_mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the observations, each ``[1, O]``, or ``[M, O]`` if of each task; float64."""
+        mean, var = (np.stack([getattr(rms, name) for rms in self.obs_rms]) for name in ("mean", "var"))
+        return mean, np.sqrt(var + self.epsilon)
+
+    def reward_scale(self) -> np.ndarray:
+        """What the rewards of each task are divided by, ``[M]`` float64."""
+        return np.sqrt(np.array([rms.var for rms in self.ret_rms]) + self.epsilon)
 
     def statistics(self) -> dict[str, Any]:
         """A copy of what :meth:`set_statistics` takes: all settings and running means, without the envs."""
@@ -146,14 +155,12 @@ class MultiTaskVecNormalize(VecNormalize):
         if self.norm_obs:
             states, one_hot = split(out, self.num_tasks)
             groups = one_hot.argmax(-1) if self.obs_statistics == "per-task" else np.zeros(one_hot.shape[:-1], int)
-            mean = np.stack([rms.mean for rms in self.obs_rms])[groups]
-            std = np.sqrt(np.stack([rms.var for rms in self.obs_rms]) + self.epsilon)[groups]
-            states[...] = function(states, mean, std)
+            mean, std = self.obs_mean_and_std()
+            states[...] = function(states, mean[groups], std[groups])
         return out
 
-    def _reward_scale(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
-        scale = np.sqrt(np.array([rms.var for rms in self.ret_rms]) + self.epsilon)
-        return scale[self._ids if ids is None else ids].reshape(reward.shape)
+    def _scale_of(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
+        return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
 def _clip(values: np.ndarray, limit: float) -> np.ndarray:
