@@ -106,6 +106,8 @@ class Acceleration:
         return (
             f"Learner on {self.device}: precision {self.precision}, compile {switch[self.compile]}, "
             f"CUDA graphs {switch[self.cuda_graphs]}."
+            + " The first gradient step compiles the networks, which takes minutes."
+            * self.compile
         )
 
 
@@ -202,6 +204,7 @@ class RecordedStep:
 
     def _record(self, batch: ReplayBufferSamples) -> None:
         self._batch = tuple(None if tensor is None else tensor.clone() for tensor in batch)
-        self._graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(self._graph, stream=self.stream):  # nothing is computed: the replay does it
+        graph = th.cuda.CUDAGraph()
+        with th.cuda.graph(graph, stream=self.stream):  # nothing is computed: the replay does it
             self._metrics = self.step(type(batch)(*self._batch))
+        self._graph = graph

@@ -16,13 +16,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.envs.make import make_metaworld_env
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError
@@ -162,7 +162,7 @@ class MultiTaskSAC(SAC):
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names: list[str] = []
-        self.episode_statistics: EpisodeStatistics | None = None
+        self.episode_statistics: EpisodeStatistics = None  # type: ignore[assignment]
         if _init_setup_model:
             self._setup_model()
             decide(self)  # a loaded model may act where it could not learn
@@ -213,11 +213,7 @@ class MultiTaskSAC(SAC):
 
     def _restore_normalization(self) -> None:
         """Give the env the statistics that a loaded model was trained with; refuse SB3's normalisation of tasks."""
-        if type(self._vec_normalize_env) is VecNormalize and self._vec_normalize_env.norm_obs:
-            raise ConfigurationError(
-                "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
-                "pass norm_obs=False."
-            )
+        check_normalization(self._vec_normalize_env)
         if self.normalization is not None:
             if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
                 assert self.env is not None
@@ -270,8 +266,6 @@ class MultiTaskSAC(SAC):
             acceleration = decide(self)
             if self.verbose >= 1:
                 print(acceleration)
-                if acceleration.compile:
-                    print("The first gradient step compiles the networks, which takes a minute or two.")
             self._gradient_step = GradientStep(self, acceleration)
         return self._gradient_step
 
@@ -326,29 +320,12 @@ class MultiTaskSAC(SAC):
         self._learner()  # refuses what this device cannot do before anything is collected
         return out
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        check_transition(
-            self._last_obs,  # type: ignore[arg-type]
-            new_obs,  # type: ignore[arg-type]
-            reward,
-            dones,
-            infos,
-            self.task_names,
-            self.num_timesteps,
-        )
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+    def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
+        check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
+        super()._store_transition(replay_buffer, buffer_action, *step)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        assert self.episode_statistics is not None
         self.episode_statistics.add(infos)
 
     # ----------------------------------------------------------------- logging
@@ -359,13 +336,11 @@ class MultiTaskSAC(SAC):
         for name, values in metrics.items():
             record(self.logger, "train", name, values, self.task_names)
         if metrics:
-            self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+            self.logger.record("train/learning_rate", float(self.actor.optimizer.param_groups[0]["lr"]))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        assert self.episode_statistics is not None
         for name, values in self.episode_statistics.means().items():
             record(self.logger, "rollout", f"task_{name}", values, self.task_names)
-        restarts = getattr(self.env, "num_restarts", 0)  # only a MultiTaskVecEnv counts them
-        if restarts:
+        if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()
 
