@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "tf32", "bf16")
 
-F = TypeVar("F", bound=Callable[..., Any])
 #: A gradient step: from a batch to its metrics.
 Step = Callable[[ReplayBufferSamples], Tensor]
 
@@ -46,22 +45,17 @@ class Acceleration:
     compile: bool
     cuda_graphs: bool
 
-    def evaluation(self, function: F) -> F:
+    def evaluation(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that evaluates a network, as the learner calls it.
 
         :param function: whose outputs are float32 in any precision
         """
-        accelerated: Any = function
         if self.precision == "bf16":
-
-            def accelerated(*args: Any) -> Any:
-                with th.autocast(self.device.type, th.bfloat16):
-                    return function(*args)
-
+            function = _in_bf16(function, self.device.type)
         if self.compile:
             # Random numbers as without it; acting evaluates the network itself, so that its batches compile nothing.
-            accelerated = th.compile(accelerated, dynamic=False, options={"fallback_random": True})
-        return accelerated
+            function = th.compile(function, dynamic=False, options={"fallback_random": True})
+        return function
 
     def step(self, step: Step) -> Step:
         """The gradient step, recorded as a CUDA graph where that was decided."""
@@ -109,6 +103,14 @@ class Acceleration:
             + " The first gradient step compiles the networks, which takes minutes."
             * self.compile
         )
+
+
+def _in_bf16(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    def evaluate(*args: Any) -> Any:
+        with th.autocast(device_type, th.bfloat16):
+            return function(*args)
+
+    return evaluate
 
 
 def decide(model: MultiTaskSAC) -> Acceleration:

@@ -81,7 +81,10 @@ class GradientStep:
 
         if self.model.use_sde:
             self.actor.reset_noise()
-        actions_pi, log_prob = self._act(batch.observations)
+        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
+        surgery = self.model.gradient_surgery is not None
+        with th.set_grad_enabled(not surgery):
+            actions_pi, log_prob = self._act(batch.observations)
         task_log_prob = log_prob.detach() @ share  # [M]
 
         alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
@@ -98,9 +101,7 @@ class GradientStep:
         q, critic_losses = self._minimize(
             self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
         )
-        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        sampled = None if self.model.gradient_surgery else (actions_pi, log_prob)
-        actor_loss = partial(self._actor_loss, sampled=sampled)
+        actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
         with self._judging():
             (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
 

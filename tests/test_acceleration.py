@@ -172,10 +172,10 @@ def test_a_file_goes_on_as_the_model_does(fused_before: bool, tmp_path: Path) ->
     again.log_ent_coef.data.copy_(model.log_ent_coef.data)  # type: ignore[union-attr]
     loaded.replay_buffer = model.replay_buffer
     loaded.set_logger(model.logger)
-    for going_on in (loaded, again, model):
+    for going_on in (model, loaded, again):
         take_steps(going_on, 5)
-        assert going_on.critic.optimizer.param_groups[0]["fused"]
-        assert largest_difference(going_on, loaded) < 1e-6
+        assert largest_difference(going_on, model) < 1e-5
+    assert all(m.critic.optimizer.param_groups[0]["fused"] for m in (loaded, again))
 
 
 def test_set_parameters_takes_the_optimizers_state() -> None:
