@@ -28,7 +28,7 @@ from methods import fill, make_env
 from stable_baselines3 import SAC
 from torch import Tensor, nn
 
-from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, SoftModPolicy
+from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskSACPolicy
 from sb3_softmod.networks import MultiTaskNetwork
 
 NUM_TASKS = 10
@@ -93,16 +93,17 @@ class _Member(nn.Module):
             probabilities.append(logits.softmax(-1) if last else logits.view(-1, self.n, self.n).softmax(-1))
         g = [th.relu(embedding)] * self.n
         for modules, p in zip(self.layers, probabilities, strict=True):
-            outputs = [module(x) for module, x in zip(modules, g, strict=True)]  # type: ignore[arg-type]
-            rows = p.unsqueeze(1) if p.dim() == 2 else p
+            assert isinstance(modules, nn.ModuleList)
+            outputs = [module(x) for module, x in zip(modules, g, strict=True)]
+            rows = p.unsqueeze(1) if p.dim() == 2 else p  # [B, targets, n]
             g = [
-                th.relu(sum(rows[:, i, j, None] * output for j, output in enumerate(outputs)))  # type: ignore[arg-type]
+                th.relu(th.stack([rows[:, i, j, None] * output for j, output in enumerate(outputs)]).sum(0))
                 for i in range(rows.shape[1])
             ]
         return self.head(g[0])
 
 
-class LoopedPolicy(SoftModPolicy):
+class LoopedPolicy(MultiTaskSACPolicy):
     network_class = LoopedNetwork
 
 

@@ -172,7 +172,7 @@ class RecordedStep:
     def __init__(self, step: Step, device: th.device) -> None:
         self.step = step
         self.stream = th.cuda.Stream(device)
-        self._batch: tuple[Tensor | None, ...] = ()
+        self._batch: list[Any] = []
         self._shapes: list[Any] = []
         self._warm = 0
         self._graph: th.cuda.CUDAGraph | None = None
@@ -205,7 +205,7 @@ class RecordedStep:
         return self._metrics
 
     def _record(self, batch: ReplayBufferSamples) -> None:
-        self._batch = tuple(None if tensor is None else tensor.clone() for tensor in batch)
+        self._batch = [None if tensor is None else tensor.clone() for tensor in batch]
         graph = th.cuda.CUDAGraph()
         with th.cuda.graph(graph, stream=self.stream):  # nothing is computed: the replay does it
             self._metrics = self.step(type(batch)(*self._batch))

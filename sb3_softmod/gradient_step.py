@@ -47,7 +47,8 @@ class GradientStep:
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
         self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
         self._target_q_values = acceleration.evaluation(partial(_q_values, model.critic_target))
-        self._learned, self._targets = list(self.critic.parameters()), list(model.critic_target.parameters())
+        self._learned: list[Tensor] = list(self.critic.parameters())
+        self._targets: list[Tensor] = list(model.critic_target.parameters())
 
     def __call__(self, batch: ReplayBufferSamples) -> Tensor:
         """One update of temperatures, critics and actor.

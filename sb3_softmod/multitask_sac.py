@@ -321,7 +321,7 @@ class MultiTaskSAC(SAC):
         return out
 
     def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
-        check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
+        check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type, call-arg]
         super()._store_transition(replay_buffer, buffer_action, *step)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:

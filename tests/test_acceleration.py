@@ -130,7 +130,7 @@ def test_every_method_learns_in_bf16(name: str, tmp_path: Path) -> None:
 def test_bf16_is_in_use_while_learning_alone() -> None:
     model = make_model(precision="bf16")
     seen: list[th.dtype] = []
-    model.actor.network.state_encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr]
+    model.actor.network.state_encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr, operator]
     take_steps(model, 1)
     assert seen == [th.bfloat16, th.bfloat16]  # on states and on next states
     model.predict(np.asarray(make_point_mass_env(M).reset()))
