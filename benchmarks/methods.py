@@ -16,19 +16,22 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskSAC, make_multitask_env
 from sb3_softmod.methods import METHODS, get_method
 from sb3_softmod.plots.tables import ACTION_DIM, OBSERVATION_DIM
 
 NUM_TASKS = (10, 50)
+Model = TypeVar("Model", bound=SAC)
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 
 
@@ -42,11 +45,21 @@ class Shapes(gym.Env[np.ndarray, np.ndarray]):
         return np.zeros(OBSERVATION_DIM, np.float32), {}
 
 
+def make_env(num_tasks: int) -> VecEnv:
+    """Envs to make a model with."""
+    return make_multitask_env({f"task-{i}": Shapes for i in range(num_tasks)}, n_workers=0)
+
+
 def make_model(name: str, num_tasks: int, batch_size: int, device: str) -> MultiTaskSAC:
     """A model whose buffer holds 200 random transitions of each task."""
-    env = make_multitask_env({f"task-{i}": Shapes for i in range(num_tasks)}, n_workers=0)
-    model = get_method(name).make(env, buffer_size=200 * num_tasks, batch_size=batch_size, seed=0, device=device)
+    env = make_env(num_tasks)
+    return fill(get_method(name).make(env, buffer_size=200 * num_tasks, batch_size=batch_size, seed=0, device=device))
+
+
+def fill(model: Model) -> Model:
+    """Give a model 200 random transitions of each task, and a logger that writes nothing."""
     model.set_logger(Logger(folder=None, output_formats=[]))
+    num_tasks = model.n_envs
     rng = np.random.default_rng(0)
     tasks = np.eye(num_tasks, dtype=np.float32)
     states = rng.normal(size=(201, num_tasks, OBSERVATION_DIM)).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from sb3_softmod.acceleration import Acceleration
 from sb3_softmod.gradient_surgery import LossFunction, pcgrad, task_gradients
 from sb3_softmod.loss_weights import loss_weights
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
@@ -28,25 +31,61 @@ class GradientStep:
     """Updates a model's temperatures, critics and actor from one batch.
 
     :param model: whose options say how
+    :param acceleration: how its networks and its step are evaluated
     """
 
-    def __init__(self, model: MultiTaskSAC) -> None:
+    def __init__(self, model: MultiTaskSAC, acceleration: Acceleration) -> None:
         self.model = model
         self.actor, self.critic, self.num_tasks = model.actor, model.critic, model.num_tasks
+        self._optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if model.ent_coef_optimizer is not None:
+            self._optimizers.append(model.ent_coef_optimizer)
+        for optimizer in self._optimizers:
+            acceleration.prepare(optimizer)
+        self._acceleration = acceleration
+        self._step = acceleration.step(self._update)
+        self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
+        self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
+        self._target_q_values = acceleration.evaluation(partial(_q_values, model.critic_target))
+        self._learned: list[Tensor] = list(self.critic.parameters())
+        self._targets: list[Tensor] = list(model.critic_target.parameters())
 
     def __call__(self, batch: ReplayBufferSamples) -> Tensor:
         """One update of temperatures, critics and actor.
 
         :param batch: B transitions of all tasks
-        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples
+        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call
         """
+        with self._acceleration.products():
+            return self._step(batch)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of all optimizers."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # a CUDA graph reads it where it is
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def update_targets(self) -> None:
+        """Move the target critics towards the critics."""
+        with th.no_grad():
+            th._foreach_lerp_(self._targets, self._learned, self.model.tau)
+            if self.model.batch_norm_stats:  # of a policy of SB3
+                th._foreach_copy_(self.model.batch_norm_stats_target, self.model.batch_norm_stats)
+
+    def _update(self, batch: ReplayBufferSamples) -> Tensor:
         discounts = batch.discounts if batch.discounts is not None else self.model.gamma
         task = split(batch.observations, self.num_tasks)[1]  # [B, M]
         share = task / task.sum(0).clamp(min=1)  # its columns average over the samples of one task
 
         if self.model.use_sde:
             self.actor.reset_noise()
-        actions_pi, log_prob = self.actor.action_log_prob(batch.observations)
+        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
+        surgery = self.model.gradient_surgery is not None
+        with th.set_grad_enabled(not surgery):
+            actions_pi, log_prob = self._act(batch.observations)
         task_log_prob = log_prob.detach() @ share  # [M]
 
         alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
@@ -55,25 +94,44 @@ class GradientStep:
         sample_weight = task @ weights
 
         with th.no_grad():
-            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
-            next_q = th.cat(self.model.critic_target(batch.next_observations, next_actions), 1).amin(1)
+            next_actions, next_log_prob = self._act(batch.next_observations)
+            next_q = self._target_q_values(batch.next_observations, next_actions).amin(0)
             next_q = next_q - sample_alpha * next_log_prob
             target_q = batch.rewards.flatten() + (1 - batch.dones.flatten()) * discounts * next_q
 
         q, critic_losses = self._minimize(
             self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
         )
-        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        sampled = None if self.model.gradient_surgery else (actions_pi, log_prob)
-        actor_loss = partial(self._actor_loss, sampled=sampled)
-        # The actor is judged by the critics' most probable routes, not by draws.
-        self.critic.set_training_mode(not isinstance(self.critic, MultiTaskCritic))
-        (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
-        self.critic.set_training_mode(True)
+        actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
+        with self._judging():
+            (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
 
         with th.no_grad():
             of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
             return th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
+
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """The critics judge the actor: by their most probable routes, not by draws, and without learning from it."""
+        learning = [p for p in self._learned if p.requires_grad]
+        self.critic.set_training_mode(not isinstance(self.critic, MultiTaskCritic))
+        for parameter in learning:
+            parameter.requires_grad_(False)  # a compiled backward pass would compute their gradients too
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+            self.critic.set_training_mode(True)
+
+    def _act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions.
+
+        :param obs: ``[B, O + M]``
+        :return: actions ``[B, action_dim]`` and their log-probabilities ``[B]``
+        """
+        mean, log_std, kwargs = self._distribution(obs)
+        return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
 
     def _temperatures(self, log_prob: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the temperatures, where they are learned.
@@ -96,7 +154,7 @@ class GradientStep:
 
     def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
         """The critics' mean loss, and of each sample the mean Q-value and the loss."""
-        q = th.cat(self.critic(obs, actions), 1).T  # [E, B]
+        q = self._q_values(obs, actions)  # [E, B]
         losses = 0.5 * (q - target_q).square()
         loss = (weight * losses.sum(0)).mean()
         return self._with_auxiliary(self.critic, loss, losses, obs), (q.detach().mean(0), losses.detach().sum(0))
@@ -105,8 +163,8 @@ class GradientStep:
         self, obs: Tensor, weight: Tensor, alpha: Tensor, *, sampled: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Any]:
         """The actor's mean loss, and the loss of each sample."""
-        actions, log_prob = sampled or self.actor.action_log_prob(obs)
-        losses = alpha * log_prob - th.cat(self.critic(obs, actions), 1).amin(1)
+        actions, log_prob = sampled or self._act(obs)
+        losses = alpha * log_prob - self._q_values(obs, actions).amin(0)
         loss = (weight * losses).mean()
         return self._with_auxiliary(self.actor, loss, losses.unsqueeze(0), obs), (losses.detach(),)
 
@@ -127,8 +185,7 @@ class GradientStep:
         module.optimizer.zero_grad()
         if self.model.gradient_surgery is None:
             loss, metrics = loss_function(*tensors)
-            # Only this module takes a gradient: of the actor's loss, the critics' would be thrown away.
-            loss.backward(inputs=[p for p in module.parameters() if p.requires_grad])
+            loss.backward()
         else:
             gradients, metrics = task_gradients(module, loss_function, tensors, self.num_tasks)
             orders = th.rand(self.num_tasks, self.num_tasks, device=self.model.device).argsort(-1)
@@ -147,3 +204,8 @@ class GradientStep:
         else:  # a policy of SB3: each of its Q-networks by itself
             for network in getattr(module, "q_networks", [module]):
                 clip_grad_norm_(network.parameters(), self.model.max_grad_norm)
+
+
+def _q_values(critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+    """The Q-values of every member, ``[E, B]``."""
+    return th.cat(critic(obs, actions), 1).T

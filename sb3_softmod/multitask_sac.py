@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,22 +16,31 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
-from stable_baselines3.common.utils import polyak_update
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.envs.make import make_metaworld_env
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.gradient_step import METRICS, GradientStep
-from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES, GradientSurgery
-from sb3_softmod.loss_weights import LOSS_WEIGHTINGS, LossWeighting
-from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.gradient_step import GradientStep
+from sb3_softmod.gradient_surgery import GradientSurgery
+from sb3_softmod.loss_weights import LossWeighting
+from sb3_softmod.options import check_options
+from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saved_models import saved_num_tasks
-from sb3_softmod.task_observation import check_finite, check_space, num_tasks_of, task_ids, task_names_of
+from sb3_softmod.task_metrics import TaskMetrics, record
+from sb3_softmod.task_observation import (
+    check_finite,
+    check_space,
+    check_transition,
+    num_tasks_of,
+    resolve_tasks,
+    task_ids,
+)
 from sb3_softmod.temperatures import initial_temperatures
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
@@ -60,6 +68,11 @@ class MultiTaskSAC(SAC):
     :param num_tasks: M; default is what the env says
     :param overlap: learn while the envs step, instead of after: the gradient steps that belong to a step of the envs
         run during the next one, so that its actions come from the policy before them
+    :param precision: of matrix products while learning: "fp32"; "tf32" (GPUs); "bf16", with everything but the
+        networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"
+    :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two
+    :param cuda_graphs: record the gradient step once and replay it; "auto": on a GPU, where the method allows it
+    :param buffer_device: where the replay buffer keeps its transitions
     :raises ConfigurationError: before any training, for what cannot work
     """
 
@@ -88,6 +101,10 @@ class MultiTaskSAC(SAC):
         gradient_surgery: GradientSurgery | None = None,
         num_tasks: int | None = None,
         overlap: bool = False,
+        precision: Precision = "auto",
+        compile: bool = False,
+        cuda_graphs: bool | Literal["auto"] = "auto",
+        buffer_device: th.device | str = "cpu",
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -135,20 +152,26 @@ class MultiTaskSAC(SAC):
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
         self.overlap = overlap
+        self.precision = precision
+        self.compile = compile
+        self.cuda_graphs = cuda_graphs
+        self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
+        self._gradient_step: GradientStep | None = None
         self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names: list[str] = []
-        self.episode_statistics: EpisodeStatistics | None = None
+        self.episode_statistics: EpisodeStatistics = None  # type: ignore[assignment]
         if _init_setup_model:
             self._setup_model()
+            decide(self)  # a loaded model may act where it could not learn
 
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
         M = self._resolve_tasks()
-        self._check_options()
+        check_options(self)
         if self.batch_size is None:
             self.batch_size = 128 * M
         if self.learning_starts is None:
@@ -158,6 +181,8 @@ class MultiTaskSAC(SAC):
         if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
             check_batch_size(self.batch_size, M)
             self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "num_tasks": M}
+            if str(self.buffer_device) != "cpu":
+                self.replay_buffer_kwargs["storage_device"] = self.buffer_device
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
         if self.episode_statistics is None:
@@ -174,40 +199,21 @@ class MultiTaskSAC(SAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
             self.ent_coef_tensor = initial.to(self.device)
-        self._forget_metrics()
+        self._gradient_step = None
+        self._metrics = TaskMetrics(M, self.device)
 
     def _resolve_tasks(self) -> int:
         """M, from the env or, without one, from what was saved or passed; refuses contradictions."""
         by_hand = {n for n in (self.num_tasks, self.policy_kwargs.get("num_tasks")) if n is not None}
+        self.num_tasks, self.task_names = resolve_tasks(self.env, by_hand, self.task_names)
         if self.env is not None:
-            found = num_tasks_of(self.env)
-            for wrong in by_hand - {found}:
-                raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
-            names = task_names_of(self.env)
-            if self.task_names and names != self.task_names:
-                warnings.warn(
-                    f"The model knows the tasks {self.task_names}, in this order; the env has {names}.", stacklevel=4
-                )
-            self.task_names = names
-            by_hand = {found}
             self._restore_normalization()
-        if len(by_hand) != 1:
-            raise ConfigurationError(
-                f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env."
-            )
-        self.num_tasks = by_hand.pop()
-        if not self.task_names:
-            self.task_names = [f"task-{i}" for i in range(self.num_tasks)]
         check_space(self.observation_space, self.num_tasks)
         return self.num_tasks
 
     def _restore_normalization(self) -> None:
         """Give the env the statistics that a loaded model was trained with; refuse SB3's normalisation of tasks."""
-        if type(self._vec_normalize_env) is VecNormalize and self._vec_normalize_env.norm_obs:
-            raise ConfigurationError(
-                "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
-                "pass norm_obs=False."
-            )
+        check_normalization(self._vec_normalize_env)
         if self.normalization is not None:
             if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
                 assert self.env is not None
@@ -229,31 +235,6 @@ class MultiTaskSAC(SAC):
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
-    def _check_options(self) -> None:
-        if self.loss_weighting not in LOSS_WEIGHTINGS:
-            raise ConfigurationError(
-                f"Unknown loss_weighting {self.loss_weighting!r}: {nearest(self.loss_weighting, LOSS_WEIGHTINGS)}"
-            )
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ConfigurationError(
-                f"max_grad_norm must be positive, or None for no clipping, not {self.max_grad_norm!r}."
-            )
-        if self.gradient_surgery is not None:
-            self._check_gradient_surgery(self.gradient_surgery)
-
-    def _check_gradient_surgery(self, surgery: str) -> None:
-        if surgery not in GRADIENT_SURGERIES:
-            raise ConfigurationError(f"Unknown gradient_surgery {surgery!r}: {nearest(surgery, GRADIENT_SURGERIES)}")
-        if not issubclass(self.policy_class, MultiTaskSACPolicy):
-            raise ConfigurationError(
-                f"gradient_surgery needs a policy of this package, not {self.policy_class.__name__}; MTMlpPolicy "
-                "is the plain perceptron."
-            )
-        if issubclass(self.policy_class, SingleTaskPolicy):
-            raise ConfigurationError("The tasks of SingleTaskPolicy share no parameter: gradient_surgery has no use.")
-        if not issubclass(self.replay_buffer_class or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
-            raise ConfigurationError("gradient_surgery needs the balanced batches of MultiTaskReplayBuffer.")
-
     # ---------------------------------------------------------------- learning
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -269,21 +250,24 @@ class MultiTaskSAC(SAC):
 
     def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
         """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
-        take_step = GradientStep(self)
+        step = self._learner()
         self.policy.set_training_mode(True)
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)
-
+        step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         for gradient_step in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            self._metrics += take_step(batch)
+            self._metrics.add(step(batch))
             if gradient_step % self.target_update_interval == 0:
-                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-                polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+                step.update_targets()
         self._n_updates += gradient_steps
-        self._num_metrics += gradient_steps
+
+    def _learner(self) -> GradientStep:
+        """The gradient step, made once: compiled networks and recorded graphs belong to it."""
+        if self._gradient_step is None:
+            acceleration = decide(self)
+            if self.verbose >= 1:
+                print(acceleration)
+            self._gradient_step = GradientStep(self, acceleration)
+        return self._gradient_step
 
     # -------------------------------------------------------------- collecting
 
@@ -333,67 +317,42 @@ class MultiTaskSAC(SAC):
         out = super()._setup_learn(*args, **kwargs)
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
+        self._learner()  # refuses what this device cannot do before anything is collected
         return out
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
-        ends = [info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]
-        for what, values, tasks in (
-            ("reward", reward, ids),
-            # An env may have gone on to another task.
-            ("observation", new_obs, task_ids(new_obs, self.num_tasks)),  # type: ignore[arg-type]
-            ("last observation", np.array(ends), ids[dones.astype(bool)]),
-        ):
-            check_finite(what, values, tasks, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+    def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
+        check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type, call-arg]
+        super()._store_transition(replay_buffer, buffer_action, *step)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        assert self.episode_statistics is not None
         self.episode_statistics.add(infos)
 
     # ----------------------------------------------------------------- logging
 
     def dump_logs(self) -> None:
         """Write the logs: means over the tasks everywhere, each task to every writer but the terminal."""
-        if self._num_metrics:
-            metrics = (self._metrics / self._num_metrics).cpu().numpy()
-            self._forget_metrics()
-            for name, values in zip(METRICS, metrics, strict=True):
-                self._record("train", name, values)
-            self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
+        metrics = self._metrics.pop()
+        for name, values in metrics.items():
+            record(self.logger, "train", name, values, self.task_names)
+        if metrics:
+            self.logger.record("train/learning_rate", float(self.actor.optimizer.param_groups[0]["lr"]))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        assert self.episode_statistics is not None
         for name, values in self.episode_statistics.means().items():
-            self._record("rollout", f"task_{name}", values)
-        restarts = getattr(self.env, "num_restarts", 0)  # only a MultiTaskVecEnv counts them
-        if restarts:
+            record(self.logger, "rollout", f"task_{name}", values, self.task_names)
+        if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()
-
-    def _record(self, group: str, name: str, values: np.ndarray) -> None:
-        self.logger.record(f"{group}/{name}", float(np.nanmean(values)))
-        for task, value in zip(self.task_names, values, strict=True):
-            if np.isfinite(value):
-                # The terminal cuts keys at 36 characters and raises where two then coincide.
-                self.logger.record(f"{name}/{task}", float(value), exclude=("stdout", "log"))
-
-    def _forget_metrics(self) -> None:
-        self._metrics = th.zeros(len(METRICS), self.num_tasks, device=self.device)
-        self._num_metrics = 0
 
     # ------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_metrics", "_num_metrics", "_postponed"]
+        return [*super()._excluded_save_params(), "_metrics", "_postponed", "_gradient_step"]
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """Load parameters and the state of optimizers; arguments as in SB3."""
+        super().set_parameters(*args, **kwargs)
+        self._gradient_step = None  # the optimizers have the settings of the file
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""

@@ -88,7 +88,7 @@ class MultiTaskActor(Actor):
         :return: two tensors ``[B, action_dim]`` and no further arguments
         """
         state, task = split(self.extract_features(obs, self.features_extractor), self.num_tasks)
-        mean, log_std = self.network(state, task).squeeze(0).chunk(2, -1)
+        mean, log_std = self.network(state, task).squeeze(0).to(state.dtype).chunk(2, -1)  # under autocast too
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), {}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class MultiTaskCritic(ContinuousCritic):
         :return: E tensors ``[B, 1]``
         """
         state, task = split(self.extract_features(obs, self.features_extractor), self.num_tasks)
-        return self.network(th.cat([state, actions], -1), task).unbind(0)
+        return self.network(th.cat([state, actions], -1), task).to(state.dtype).unbind(0)  # under autocast too
 
     def q1_forward(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """The Q-values of the first member, ``[B, 1]``."""

@@ -6,6 +6,7 @@ process that steps environments stays small; :func:`split` works on arrays and t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,29 @@ def task_names_of(env: VecEnv) -> list[str]:
     return list(env.get_attr("task_names")[0])
 
 
+def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tuple[int, list[str]]:
+    """The tasks of a model.
+
+    :param env: what it learns in, if there is one
+    :param by_hand: numbers of tasks that the user passed
+    :param known: the names of its tasks so far; a warning where the env has others
+    :return: M, and the names of all tasks
+    :raises ConfigurationError: if the number is contradictory or unknown
+    """
+    if env is not None:
+        found = num_tasks_of(env)
+        for wrong in by_hand - {found}:
+            raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
+        names = task_names_of(env)
+        if known and names != known:
+            warnings.warn(f"The model knows the tasks {known}, in this order; the env has {names}.", stacklevel=5)
+        return found, names
+    if len(by_hand) != 1:
+        raise ConfigurationError(f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env.")
+    (num_tasks,) = by_hand
+    return num_tasks, known or [f"task-{i}" for i in range(num_tasks)]
+
+
 def check_finite(what: str, values: np.ndarray, ids: np.ndarray, names: list[str], step: int) -> None:
     """Refuse NaN and infinity in what the envs sent.
 
@@ -144,3 +168,30 @@ def check_finite(what: str, values: np.ndarray, ids: np.ndarray, names: list[str
         f"{np.array2string(values[env], precision=4, threshold=12)}. Nothing of this step was learned from; look at "
         "that task's reward and simulation."
     )
+
+
+def check_transition(
+    obs: np.ndarray,
+    new_obs: np.ndarray,
+    reward: np.ndarray,
+    dones: np.ndarray,
+    infos: Sequence[dict[str, Any]],
+    names: list[str],
+    step: int,
+) -> None:
+    """Refuse NaN and infinity in one step of the envs.
+
+    :param obs: ``[n_envs, O + M]``, before the step
+    :param new_obs: ``[n_envs, O + M]``, after it; an env may have gone on to another task
+    :param reward: ``[n_envs]``
+    :param dones: ``[n_envs]``
+    :param infos: of each env, with the last observation of an episode that ended
+    :param names: the names of all tasks
+    :param step: environment steps so far
+    :raises NonFiniteError: naming the task, the env and the step
+    """
+    ids = task_ids(obs, len(names))
+    ends = [info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]
+    check_finite("reward", reward, ids, names, step)
+    check_finite("observation", new_obs, task_ids(new_obs, len(names)), names, step)
+    check_finite("last observation", np.array(ends), ids[dones.astype(bool)], names, step)

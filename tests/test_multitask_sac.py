@@ -73,7 +73,8 @@ def test_one_task_is_sb3_sac(ent_coef: str | float) -> None:
     assert ours._n_updates == theirs._n_updates == 300
     expected = parameters(theirs)
     for name, value in parameters(ours).items():
-        assert (value - expected[name]).abs().max() <= 1e-6, name
+        # SB3 rounds a target twice a step, at (1 - tau) times it and at the sum; a lerp rounds the change alone.
+        assert (value - expected[name]).abs().max() <= (2e-6 if "target" in name else 1e-6), name
     if isinstance(ent_coef, str):
         assert ours.log_ent_coef is not None
         assert theirs.log_ent_coef is not None

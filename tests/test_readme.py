@@ -30,6 +30,8 @@ ELSEWHERE = {
     "python benchmarks/vec_env.py": "by hand: it measures for minutes",
     "python benchmarks/overlap.py": "by hand: it measures for minutes",
     "python benchmarks/methods.py": "by hand: it measures for minutes",
+    "python benchmarks/learner.py": "by hand: it measures for minutes",
+    "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python -m sb3_softmod.zoo push_to_hub": "needs a network and an account",
 }
 OPENGL = ("--video", "record_video")

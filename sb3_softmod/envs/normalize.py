@@ -163,6 +163,18 @@ class MultiTaskVecNormalize(VecNormalize):
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
+def check_normalization(env: VecNormalize | None) -> None:
+    """Refuse SB3's normalisation of observations that end in a one-hot task.
+
+    :raises ConfigurationError: saying what to take instead
+    """
+    if type(env) is VecNormalize and env.norm_obs:
+        raise ConfigurationError(
+            "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
+            "pass norm_obs=False."
+        )
+
+
 def _clip(values: np.ndarray, limit: float) -> np.ndarray:
     """Clip what is finite: an infinity stays one, for the algorithm to find."""
     return np.where(np.isfinite(values), np.clip(values, -limit, limit), values)

@@ -64,7 +64,8 @@ class MultiTaskNetwork(nn.Module, ABC):
         :param max_norm: the largest Euclidean norm over all of a member's parameters
         """
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = th.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()  # [E]
+        norms = th.stack([th.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])  # [parameters, E]
+        norm = th.linalg.vector_norm(norms, dim=0)
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, softmax
 
 
 class CARENetwork(MultiTaskNetwork):
@@ -69,4 +69,4 @@ class CARENetwork(MultiTaskNetwork):
         return self.context(th.relu(task @ self.task_embedding))
 
     def _attend(self, context: Tensor) -> Tensor:
-        return self.attention(context).softmax(-1)
+        return softmax(self.attention(context))

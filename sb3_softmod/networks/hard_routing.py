@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
 
 
 class HardRoutingNetwork(MultiTaskNetwork):
@@ -103,7 +103,7 @@ class HardRoutingNetwork(MultiTaskNetwork):
         return (-advantage * log_prob).sum(0).mean()
 
     def _logits(self, task: Tensor) -> Tensor:
-        return self.controller_scale * th.einsum("bm,emln->ebln", task, self.controller)
+        return self.controller_scale * at_least_float32(th.einsum("bm,emln->ebln", task, self.controller))
 
     def _draw(self, task: Tensor) -> Tensor:
         logits = self._logits(task).detach()

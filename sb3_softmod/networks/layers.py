@@ -95,3 +95,13 @@ class BatchedMLP(nn.Module):
         for k, layer in enumerate(self.layers):
             out = layer(th.relu(out) if k else out)
         return out
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis; in float32 where autocast gave fewer bits."""
+    return at_least_float32(logits).softmax(-1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 where it has fewer bits: autocast leaves what follows a matrix product in its type."""
+    return tensor.to(th.promote_types(tensor.dtype, th.float32))

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths, with_task
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, softmax
 
 
 class MixtureOfExpertsNetwork(MultiTaskNetwork):
@@ -56,4 +56,4 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         :param task: ``[B, M]``
         :return: ``[E, B, K]``, rows that sum to 1
         """
-        return self.gating(with_task(inputs, task)).softmax(-1)
+        return softmax(self.gating(with_task(inputs, task)))

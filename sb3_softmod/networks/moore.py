@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
 from sb3_softmod.networks.multi_head import TaskHeads
 
 
@@ -59,7 +59,7 @@ class MOORENetwork(MultiTaskNetwork):
         :param inputs: ``[B, input_dim]`` or ``[E, B, input_dim]``
         :return: ``[E, K, B, d]``
         """
-        return orthonormalize(self.experts(inputs))
+        return orthonormalize(at_least_float32(self.experts(inputs)))
 
 
 def orthonormalize(vectors: Tensor) -> Tensor:

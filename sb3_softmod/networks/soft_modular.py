@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, softmax
 
 Variant = Literal["paper", "official"]
 Preset = Literal["shallow", "deep"]
@@ -248,9 +248,9 @@ class SoftModularNetwork(MultiTaskNetwork):
         for k, down in enumerate(self.routing_down):
             logits = down(th.relu(self.routing_up[k - 1](context) * e if k else e))
             if k == self.options.num_layers - 1:  # the routed head's vector over the last modules
-                probabilities.append(logits.softmax(-1))
+                probabilities.append(softmax(logits))
                 break
-            p = logits.unflatten(-1, (n, n)).softmax(-1)
+            p = softmax(logits.unflatten(-1, (n, n)))
             probabilities.append(p)
             if self.options.routing_history == "previous_logits":
                 context = logits

@@ -1,0 +1,50 @@
+"""What is logged of each task."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from sb3_softmod.gradient_step import METRICS
+
+
+class TaskMetrics:
+    """The metrics of the gradient steps since the last log; they stay on the device until then.
+
+    :param num_tasks: M
+    :param device: where the gradient steps are taken
+    """
+
+    def __init__(self, num_tasks: int, device: th.device) -> None:
+        self._sums = th.zeros(len(METRICS), num_tasks, device=device)
+        self._count = 0
+
+    def add(self, metrics: th.Tensor) -> None:
+        """Take up one gradient step.
+
+        :param metrics: ``[len(METRICS), M]``
+        """
+        self._sums += metrics
+        self._count += 1
+
+    def pop(self) -> dict[str, np.ndarray]:
+        """The mean of each metric for each task, ``[M]``, and begin anew; nothing without a gradient step."""
+        if not self._count:
+            return {}
+        means = (self._sums / self._count).cpu().numpy()
+        self._sums.zero_()
+        self._count = 0
+        return dict(zip(METRICS, means, strict=True))
+
+
+def record(logger: Logger, group: str, name: str, values: np.ndarray, task_names: list[str]) -> None:
+    """Log the mean over the tasks everywhere, and each task to every writer but the terminal.
+
+    :param values: ``[M]``; NaN for a task that has none
+    """
+    logger.record(f"{group}/{name}", float(np.nanmean(values)))
+    for task, value in zip(task_names, values, strict=True):
+        if np.isfinite(value):
+            # The terminal cuts keys at 36 characters and raises where two then coincide.
+            logger.record(f"{name}/{task}", float(value), exclude=("stdout", "log"))
