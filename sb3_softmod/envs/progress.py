@@ -84,8 +84,10 @@ def replays(progress: Mapping[str, Any]) -> dict[int, Replay]:
     actions = progress["actions"]
     found: dict[int, Replay] = {}
     for index, (episode, length) in enumerate(zip(progress["episodes"], progress["lengths"], strict=True)):
-        known = length <= len(actions)
-        found[index] = episode, actions[len(actions) - length :, index] if known else None, progress["last"][index]
+        own = None
+        if length <= len(actions):
+            own = np.array([step[index] for step in actions[len(actions) - length :]])
+        found[index] = episode, own, progress["last"][index]
     return found
 
 
@@ -101,8 +103,8 @@ def check(progress: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     def compare(what: str, theirs: Any, ours: Any) -> None:
         if theirs != ours:
             raise ConfigurationError(
-                f"The progress does not fit these envs: {what} is {theirs!r} there and {ours!r} here. Make the envs with "
-                "the same arguments."
+                f"The progress does not fit these envs: {what} is {theirs!r} there and {ours!r} here. Make the envs "
+                "with the same arguments."
             )
 
     compare("the list of tasks", progress["task_names"], own["task_names"])
