@@ -35,7 +35,7 @@ class MultiTaskVecEnv(VecEnv):
 
     An env that raises, or a process that dies, closes all envs and raises :class:`.EnvError`; with ``restart_failed``
     the envs of that worker are built anew instead, and their episodes end, truncated, where they were, with reward 0
-    and without ``success`` or ``episode`` in their info.
+    and without ``success`` or ``episode`` in their info; their sequences of goals go on.
 
     :param task_makers: one for each task: ``make(copy) -> TaskEnv``, picklable by cloudpickle
     :param envs_per_task: copies of each task; they stand together: env ``task * envs_per_task + copy``
@@ -220,9 +220,8 @@ class MultiTaskVecEnv(VecEnv):
     def set_progress(self, progress: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Go on where other envs of the same arguments were, whatever their seed and number of workers.
 
-        What comes after is bit for bit what those envs would have given. An env plays its episode again, from where it
-        began; if that leads elsewhere, because the env has randomness or a state that it does not show, a warning names
-        it, and it begins its next episode.
+        What comes after is bit for bit what those envs would have given: each plays its episode again. If that leads
+        elsewhere, because an env hides its randomness, a warning names it, and it begins its next episode.
 
         :param progress: of those
         :return: the observations now, ``[n_envs, O + M]``, and which envs began another episode, ``[n_envs]``
@@ -241,11 +240,7 @@ class MultiTaskVecEnv(VecEnv):
         self._pool.settings = progress["settings"]
         self.num_restarts = progress["num_restarts"]
         self._steps[:] = progress["last"]
-        try:
-            resumed = self._pool.resume(progress["origins"], replays(progress))
-        except BaseException:
-            self.close()
-            raise
+        resumed = self._pool.resume(progress["origins"], replays(progress))
         strayed = {}
         for index, (same, origin, info) in sorted(resumed.items()):
             self.reset_infos[index] = info

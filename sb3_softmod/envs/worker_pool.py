@@ -126,7 +126,7 @@ class WorkerPool:
     def resume(
         self, origins: dict[tuple[int, int], Origin], replays: dict[int, Replay]
     ) -> dict[int, tuple[bool, Origin, dict[str, Any]]]:
-        """:meth:`.EnvGroup.resume` of all workers that have one of these envs."""
+        """:meth:`.EnvGroup.resume` of all workers that have one of these envs; an error closes the pool."""
         seed = {name: value for name, value in self.settings[0].items() if name == "seed"}
         questions: dict[int, tuple[Any, ...]] = {}
         for number in self.split([*(index for index, _ in origins), *replays]):
@@ -136,7 +136,11 @@ class WorkerPool:
                 {index: replay for index, replay in replays.items() if index in envs},
                 seed,
             )
-        return self.demand("resume", questions)
+        try:
+            return self.demand("resume", questions)
+        except BaseException:
+            self.close()
+            raise
 
     def step_of(self, index: int) -> np.ndarray:
         """The last step of an env, as its worker wrote it."""
