@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,3 +55,20 @@ class EpisodeStatistics:
             if any(values):
                 out[metric] = np.array([np.mean(v) if v else np.nan for v in values])
         return out
+
+    def progress(self) -> list[np.ndarray]:
+        """What :meth:`set_progress` takes: for each task ``[episodes, metrics]``, NaN for what was not reported."""
+        return [
+            np.array([[episode.get(metric, np.nan) for metric in METRICS] for episode in task]).reshape(
+                -1, len(METRICS)
+            )
+            for task in self._episodes
+        ]
+
+    def set_progress(self, progress: Sequence[np.ndarray]) -> None:
+        """Take over the episodes of other statistics of as many tasks."""
+        for episodes, kept in zip(self._episodes, progress, strict=True):
+            episodes.clear()
+            for row in kept.tolist():
+                record = dict(zip(METRICS, row, strict=True))
+                episodes.append({m: v for m, v in record.items() if m not in _REPORTED or not np.isnan(v)})

@@ -98,3 +98,62 @@ class Drawn(PointMass):
         picture = np.full((16, 16, 3), 20, np.uint8)
         picture[0] = 255
         return picture
+
+
+class Restless(PointMass):
+    """Moves by itself, and ends its episodes when it likes."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.length = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.position = self.position + self.np_random.normal(0, 0.05, 2).astype(np.float32)
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, self.np_random.random() < 0.08, False, info
+
+
+class Weather(gym.Wrapper):
+    """Rewards less from episode to episode, and by chance."""
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        super().__init__(env)
+        self.wind = np.random.RandomState(seed)
+        self.episodes = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.episodes += 1
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = self.env.step(action)
+        return observation, float(reward) / self.episodes + self.wind.normal(), *rest
+
+    def progress(self) -> int:
+        return self.episodes
+
+    def set_progress(self, progress: int) -> None:
+        self.episodes = progress
+
+
+def make_restless(task: int, copy: int, *, num_tasks: int = 5) -> TaskEnv:
+    env = Weather(gym.wrappers.TimeLimit(Restless(task), HORIZON), seed=10 * task + copy)
+    return TaskEnv(env, task, [f"corner-{i}" for i in range(num_tasks)])
+
+
+class Secretive(Restless):
+    """Draws from a generator that nobody finds."""
+
+    def __init__(self, goal: int) -> None:
+        super().__init__(goal)
+        self.hidden = [np.random.default_rng()]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward + self.hidden[0].random(), terminated, truncated, info
+
+
+def make_secretive(task: int, copy: int, *, num_tasks: int = M) -> TaskEnv:
+    """Of the tasks only the second has secrets."""
+    env = (Secretive if task == 1 else Restless)(task)
+    return TaskEnv(gym.wrappers.TimeLimit(env, HORIZON), task, [f"corner-{i}" for i in range(num_tasks)])

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.task_observation import check_common
@@ -35,6 +35,14 @@ class FirstSeed(gym.Wrapper):
         """Begin an episode; arguments as in gymnasium."""
         seed, self._seed = self._seed if seed is None else seed, None
         return self.env.reset(seed=seed, options=options)
+
+    def progress(self) -> int | None:
+        """The seed, as long as it is not used."""
+        return self._seed
+
+    def set_progress(self, progress: int | None) -> None:
+        """Take over the seed of another one, or that it is used."""
+        self._seed = progress
 
 
 def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[str, TaskSource]:
@@ -120,14 +128,16 @@ def make_gymnasium_task(
     copy: int,
     *,
     width: int,
-    seed: int | None,
+    seed: int,
     max_episode_steps: int | None,
     terminate_on_success: bool,
 ) -> TaskEnv:
     """One copy of a task of a set, ready for a VecEnv."""
     first_seed = np.random.SeedSequence(seed, spawn_key=(task_id, copy)).generate_state(1)[0]
-    env = FirstSeed(make_flat(source, max_episode_steps), int(first_seed))
-    return TaskEnv(env, task_id, task_names, width=width, terminate_on_success=terminate_on_success)
+    simulator = FirstSeed(make_flat(source, max_episode_steps), int(first_seed))
+    env = TaskEnv(simulator, task_id, task_names, width=width, terminate_on_success=terminate_on_success)
+    env.settings["seed"] = seed
+    return env
 
 
 def make_task_makers(
@@ -146,6 +156,8 @@ def make_task_makers(
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ConfigurationError(f"max_episode_steps must be at least 1, not {max_episode_steps}.")
     width = common_width(sources)
+    if seed is None:
+        seed = draw_seed()
     return [
         partial(
             make_gymnasium_task,

@@ -210,5 +210,5 @@ def _wrapped(makers: Sequence[TaskMaker], wrapper: Wrapper | None) -> Sequence[T
     return makers if wrapper is None else [partial(_make_wrapped, maker, wrapper) for maker in makers]
 
 
-def _make_wrapped(maker: TaskMaker, wrapper: Wrapper, copy: int) -> Env:
-    return wrapper(maker(copy))
+def _make_wrapped(maker: TaskMaker, wrapper: Wrapper, copy: int, **seed: int) -> Env:
+    return wrapper(maker(copy, **seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
-from sb3_softmod.envs.tasks import TaskEnv
+from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
 
@@ -170,10 +170,13 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
         if camera_name not in cameras:
             raise ConfigurationError(f"Unknown camera_name {camera_name!r}: {nearest(camera_name, cameras)}")
-        self._goals = draw_goals(env, name, seed)
-        self._mode = goals
-        self._seed, self._task_id, self._copy, self._copies = seed, task_id, copy, copies
-        self._order = self._make_order(seed)
+        self._name, self._mode = name, goals
+        self._task_id, self._copy, self._copies = task_id, copy, copies
+        self._seed = draw_seed() if seed is None else seed
+        self._goals = draw_goals(env, name, self._seed)
+        self._start_order(self._seed)
+        #: What an env must have in common with one whose :meth:`progress` it takes up.
+        self.settings = {"goals": goals, "copies": copies, "reward_version": reward_version}
         # Most of Meta-World's cameras hang upside down: their y axis, which is up in the picture, points down.
         self._upside_down = env.model.cam_mat0[cameras.index(camera_name)][7] < 0
         env.set_task(self._goals[0])  # so that the declared observation space is that of the multi-task mode
@@ -187,7 +190,8 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         :param options: not used
         """
         if seed is not None:
-            self._order = self._make_order(seed)
+            self._start_order(seed)
+        self._episodes += 1
         self.unwrapped.set_task(self._goals[next(self._order)])  # type: ignore[attr-defined]
         return _reset(self.unwrapped)  # type: ignore[arg-type]
 
@@ -204,8 +208,24 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             ) from error
         return np.ascontiguousarray(frame[::-1, ::-1]) if self._upside_down and isinstance(frame, np.ndarray) else frame
 
-    def _make_order(self, seed: int | None) -> Iterator[int]:
-        """The goals of the episodes to come, as indices."""
+    def progress(self) -> dict[str, int]:
+        """Where the sequence of goals stands."""
+        return {"seed": self._seed, "order_seed": self._order_seed, "episodes": self._episodes}
+
+    def set_progress(self, progress: Mapping[str, int]) -> None:
+        """Go on with the sequence of goals of another env of this task, whatever its seed."""
+        if progress["seed"] != self._seed:
+            self._seed = progress["seed"]
+            self._goals = draw_goals(self.unwrapped, self._name, self._seed)  # type: ignore[arg-type]
+        self._start_order(progress["order_seed"], progress["episodes"])
+
+    def _start_order(self, seed: int, episodes: int = 0) -> None:
+        """Take the sequence of goals that a seed stands for, after its first episodes."""
+        self._order_seed, self._episodes = seed, episodes
+        self._order = itertools.islice(self._make_order(seed), episodes, None)
+
+    def _make_order(self, seed: int) -> Iterator[int]:
+        """The goals of the episodes, as indices."""
         if self._mode == "fixed":
             return itertools.repeat(0)
         if self._mode == "each-once":  # the copies share one order, whatever seeds their resets bring
@@ -215,7 +235,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return (int(rng.integers(NUM_GOALS)) for _ in itertools.count())
 
 
-def _generator(seed: int | None, *stream: int) -> np.random.Generator:
+def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
@@ -225,13 +245,21 @@ def make_task_env(
     task_names: Sequence[str],
     copy: int,
     *,
+    seed: int,
     max_episode_steps: int,
     terminate_on_success: bool,
     **kwargs: Any,
 ) -> TaskEnv:
     """One copy of a task of a set, ready for a VecEnv; ``kwargs`` go to :class:`MetaWorldEnv`."""
-    env = gym.wrappers.TimeLimit(MetaWorldEnv(name, task_id=task_id, copy=copy, **kwargs), max_episode_steps)
-    return TaskEnv(env, task_id, task_names, terminate_on_success=terminate_on_success)
+    simulator = MetaWorldEnv(name, seed=seed, task_id=task_id, copy=copy, **kwargs)
+    env = TaskEnv(
+        gym.wrappers.TimeLimit(simulator, max_episode_steps),
+        task_id,
+        task_names,
+        terminate_on_success=terminate_on_success,
+    )
+    env.settings["seed"] = seed
+    return env
 
 
 def make_task_makers(
@@ -262,7 +290,7 @@ def make_task_makers(
     if not 1 <= max_episode_steps <= MAX_HORIZON:
         raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
     if seed is None:  # one for all envs: copies of a task have the same 50 goals
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seed = draw_seed()
     return [
         partial(
             make_task_env,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.task_observation import num_tasks_of, split, task_ids
 
@@ -140,6 +142,32 @@ class MultiTaskVecNormalize(VecNormalize):
                 f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
             )
         self.__dict__.update(statistics)
+
+    def progress(self) -> dict[str, Any]:
+        """How far the envs are, for :meth:`set_progress`, statistics and running returns included.
+
+        :raises ConfigurationError: if a wrapper between this one and the envs cannot tell
+        """
+        return {
+            "envs": progress_of(self.venv),
+            "statistics": self.statistics(),
+            "returns": self.returns.copy(),
+            "old_reward": deepcopy(self.old_reward),
+        }
+
+    def set_progress(self, progress: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`.MultiTaskVecEnv.set_progress`; the observations are normalised.
+
+        :raises ConfigurationError: as there, or for a progress of envs without normalisation
+        """
+        if "statistics" not in progress or "envs" not in progress:
+            raise ConfigurationError("The progress is of envs without MultiTaskVecNormalize, but these have it.")
+        observations, strayed = set_progress_of(self.venv, progress["envs"])
+        self.set_statistics(progress["statistics"])
+        self.returns = np.where(strayed, 0.0, progress["returns"])
+        self.old_obs, self.old_reward = observations, deepcopy(progress["old_reward"])
+        self._ids = task_ids(observations, self.num_tasks)
+        return self.normalize_obs(observations), strayed
 
     def _update_obs(self, observations: np.ndarray) -> None:
         if not (self.training and self.norm_obs):

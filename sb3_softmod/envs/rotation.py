@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class Rotation:
@@ -41,3 +42,11 @@ class Rotation:
             return None
         self._met.add((env, task))
         return seed + len(self._seeds) * (task + 1)
+
+    def progress(self) -> dict[str, Any]:
+        """What :meth:`set_progress` takes."""
+        return {"given": self._given, "seeds": list(self._seeds), "met": sorted(self._met)}
+
+    def set_progress(self, progress: Mapping[str, Any]) -> None:
+        """Go on where another rotation of as many tasks and envs was."""
+        self._given, self._seeds, self._met = progress["given"], list(progress["seeds"]), set(progress["met"])

@@ -14,6 +14,11 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_observation import append_task, make_space
 
 
+def draw_seed() -> int:
+    """A seed for envs that a user gives none."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
 class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """Makes any env with flat observations one task of a multi-task set.
 
@@ -56,6 +61,8 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
                 f"The observation of task {self.task_name!r} has {space.shape[0]} entries, more than width={width}."
             )
         self.observation_space = make_space(self._width, self.num_tasks)
+        #: What an env must have in common with one that it goes on for; of the ``seed`` it takes over that one's.
+        self.settings: dict[str, Any] = {"terminate_on_success": terminate_on_success}
         self._terminate_on_success = terminate_on_success
         self._made_at = time.perf_counter()
         self._begin_episode()

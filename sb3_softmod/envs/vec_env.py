@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,12 +12,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_softmod.envs import worker
+from sb3_softmod.envs.arguments import check_actions, number_of_envs
+from sb3_softmod.envs.origin import Origin, origin_of
+from sb3_softmod.envs.progress import Journal, check, replays, warn_of_strayed
 from sb3_softmod.envs.rotation import Rotation
 from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
 from sb3_softmod.envs.worker_pool import WorkerPool
 from sb3_softmod.envs.worker_process import StartMethod
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
+from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 
 #: How many episodes of each task :meth:`MultiTaskVecEnv.episode_table` remembers.
 EPISODES_KEPT = 1000
@@ -32,7 +35,7 @@ class MultiTaskVecEnv(VecEnv):
 
     An env that raises, or a process that dies, closes all envs and raises :class:`.EnvError`; with ``restart_failed``
     the envs of that worker are built anew instead, and their episodes end, truncated, where they were, with reward 0
-    and without ``success`` or ``episode`` in their info.
+    and without ``success`` or ``episode`` in their info; their sequences of goals go on.
 
     :param task_makers: one for each task: ``make(copy) -> TaskEnv``, picklable by cloudpickle
     :param envs_per_task: copies of each task; they stand together: env ``task * envs_per_task + copy``
@@ -55,7 +58,7 @@ class MultiTaskVecEnv(VecEnv):
         restart_failed: bool = False,
         start_method: StartMethod | None = None,
     ) -> None:
-        size = _number_of_envs(len(task_makers), envs_per_task, n_envs)
+        size = number_of_envs(len(task_makers), envs_per_task, n_envs)
         self._rotation = Rotation(len(task_makers), size) if size < len(task_makers) else None
         self._restart_failed = restart_failed
         self._pool = WorkerPool(
@@ -80,6 +83,7 @@ class MultiTaskVecEnv(VecEnv):
         #: The name of each task.
         self.task_names: list[str] = list(self._facts["task_names"])
         self._statistics = EpisodeStatistics(self.num_tasks, EPISODES_KEPT)
+        self._journal = Journal(size)
         super().__init__(size, self._facts["observation_space"], self._facts["action_space"])
 
     @property
@@ -118,9 +122,11 @@ class MultiTaskVecEnv(VecEnv):
         self._check_open()
         if self._stepping:
             raise SoftModError("step_async was called twice: call step_wait for the results of the first step.")
-        self._steps["action"] = self._checked(np.asarray(actions))
+        actions, wanted = np.asarray(actions), self._steps["action"]
+        check_actions(actions, wanted.shape, wanted.dtype, self._pool.name)
+        wanted[...] = actions
         for group, share in zip(self._pool.workers, self._pool.shares, strict=True):
-            group.steps["action"] = self._steps["action"][share]
+            group.steps["action"] = wanted[share]
             group.send("step")
         self._awaited = list(range(len(self._pool.workers)))
         self._answers = {}
@@ -137,6 +143,7 @@ class MultiTaskVecEnv(VecEnv):
             raise SoftModError("step_wait was called before step_async.")
         self._take_answers()
         self._stepping = False
+        self._journal.step(self._steps["action"])
         ends: dict[int, dict[str, Any]] = {}
         idle: list[int] = []  # envs that wait for an episode
         for number, answer in self._answers.items():
@@ -148,11 +155,13 @@ class MultiTaskVecEnv(VecEnv):
             self._unproven.discard(number)
             self._steps[self._pool.shares[number]] = self._pool.workers[number].steps
             if answer is not None:
-                infos, reset_infos = answer
+                infos, origins, reset_infos = answer
                 ends |= infos
                 idle += infos.keys() - reset_infos.keys()
+                for index, origin in origins.items():
+                    self._journal.end(index, origin)
                 for index, info in reset_infos.items():
-                    self.reset_infos[index] = info
+                    self._began(index, (self._tasks[index], None, {}), origins[index], info)
         infos = self._infos(ends)
         while idle:
             lost = self._begin({index: self._next_episode(index) for index in sorted(idle)})
@@ -188,6 +197,62 @@ class MultiTaskVecEnv(VecEnv):
             {"task": name, "episodes": episodes, **{metric: float(values[task]) for metric, values in means.items()}}
             for task, (name, episodes) in enumerate(zip(self.task_names, statistics.num_episodes(), strict=True))
         ]
+
+    # ---------------------------------------------------------------- progress
+
+    def progress(self) -> dict[str, Any]:
+        """How far the envs are, between two steps, for :meth:`set_progress`; plain data that can be pickled.
+
+        :raises SoftModError: before the first reset, or between ``step_async`` and ``step_wait``
+        """
+        self._check_open()
+        if self._stepping or None in self._journal.episodes:
+            raise SoftModError("The envs have no progress before the first reset, nor while they step.")
+        return {
+            **self._made_of(),
+            **self._journal.progress(),
+            "rotation": self._rotation and self._rotation.progress(),
+            "statistics": self._statistics.progress(),
+            "num_restarts": self.num_restarts,
+            "pending": (list(self._seeds), list(self._options)),
+        }
+
+    def set_progress(self, progress: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Go on where other envs of the same arguments were, whatever their seed and number of workers.
+
+        What comes after is bit for bit what those envs would have given: each plays its episode again. If that leads
+        elsewhere, because an env hides its randomness, a warning names it, and it begins its next episode.
+
+        :param progress: of those
+        :return: the observations now, ``[n_envs, O + M]``, and which envs began another episode, ``[n_envs]``
+        :raises ConfigurationError: for a progress of other tasks, another number of envs, horizon or goals
+        """
+        self._check_open()
+        check(progress, self._made_of())
+        self._take_answers()
+        self._stepping = False
+        self._tasks[:] = [task for task, _, _ in progress["episodes"]]
+        if self._rotation:
+            self._rotation.set_progress(progress["rotation"])
+        self._statistics.set_progress(progress["statistics"])
+        self._seeds, self._options = (list(pending) for pending in progress["pending"])
+        self._journal.set_progress(progress)
+        self._pool.settings = progress["settings"]
+        self.num_restarts = progress["num_restarts"]
+        self._steps[:] = progress["last"]
+        resumed = self._pool.resume(progress["origins"], replays(progress))
+        strayed = {}
+        for index, (same, origin, info) in sorted(resumed.items()):
+            self.reset_infos[index] = info
+            if not same:
+                strayed[index] = self._pool.name(index)
+                self._began(index, (self._tasks[index], None, {}), origin, info)
+        if strayed:
+            warn_of_strayed(strayed)
+        return self._steps["observation"].copy(), np.isin(range(self.num_envs), list(strayed))
+
+    def _made_of(self) -> dict[str, Any]:
+        return {"task_names": self.task_names, "settings": self._pool.settings, "last": self._steps.copy()}
 
     # ----------------------------------------------------------- talk to the envs
 
@@ -236,12 +301,8 @@ class MultiTaskVecEnv(VecEnv):
         self._check_open()
         self._take_answers()
         targets = self._listed(indices)
-        parts = self._pool.split(targets)
-        values, errors = self._pool.ask(
-            "apply", {number: (function, part, *arguments) for number, part in parts.items()}
-        )
-        for error in errors.values():
-            raise error
+        parts = self._pool.split(targets).items()
+        values = self._pool.demand("apply", {number: (function, part, *arguments) for number, part in parts})
         return [values[index] for index in targets]
 
     def _listed(self, indices: VecEnvIndices) -> list[int]:
@@ -260,12 +321,19 @@ class MultiTaskVecEnv(VecEnv):
         warnings.warn(f"Building the envs of a worker anew after this error: {error}", stacklevel=3)
         self.num_restarts += 1
         self._unproven.add(number)
+        lost = self._pool.envs(number)
+        cut = {index: episode for index in lost if (episode := self._journal.episodes[index]) is not None}
         try:
             self._pool.restart(number)
+            # The sequences of goals go on after those of the episodes that are lost: these begin once more for that.
+            self._pool.resume({key: value for key, value in self._journal.origins.items() if key[0] in lost}, {})
+            self._pool.demand("begin", {number: (cut,)})
+            for index, origin in zip(cut, self._apply(origin_of, list(cut)), strict=True):
+                self._journal.end(index, origin)
         except BaseException:
             self.close()
             raise
-        return self._pool.envs(number)
+        return lost
 
     def _take_answers(self) -> None:
         """Wait for the answers to "step" that are still to come. An interrupted wait can be taken up again."""
@@ -286,12 +354,15 @@ class MultiTaskVecEnv(VecEnv):
         """
         parts = self._pool.split(episodes)
         questions = {number: ({index: episodes[index] for index in part},) for number, part in parts.items()}
-        infos, errors = self._pool.ask("begin", questions)
-        for index, info in infos.items():
-            self.reset_infos[index] = info
-            number, row = index % len(self._pool.workers), index // len(self._pool.workers)
-            self._steps["observation"][index] = self._pool.workers[number].steps["observation"][row]
+        begun, errors = self._pool.ask("begin", questions)
+        for index, (origin, info) in begun.items():
+            self._began(index, episodes[index], origin, info)
         return [index for number, error in errors.items() for index in self._restart(number, error)]
+
+    def _began(self, index: int, episode: Episode, origin: Origin, info: dict[str, Any]) -> None:
+        self._journal.begin(index, episode, origin)
+        self._steps["observation"][index] = self._pool.step_of(index)["observation"]
+        self.reset_infos[index] = info
 
     def _next_episode(self, index: int) -> Episode:
         if self._rotation is None:
@@ -326,37 +397,6 @@ class MultiTaskVecEnv(VecEnv):
             infos.append(info)
         return infos
 
-    def _checked(self, actions: np.ndarray) -> np.ndarray:
-        wanted = self._steps["action"]
-        if actions.shape != wanted.shape or not np.can_cast(actions.dtype, wanted.dtype, "same_kind"):
-            raise ConfigurationError(
-                f"A step needs actions {wanted.shape} of {wanted.dtype}, a row for each env, not {actions.shape} of "
-                f"{actions.dtype}."
-            )
-        finite = np.isfinite(actions).reshape(self.num_envs, -1).all(1)
-        if not finite.all():
-            env = int(np.flatnonzero(~finite)[0])
-            raise NonFiniteError(
-                f"The action for env {env} (task {self._pool.name(env)!r}) holds NaN or infinity: "
-                f"{np.array2string(actions[env], precision=4, threshold=12)}."
-            )
-        return actions
-
     def _check_open(self) -> None:
         if not self._pool.close.alive:
             raise SoftModError("This env is closed, by close() or by an error before: make a new one.")
-
-
-def _number_of_envs(num_tasks: int, envs_per_task: int, n_envs: int | None) -> int:
-    if num_tasks < 1:
-        raise ConfigurationError("The list of tasks is empty.")
-    if envs_per_task < 1:
-        raise ConfigurationError(f"envs_per_task must be at least 1, not {envs_per_task}.")
-    if n_envs is None:
-        return num_tasks * envs_per_task
-    if envs_per_task > 1 or not 1 <= n_envs <= num_tasks:
-        raise ConfigurationError(
-            f"n_envs must be from 1 to the number of tasks, {num_tasks}, not {n_envs}; for more envs use envs_per_task "
-            "instead."
-        )
-    return n_envs

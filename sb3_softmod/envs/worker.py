@@ -20,14 +20,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.task_observation import check_common
 
 Env = gym.Env[np.ndarray, Any]
-#: Makes one copy of a task: ``make(copy) -> TaskEnv``.
-TaskMaker = Callable[[int], Env]
+#: Makes one copy of a task: ``make(copy) -> TaskEnv``; with the keyword ``seed`` if that is in the TaskEnv's settings.
+TaskMaker = Callable[..., Env]
 #: An episode to begin: its task, and seed and options of the reset.
 Episode = tuple[int, "int | None", dict[str, Any]]
+#: An episode to play again: its actions, None if they are not all known, and the env's row of its last step.
+Replay = tuple[Episode, "np.ndarray | None", np.ndarray]
 
 #: What a vector must know of every env.
 FACTS = ("observation_space", "action_space", "num_tasks", "task_names", "task_id", "render_mode")
@@ -74,12 +77,14 @@ class EnvGroup:
         self._rows = {index: row for row, index in enumerate(copies)}
         self._tasks: dict[int, int] = {}  # what each env plays now
         self._built: dict[tuple[int, int], Env] = {}  # by env and task
+        self._origins: dict[tuple[int, int], Origin] = {}  # for those that are not built yet,
+        self._seed: dict[str, int] = {}  # as this seed, if it is not that of the makers
         self._known: dict[str, Any] = {}
 
     def build(self, tasks: dict[int, int]) -> dict[int, dict[str, Any]]:
         """Build the task that each env plays first.
 
-        :return: for each env its :data:`FACTS`
+        :return: for each env its :data:`FACTS` and ``settings``
         """
         return {index: self._build(index, task) for index, task in tasks.items()}
 
@@ -97,33 +102,56 @@ class EnvGroup:
         # Looking up a field of a structured array costs more than writing to it.
         self._fields = tuple(self.steps[name] for name in dtype.names or ())
 
-    def begin(self, episodes: dict[int, Episode]) -> dict[int, dict[str, Any]]:
+    def begin(self, episodes: dict[int, Episode]) -> dict[int, tuple[Origin, dict[str, Any]]]:
         """Begin an episode in some envs.
 
-        :return: for each of them the info of its reset
+        :return: for each of them what it begins from, and the info of its reset
         """
-        infos = {}
-        for index, (task, seed, options) in episodes.items():
-            if (index, task) not in self._built:
-                facts = self._build(index, task)
-                for space in ("observation_space", "action_space"):
-                    names = [self._name(self._known["task_id"]), self._name(task)]
-                    check_common(space, names, [self._known[space], facts[space]])
-            self._tasks[index] = task
+        begun = {}
+        for index, episode in episodes.items():
+            self._play(index, episode[0])
             try:
-                infos[index] = self._reset(index, seed=seed, **(dict(options=options) if options else {}))
+                begun[index] = origin_of(self._now(index)), self._reset(index, episode)
             except Exception as error:
                 raise self._blamed(error, index) from error
-        return infos
+        return begun
 
-    def step(self) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]] | None:
+    def resume(
+        self, origins: dict[tuple[int, int], Origin], replays: dict[int, Replay], seed: dict[str, int]
+    ) -> dict[int, tuple[bool, Origin, dict[str, Any]]]:
+        """Go on where the envs of another group were: begin their last episodes again, and take the same actions.
+
+        :param origins: what those episodes began from, and the next ones of other tasks; by env and task
+        :param replays: the episode of each env that is to play
+        :param seed: for the makers of tasks that nobody played yet: the keyword and its value, or nothing
+        :return: for each of the latter whether it is bit for bit where it was; an env that is not began another
+            episode. And what its episode began from, and the info of its reset.
+        """
+        self._origins, self._seed = dict(origins), seed
+        for key in origins.keys() & self._built.keys():
+            restore(self._built[key], self._origins.pop(key))
+        resumed = {}
+        for index, (episode, actions, last) in replays.items():
+            self._play(index, episode[0])
+            try:
+                origin = origin_of(self._now(index))
+                info = self._reset(index, episode)
+                same = self._repeat(index, actions, last)
+                if not same:
+                    origin, info = origin_of(self._now(index)), self._reset(index)
+                resumed[index] = same, origin, info
+            except Exception as error:
+                raise self._blamed(error, index) from error
+        return resumed
+
+    def step(self) -> tuple[dict[int, dict[str, Any]], dict[int, Origin], dict[int, dict[str, Any]]] | None:
         """Take one step in every env.
 
-        :return: the last info of each env whose episode ended, and the info of the reset of each that began another;
-            None if no episode ended
+        :return: for each env whose episode ended its last info and what the next episode of its task begins from, and
+            for each that began another the info of the reset; None if no episode ended
         """
         actions, observations, rewards, terminations, truncations, successes = self._fields
-        infos, reset_infos = {}, {}
+        infos, origins, reset_infos = {}, {}, {}
         for index, row in self._rows.items():
             try:
                 env = self._now(index)
@@ -138,11 +166,12 @@ class EnvGroup:
                         "terminal_observation": observation,
                         "TimeLimit.truncated": truncated and not terminated,
                     }
+                    origins[index] = origin_of(env)
                     if self._auto_reset:
                         reset_infos[index] = self._reset(index)
             except Exception as error:
                 raise self._blamed(error, index) from error
-        return (infos, reset_infos) if infos else None
+        return (infos, origins, reset_infos) if infos else None
 
     def apply(self, function: Callable[..., Any], indices: Iterable[int], *arguments: Any) -> dict[int, Any]:
         """``function(env, *arguments)`` for some envs, each with the task that it plays now."""
@@ -166,17 +195,46 @@ class EnvGroup:
     def _build(self, index: int, task: int) -> dict[str, Any]:
         self._tasks[index] = task
         try:
-            env = self._built[index, task] = self._makers[task](self._copies[index])
+            env = self._built[index, task] = self._makers[task](self._copies[index], **self._seed)
             missing = [fact for fact in FACTS if not has_attribute(env, fact)]
             if missing:
                 raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
-            return {fact: env.get_wrapper_attr(fact) for fact in FACTS}
+            if (index, task) in self._origins:
+                restore(env, self._origins.pop((index, task)))
+            return {**{fact: env.get_wrapper_attr(fact) for fact in FACTS}, "settings": settings_of(env)}
         except Exception as error:
             raise self._blamed(error, index) from error
 
-    def _reset(self, index: int, **kwargs: Any) -> dict[str, Any]:
-        self.steps["observation"][self._rows[index]], info = self._now(index).reset(**kwargs)
+    def _play(self, index: int, task: int) -> None:
+        """Let an env play a task from now on."""
+        if (index, task) not in self._built:
+            facts = self._build(index, task)
+            for space in ("observation_space", "action_space"):
+                names = [self._name(self._known["task_id"]), self._name(task)]
+                check_common(space, names, [self._known[space], facts[space]])
+        self._tasks[index] = task
+
+    def _reset(self, index: int, episode: Episode | None = None) -> dict[str, Any]:
+        """Begin an episode; return the info of the reset."""
+        keywords: dict[str, Any] = {}
+        if episode is not None:
+            _, seed, options = episode
+            keywords = dict(seed=seed, options=options) if options else dict(seed=seed)
+        self.steps["observation"][self._rows[index]], info = self._now(index).reset(**keywords)
         return info
+
+    def _repeat(self, index: int, actions: np.ndarray | None, last: np.ndarray) -> bool:
+        """Take the actions of an episode that has just begun again; whether that leads to its last step."""
+        if actions is None:
+            return False
+        env, here = self._now(index), self.steps[self._rows[index]]
+        for action in actions:
+            here["observation"], here["reward"], here["terminated"], here["truncated"], info = env.step(action.copy())
+            here["success"] = info.get("success", NO_SUCCESS)
+            if here["terminated"] or here["truncated"]:
+                return False
+        fields = ("observation", "reward", "success") if len(actions) else ("observation",)
+        return all(here[field].tobytes() == last[field].tobytes() for field in fields)
 
     def _blamed(self, error: Exception, index: int) -> SoftModError:
         """An error that names the env; those of this package, which speak for themselves, stay as they are."""

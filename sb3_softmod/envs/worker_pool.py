@@ -8,7 +8,10 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sb3_softmod.envs.worker import TaskMaker, step_dtype
+import numpy as np
+
+from sb3_softmod.envs.origin import Origin
+from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
 from sb3_softmod.envs.worker_process import LocalWorker, StartMethod, WorkerDied, WorkerProcess
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.task_observation import check_common
@@ -49,6 +52,8 @@ class WorkerPool:
         self.tasks = tasks
         #: What the first env says of itself: :data:`.FACTS`.
         self.facts: dict[str, Any] = {}
+        #: For each env those of its first task that decide whether another env can go on for it: :func:`.settings_of`.
+        self.settings: list[dict[str, Any]] = []
         n_workers = min(max(n_workers, 1), len(tasks))
         #: The envs of each worker. Neighbours often cost the same, so they are dealt out in turn.
         self.shares = [slice(first, None, n_workers) for first in range(n_workers)]
@@ -111,6 +116,36 @@ class WorkerPool:
             raise
         return answers, errors
 
+    def demand(self, command: str, questions: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """As :meth:`ask`, but raises the first error."""
+        answers, errors = self.ask(command, questions)
+        for error in errors.values():
+            raise error
+        return answers
+
+    def resume(
+        self, origins: dict[tuple[int, int], Origin], replays: dict[int, Replay]
+    ) -> dict[int, tuple[bool, Origin, dict[str, Any]]]:
+        """:meth:`.EnvGroup.resume` of all workers that have one of these envs; an error closes the pool."""
+        seed = {name: value for name, value in self.settings[0].items() if name == "seed"}
+        questions: dict[int, tuple[Any, ...]] = {}
+        for number in self.split([*(index for index, _ in origins), *replays]):
+            envs = self.envs(number)
+            questions[number] = (
+                {key: origin for key, origin in origins.items() if key[0] in envs},
+                {index: replay for index, replay in replays.items() if index in envs},
+                seed,
+            )
+        try:
+            return self.demand("resume", questions)
+        except BaseException:
+            self.close()
+            raise
+
+    def step_of(self, index: int) -> np.ndarray:
+        """The last step of an env, as its worker wrote it."""
+        return self.workers[index % len(self.workers)].steps[index // len(self.workers)]
+
     def restart(self, number: int) -> None:
         """Replace a worker; its envs are built when they begin an episode."""
         self.workers[number].close()
@@ -128,10 +163,9 @@ class WorkerPool:
             self._set_up(number)
         for number in numbers:
             self.receive(number)
-        facts, errors = self.ask("build", {n: ({i: self.tasks[i] for i in self.envs(n)},) for n in numbers})
-        for error in errors.values():
-            raise error
+        facts = self.demand("build", {n: ({i: self.tasks[i] for i in self.envs(n)},) for n in numbers})
         self.facts = facts[0]
+        self.settings = [facts[index].pop("settings") for index in range(len(self.tasks))]
         self._check([facts[index] for index in range(len(self.tasks))])
         self.dtype = step_dtype(self.facts["observation_space"], self.facts["action_space"])
         for number in numbers:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_softmod.envs.progress import progress_of, set_progress_of
 
 
 class MonitorFile(VecEnvWrapper):
@@ -40,6 +44,14 @@ class MonitorFile(VecEnvWrapper):
                 elapsed = round(time.time() - self._start, 6)
                 self._file.write_row({**row, "r": info["episode"]["r"], "l": info["episode"]["l"], "t": elapsed})
         return observations, rewards, dones, infos
+
+    def progress(self) -> dict[str, Any]:
+        """That of the envs: there is nothing else between two rows."""
+        return progress_of(self.venv)
+
+    def set_progress(self, progress: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`.MultiTaskVecEnv.set_progress`."""
+        return set_progress_of(self.venv, progress)
 
     def close(self) -> None:
         """Close the envs and the file."""
