@@ -130,7 +130,7 @@ def test_every_method_learns_in_bf16(name: str, tmp_path: Path) -> None:
 def test_bf16_is_in_use_while_learning_alone() -> None:
     model = make_model(precision="bf16")
     seen: list[th.dtype] = []
-    model.actor.network.state_encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr, operator]
+    model.actor.network.state_encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr]
     take_steps(model, 1)
     assert seen == [th.bfloat16, th.bfloat16]  # on states and on next states
     model.predict(np.asarray(make_point_mass_env(M).reset()))
@@ -141,7 +141,7 @@ def test_routing_probabilities_are_float32_under_autocast() -> None:
     model = make_model()
     obs = model.replay_buffer.sample(8 * M).observations  # type: ignore[union-attr]
     with th.autocast("cpu", th.bfloat16):
-        for probabilities in model.actor.network.routing(obs[:, :-M], obs[:, -M:]):  # type: ignore[union-attr]
+        for probabilities in model.actor.network.routing(obs[:, :-M], obs[:, -M:]):  # type: ignore[union-attr, operator]
             assert probabilities.dtype is th.float32
             assert (probabilities.sum(-1) - 1).abs().max() < 1e-6
 
