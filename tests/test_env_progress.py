@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from point_mass import HORIZON, make_point_mass_env
@@ -245,6 +246,23 @@ def test_very_long_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(obs, expected)  # the next episodes
     assert len(play(env, obs, HORIZON, seed=0)) == HORIZON
     assert [row["length"] for row in env.episode_table()] == [HORIZON] * M
+
+
+def test_a_time_limit_by_another_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL Zoo puts its own class in the place of gymnasium's, but not in the processes that step the envs."""
+
+    class PatchedTimeLimit(gym.wrappers.TimeLimit):
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gym.wrappers, "TimeLimit", PatchedTimeLimit)
+        patched = make_env(0)
+    assert patched.env_is_wrapped(PatchedTimeLimit) == [True] * 5
+    plain = make_env(0)
+    for env, other in ((patched, plain), (plain, patched)):
+        env.reset()
+        _, strayed = other.set_progress(env.progress())
+        assert not strayed.any()
 
 
 # ----------------------------------------------------------------- refusals

@@ -54,15 +54,20 @@ def settings_of(env: gym.Env) -> dict[str, Any]:
     layers = list(_layers(env))
     settings: dict[str, Any] = {
         "task": env.get_wrapper_attr("task_name"),
-        "wrappers": " of ".join(type(layer).__name__ for layer in layers),
+        "wrappers": " of ".join("TimeLimit" if _limits(layer) else type(layer).__name__ for layer in layers),
     }
     for layer in layers:
-        if isinstance(layer, gym.wrappers.TimeLimit):
+        if _limits(layer):
             limit = layer._max_episode_steps
             settings["max_episode_steps"] = min(limit, settings.get("max_episode_steps", limit))
         elif isinstance(layer, TaskEnv) or _tells_progress(layer):
             settings |= getattr(layer, "settings", {})
     return settings
+
+
+def _limits(layer: Any) -> bool:
+    """Whether a layer is a TimeLimit; not by its class, since RL Zoo replaces gymnasium's in the processes it is in."""
+    return "_max_episode_steps" in vars(layer)
 
 
 def _layers(env: gym.Env) -> Iterator[Any]:
