@@ -42,6 +42,7 @@ class GradientStep:
             self._optimizers.append(model.ent_coef_optimizer)
         for optimizer in self._optimizers:
             acceleration.prepare(optimizer)
+        acceleration.keep_memory()
         self._acceleration = acceleration
         self._step = acceleration.step(self._update)
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
