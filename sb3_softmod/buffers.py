@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +80,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
+        self._content = object()  # tells a mark of what was here before from one of what comes now
         self.added_per_task = np.zeros(self.num_tasks, np.int64)
         self._latest = _Latest(*(np.zeros(0, np.int64) for _ in _Latest._fields))
         # Next states that are no row's state, each with 1 if the episode terminated there, 0 if it was cut or goes on.
@@ -261,12 +262,82 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             rewards = (rewards / scale).clamp_(-env.clip_reward, env.clip_reward)
         return states, rewards
 
+    # -------------------------------------------------------------- in segments
+
+    def mark(self) -> Mark:
+        """This moment, for :meth:`segment`."""
+        return Mark(self._content, self.added_per_task.copy(), self._latest.rows.copy())
+
+    def segment(self, since: Mark | None = None) -> dict[str, np.ndarray] | None:
+        """The transitions that were added since a mark and are still there, to be written once and never again.
+
+        :param since: None for all
+        :return: arrays for :meth:`restore`; None for a mark of other content, which a new sequence must replace
+        """
+        if since is None:
+            since = Mark(self._content, np.zeros(self.num_tasks, np.int64), np.zeros(0, np.int64))
+        if since.content is not self._content:
+            return None
+        first = np.maximum(since.added_per_task, self.added_per_task - self.capacity_per_task)
+        rows = self._to_storage(self._rows_of(first, self.added_per_task))
+        # What was the latest row of an env then had its next state aside, and has it in a row by now.
+        opened = self._to_storage(since.open_rows)
+        return {
+            "first": first,
+            "added_per_task": self.added_per_task.copy(),
+            "rows": self._rows[rows].cpu().numpy(),
+            "next": self._next[rows].cpu().numpy(),
+            "open_rows": since.open_rows,
+            "open_next": self._next[opened].cpu().numpy(),
+        }
+
+    def head(self) -> dict[str, np.ndarray]:
+        """What changes in place, and so belongs to this moment alone; with the segments so far, for :meth:`restore`."""
+        latest = {f"latest_{name}": array for name, array in self._latest._asdict().items()}
+        ends = {name: getattr(self, f"_{name}") for name in ("end_tasks", "end_numbers", "free_ends")}
+        shape = np.array([self.num_tasks, self.capacity_per_task, *self._rows.shape[1:]])
+        return {"shape": shape, "ends": self._ends.cpu().numpy(), **ends, **latest}
+
+    def restore(self, segments: Iterable[Mapping[str, np.ndarray]], head: Mapping[str, np.ndarray]) -> None:
+        """Take over the transitions of another buffer.
+
+        :param segments: all of its segments, in order
+        :param head: its head at the last of them
+        :raises ConfigurationError: if that has another number of tasks, capacity, or width of states and actions
+        """
+        shape = [self.num_tasks, self.capacity_per_task, self._rows.shape[1]]
+        if head["shape"].tolist() != shape:
+            raise ConfigurationError(
+                "The saved replay buffer does not fit: its number of tasks, transitions of each task, and numbers in a "
+                f"transition are {head['shape'].tolist()}, here they are {shape}."
+            )
+        self.reset()
+        for segment in segments:
+            rows = self._to_storage(self._rows_of(segment["first"], segment["added_per_task"]))
+            self._rows[rows] = self._to_storage(segment["rows"])
+            self._next[rows] = self._to_storage(segment["next"])
+            self._next[self._to_storage(segment["open_rows"])] = self._to_storage(segment["open_next"])
+            self.added_per_task = segment["added_per_task"].copy()
+        self._ends = self._to_storage(head["ends"])
+        self._end_tasks, self._end_numbers = head["end_tasks"].copy(), head["end_numbers"].copy()
+        self._free_ends = head["free_ends"].copy()
+        self._latest = _Latest(*(head[f"latest_{name}"].copy() for name in _Latest._fields))
+        self.full = bool((self.added_per_task >= self.capacity_per_task).all())
+
+    def _rows_of(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """The rows of each task's transitions from ``first`` until before ``end``, both ``[M]``; ordered by task."""
+        rows = [
+            task * self.capacity_per_task + np.arange(a, b) % self.capacity_per_task
+            for task, (a, b) in enumerate(zip(first, end, strict=True))
+        ]
+        return np.concatenate(rows)
+
     # ------------------------------------------------------- saving and loading
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the rows that were stored, and as arrays: they load on a machine without the storage's device."""
         filled = {name: [part.cpu().numpy() for part in self._filled(name)] for name in ("_rows", "_next")}
-        return {**vars(self), **filled, "_ends": self._ends.cpu().numpy()}
+        return {**vars(self), **filled, "_ends": self._ends.cpu().numpy(), "_content": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_ends" not in state:
@@ -280,11 +351,20 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             for part, array in zip(self._filled(name), state[name], strict=True):
                 part.copy_(th.from_numpy(array))
         self._ends = self._to_storage(state["_ends"])
+        self._content = object()
 
     def _filled(self, name: str) -> list[Tensor]:
         """The part of each ring that holds transitions; a view."""
         rings = vars(self)[name].split(self.capacity_per_task)
         return [ring[:size] for ring, size in zip(rings, self.size_per_task(), strict=True)]
+
+
+class Mark(NamedTuple):
+    """A moment in the life of a buffer."""
+
+    content: object
+    added_per_task: np.ndarray  # [M]
+    open_rows: np.ndarray  # [n_envs], whose next states were aside
 
 
 class _Latest(NamedTuple):

@@ -24,6 +24,10 @@ class NonFiniteError(SoftModError, ValueError):
     """A NaN or an infinity where a finite number is needed."""
 
 
+class CheckpointError(SoftModError, RuntimeError):
+    """A checkpoint that cannot be written or read; the message names the file, and what is wrong with it."""
+
+
 class EnvError(SoftModError, RuntimeError):
     """An env that raised, or a worker process that died; the message names task and env and ends in the traceback."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +22,8 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
+from sb3_softmod.checkpoint_callback import CheckpointCallback, load_checkpoint
+from sb3_softmod.checkpoints import Checkpoint
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
@@ -42,6 +45,10 @@ from sb3_softmod.task_observation import (
     task_ids,
 )
 from sb3_softmod.temperatures import initial_temperatures
+from sb3_softmod.training_state import callbacks_of, go_on
+
+#: Attributes that no file holds.
+_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "_resumed_from", "_state_to_continue")
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
@@ -158,6 +165,8 @@ class MultiTaskSAC(SAC):
         self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
         self._gradient_step: GradientStep | None = None
+        self._resumed_from: Checkpoint | None = None
+        self._state_to_continue: dict[str, Any] | None = None  # what logger and callbacks take up when learn() begins
         self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
@@ -273,7 +282,7 @@ class MultiTaskSAC(SAC):
 
     def learn(
         self: SelfMultiTaskSAC,
-        total_timesteps: int,
+        total_timesteps: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int | str | None = "auto",
         tb_log_name: str | None = None,
@@ -282,10 +291,15 @@ class MultiTaskSAC(SAC):
     ) -> SelfMultiTaskSAC:
         """Train; arguments as in SB3.
 
+        :param total_timesteps: None for a resumed model: what is left of what it was to learn
         :param log_interval: episodes between two logs; "auto" is one for each env, since synchronous envs end their
             episodes together; None for no logs
         :param tb_log_name: default is the name of the class
         """
+        if total_timesteps is None:
+            if self._resumed_from is None:
+                raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
+            total_timesteps, reset_num_timesteps = max(self._total_timesteps - self.num_timesteps, 0), False
         try:
             super().learn(
                 total_timesteps,
@@ -298,14 +312,19 @@ class MultiTaskSAC(SAC):
         except BaseException:  # Ctrl-C too: a step may be half done, so that the next call must begin new episodes
             self._last_obs = self._postponed = None
             raise
+        finally:
+            for each in _checkpoint_callbacks(callback):
+                each.release()
         self._learn_postponed()
         return self
 
-    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """Step the envs; with ``overlap``, learn meanwhile."""
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Step the envs; with ``overlap``, learn meanwhile. Before that is the moment for a checkpoint."""
+        if not all(each.between_steps(callback) for each in _checkpoint_callbacks(callback)):
+            return RolloutReturn(0, 0, continue_training=False)
         if self.overlap:
             env = Overlapped(env, self._learn_postponed)
-        return super().collect_rollouts(env, *args, **kwargs)
+        return super().collect_rollouts(env, callback, *args, **kwargs)
 
     def _learn_postponed(self) -> None:
         if self._postponed is not None:
@@ -314,7 +333,12 @@ class MultiTaskSAC(SAC):
             self.policy.set_training_mode(False)  # as SB3 does before it collects
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        noise = deepcopy(self.action_noise)
         out = super()._setup_learn(*args, **kwargs)
+        if self._state_to_continue is not None and self.num_timesteps > 0:
+            self.action_noise = noise  # SB3 begins it anew
+            go_on(self, out[1], self._state_to_continue)
+        self._state_to_continue = None
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
@@ -347,7 +371,7 @@ class MultiTaskSAC(SAC):
     # ------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_metrics", "_postponed", "_gradient_step"]
+        return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
 
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Load parameters and the state of optimizers; arguments as in SB3."""
@@ -392,6 +416,32 @@ class MultiTaskSAC(SAC):
                 f"The file {path} does not hold one temperature for each of {model.num_tasks} tasks."
             )
         return model
+
+    @classmethod
+    def resume(
+        cls: type[SelfMultiTaskSAC],
+        path: str | Path,
+        env: GymEnv | str,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfMultiTaskSAC:
+        """Go on from a checkpoint of :class:`.CheckpointCallback` with ``learn()``, exactly as without the break.
+
+        On a CPU with the same number of threads what follows is bit for bit what it would have been; a warning says
+        where it is not. Files of a checkpoint run code when loaded: open only those that you trust.
+
+        :param path: of the run, or of one checkpoint
+        :param env: made with the same arguments as before; or the name of a Meta-World task or set
+        :param device: where to learn
+        :param kwargs: as of :meth:`load`
+        :raises CheckpointError: if there is no checkpoint that can be used, with what is wrong with each
+        :raises ConfigurationError: for envs of other tasks
+        """
+        return load_checkpoint(cls, path, env, device=device, **kwargs)  # type: ignore[return-value]
+
+
+def _checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:
+    return [each for each in callbacks_of(callback) if isinstance(each, CheckpointCallback)]
 
 
 def _made(env: GymEnv | str | None, seed: int | None) -> Any:

@@ -37,6 +37,15 @@ class TaskMetrics:
         self._count = 0
         return dict(zip(METRICS, means, strict=True))
 
+    def progress(self) -> tuple[np.ndarray, int]:
+        """What :meth:`set_progress` takes."""
+        return self._sums.cpu().numpy(), self._count
+
+    def set_progress(self, progress: tuple[np.ndarray, int]) -> None:
+        """Take over the gradient steps of other metrics."""
+        sums, self._count = progress
+        self._sums.copy_(th.from_numpy(sums))
+
 
 def record(logger: Logger, group: str, name: str, values: np.ndarray, task_names: list[str]) -> None:
     """Log the mean over the tasks everywhere, and each task to every writer but the terminal.

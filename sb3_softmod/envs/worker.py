@@ -286,7 +286,8 @@ def serve(connection: Connection) -> None:
     A message is a pickled (name of a method of :class:`EnvGroup`, arguments), or empty for the most frequent, ``step``.
     An answer is a pickled value, which an exception may be, or empty for None.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which then hangs up
+        signal.signal(number, signal.SIG_IGN)
     np.random.seed()  # workers that were forked from one server would draw the same numbers
     group: EnvGroup | None = None
     with suppress(EOFError, ConnectionError):
