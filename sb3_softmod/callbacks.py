@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.envs.progress import progress_of, set_progress_of
+from sb3_softmod.errors import ConfigurationError, SoftModError
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
+from sb3_softmod.progress_file import keep_rows
+from sb3_softmod.training_state import plain_attributes
+
+#: What a resumed training may set otherwise than before.
+_SETTINGS = ("n_eval_episodes", "eval_freq", "log_path", "best_model_save_path", "deterministic", "verbose")
 
 
 class MultiTaskEvalCallback(EvalCallback):
@@ -72,6 +80,25 @@ class MultiTaskEvalCallback(EvalCallback):
         names = ("last_success_rate", "last_mean_reward", "best_success_rate", "best_mean_reward")
         values = {name: getattr(self, name) for name in names}
         return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+    def progress(self) -> dict[str, Any]:
+        """For a checkpoint: the results so far, and how far the evaluation env is, if it can tell."""
+        envs = None
+        if self.num_evaluations:  # before the first one it is as it was made
+            with suppress(SoftModError):
+                envs = progress_of(self.eval_env)
+        return {"attributes": plain_attributes(self), "envs": envs}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Go on from there; results of later steps are taken out of ``evaluations.npz`` and ``evaluations.csv``."""
+        kept = {name: getattr(self, name) for name in _SETTINGS}
+        vars(self).update({**progress["attributes"], **kept})
+        if progress["envs"] is not None:
+            set_progress_of(self.eval_env, progress["envs"])
+        if self.log_path is not None:
+            keep_rows(Path(f"{self.log_path}.csv"), "timesteps", self.num_timesteps)
+            if self.evaluations_timesteps:
+                self._write_arrays()
 
     def _init_callback(self) -> None:
         if self._normalises_observations() and unwrap_vec_normalize(self.eval_env) is None:
@@ -147,18 +174,10 @@ class MultiTaskEvalCallback(EvalCallback):
         self.evaluations_timesteps.append(self.num_timesteps)
         self.evaluations_results.append(found.mean_return)
         self.evaluations_length.append(found.length)  # type: ignore[arg-type]
-        successes = {}
+        self._task_names = list(found.task_names)
         if np.isfinite(self.last_success_rate):
             self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
-            successes = dict(successes=self.evaluations_successes)
-        np.savez(
-            self.log_path,
-            timesteps=self.evaluations_timesteps,
-            results=self.evaluations_results,
-            ep_lengths=self.evaluations_length,
-            task_names=found.task_names,
-            **successes,  # type: ignore[arg-type]
-        )
+        self._write_arrays()
         columns = ("episodes", "success_rate", "success_at_end_rate", "mean_return", "length")
         with open(f"{self.log_path}.csv", "w" if len(self.evaluations_timesteps) == 1 else "a", newline="") as file:
             table = csv.writer(file)
@@ -166,3 +185,14 @@ class MultiTaskEvalCallback(EvalCallback):
                 table.writerow(["timesteps", "task", *columns])
             rows = zip(found.task_names, *(getattr(found, column) for column in columns), strict=True)
             table.writerows([self.num_timesteps, *row] for row in rows)
+
+    def _write_arrays(self) -> None:
+        successes = dict(successes=self.evaluations_successes) if self.evaluations_successes else {}
+        np.savez(
+            self.log_path,  # type: ignore[arg-type]
+            timesteps=self.evaluations_timesteps,
+            results=self.evaluations_results,
+            ep_lengths=self.evaluations_length,
+            task_names=self._task_names,
+            **successes,  # type: ignore[arg-type]
+        )

@@ -97,7 +97,7 @@ class CheckpointCallback(BaseCallback):
         self._folder = CheckpointFolder(folder, self.keep_last)
         self.ended_by = None
         self._start = time.monotonic()
-        resumed = self.model._resumed_from
+        resumed = self.model.resumed_from
         if resumed is not None and resumed.folder.parent.resolve() == folder.resolve():
             self._newest, self._mark = resumed, _mark_of(self.model)
         last = -1 if self._newest is None else self._newest.step
@@ -219,7 +219,7 @@ def load_checkpoint(cls: type[MultiTaskSAC], path: str | Path, env: Any, **kwarg
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.file(_STATE)} needs code that is not there: {error}.") from error
     restore(model, state)
-    model._resumed_from, model._state_to_continue = checkpoint, state
+    model.resumed_from, model._state_to_continue = checkpoint, state
     return model
 
 

@@ -48,7 +48,7 @@ from sb3_softmod.temperatures import initial_temperatures
 from sb3_softmod.training_state import callbacks_of, go_on
 
 #: Attributes that no file holds.
-_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "_resumed_from", "_state_to_continue")
+_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "resumed_from", "_state_to_continue")
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
@@ -165,7 +165,8 @@ class MultiTaskSAC(SAC):
         self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
         self._gradient_step: GradientStep | None = None
-        self._resumed_from: Checkpoint | None = None
+        #: The checkpoint that this model was resumed from.
+        self.resumed_from: Checkpoint | None = None
         self._state_to_continue: dict[str, Any] | None = None  # what logger and callbacks take up when learn() begins
         self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
@@ -280,6 +281,11 @@ class MultiTaskSAC(SAC):
 
     # -------------------------------------------------------------- collecting
 
+    @property
+    def remaining_timesteps(self) -> int:
+        """Environment steps that are left of what the last ``learn`` was to do."""
+        return max(self._total_timesteps - self.num_timesteps, 0)
+
     def learn(
         self: SelfMultiTaskSAC,
         total_timesteps: int | None = None,
@@ -297,9 +303,9 @@ class MultiTaskSAC(SAC):
         :param tb_log_name: default is the name of the class
         """
         if total_timesteps is None:
-            if self._resumed_from is None:
+            if self.resumed_from is None:
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
-            total_timesteps, reset_num_timesteps = max(self._total_timesteps - self.num_timesteps, 0), False
+            total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
         try:
             super().learn(
                 total_timesteps,

@@ -20,6 +20,8 @@ _STEPS = "time/total_timesteps"
 class ProgressFileCallback(BaseCallback):
     """Writes ``progress.csv``, the CSV of SB3's logger, whatever else the logger writes.
 
+    A training that goes on keeps the rows of the steps that it has behind it.
+
     :param folder: for the file
     """
 
@@ -29,10 +31,39 @@ class ProgressFileCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         # learn() has just made its logger anew: there is no earlier moment.
-        self.logger.output_formats.append(CSVOutputFormat(str(self._path)))
+        keep_rows(self._path, _STEPS, self.num_timesteps)
+        self.logger.output_formats.append(_ContinuedCSV(self._path))
 
     def _on_step(self) -> bool:
         return True
+
+
+class _ContinuedCSV(CSVOutputFormat):
+    """Goes on with a file, which SB3's own would empty."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self.file = path.open("r+")
+        self.keys = next(csv.reader(self.file.read().splitlines()), [])
+        self.separator, self.quotechar = ",", '"'
+
+
+def keep_rows(path: Path, column: str, steps: int) -> None:
+    """Take the rows of later steps out of a CSV file, and one that is half-written.
+
+    :param path: of the file; nothing happens without one
+    :param column: that holds environment steps
+    :param steps: the last to keep
+    """
+    if not path.exists():
+        return
+    header, *rows = [line for line in path.read_text(errors="replace").splitlines(True) if line.endswith("\n")] or [""]
+    names = next(csv.reader([header]), [])
+    index = names.index(column) if column in names else 0
+    kept = [row for row in rows if len(cells := next(csv.reader([row]))) > index and _number(cells[index]) <= steps]
+    new = path.with_suffix(".tmp")
+    new.write_text("".join([header, *kept]))
+    new.replace(path)
 
 
 def read_progress(

@@ -16,26 +16,35 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer
+from sb3_softmod.errors import ConfigurationError
 
 
 class RunManifest:
     """Writes the manifest when a run begins, with status "running", and again when it ends.
 
-    A run whose status is still "running" was killed.
+    A run whose status is still "running" was killed. One that is resumed keeps what it began with.
 
     :param path: of the file
     :param model: ready to learn
     :param facts: what only the caller knows: method, tasks, seed, ...
+    :param seconds: that a resumed run has learned
     """
 
-    def __init__(self, path: Path, model: BaseAlgorithm, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, model: BaseAlgorithm, facts: dict[str, Any], seconds: float | None = None) -> None:
         self._path = path
-        self._start = time.perf_counter()
-        self._before = _progress(model)
+        self._start = time.perf_counter() - (seconds or 0.0)
+        if seconds is not None:
+            self._content = read_manifest(path)
+            resumed = {"at": _now(), "env_steps": model.num_timesteps}
+            self._content |= {"status": "running", "resumed": [*self._content.get("resumed", []), resumed]}
+            self._content.pop("error", None)
+            self._write()
+            return
         self._content = {
             "status": "running",
             "started": _now(),
             **facts,
+            "began_with": _progress(model),
             "network": getattr(model.policy, "network_kwargs", {}),
             "parameters": _parameters(model),
             "hardware": _hardware(),
@@ -55,8 +64,8 @@ class RunManifest:
         :param facts: results
         """
         progress = _progress(model)
-        for name in ("gradient_steps", "env_steps_by_task"):  # a resumed model brings those of before
-            before = self._before[name]
+        for name in ("gradient_steps", "env_steps_by_task"):  # a model that was trained before brings those
+            before = self._content["began_with"][name]
             if isinstance(before, dict):
                 progress[name] = {task: steps - before[task] for task, steps in progress[name].items()}
             else:
@@ -70,6 +79,22 @@ class RunManifest:
         new = self._path.with_suffix(".tmp")
         new.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
         new.replace(self._path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    :raises ConfigurationError: if there is none, or it cannot be read
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path.parent} is no run: there is no {path.name} in it.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} is no manifest of a run.")
+    return content
 
 
 def _progress(model: BaseAlgorithm) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import SoftModError
@@ -42,7 +42,7 @@ def training_state(model: MultiTaskSAC, callback: BaseCallback) -> dict[str, Any
         "postponed": model._postponed,
         "metrics": model._metrics.progress(),
         "logger": {name: dict(getattr(model.logger, name)) for name in names},
-        "callbacks": [(type(each).__name__, _progress(each)) for each in callbacks_of(callback)],
+        "callbacks": [(type(each).__name__, _progress(each)) for each in _with_state(callback)],
         "action_space": model.action_space.np_random.bit_generator.state,
         "generators": _generators(),
         "conditions": _conditions(model),
@@ -88,24 +88,29 @@ def _restore_envs(model: MultiTaskSAC, state: Mapping[str, Any]) -> None:
 
 
 def go_on(model: MultiTaskSAC, callback: BaseCallback, state: Mapping[str, Any]) -> None:
-    """Let the logger and the callbacks of a resumed training be as they were; warn where these are others.
+    """Let the logger and the callbacks of a resumed training be as they were; warn of callbacks that are new.
 
     :param callback: of the training, which is about to begin
     :param state: of the checkpoint
     """
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
-    callbacks, saved = list(callbacks_of(callback)), state["callbacks"]
-    now, before = [type(each).__name__ for each in callbacks], [name for name, _ in saved]
-    if now != before:
-        warnings.warn(
-            f"The callbacks begin anew: they are {', '.join(now) or 'none'} now, and were "
-            f"{', '.join(before) or 'none'}.",
-            stacklevel=4,
-        )
-        return
-    for each, (_, progress) in zip(callbacks, saved, strict=True):
-        _set_progress(each, progress)
+    saved: dict[str, list[Any]] = {}
+    for name, progress in state["callbacks"]:
+        saved.setdefault(name, []).append(progress)
+    new = []
+    for each in _with_state(callback):
+        name = type(each).__name__
+        if saved.get(name):
+            _set_progress(each, saved[name].pop(0))  # of several of one class, in their order
+        else:
+            new.append(name)
+    if new:
+        warnings.warn(f"Callbacks that the checkpoint does not know begin anew: {', '.join(new)}.", stacklevel=4)
+
+
+def _with_state(callback: BaseCallback) -> Iterator[BaseCallback]:
+    yield from (each for each in callbacks_of(callback) if not isinstance(each, ProgressBarCallback))
 
 
 def callbacks_of(callback: Any) -> Iterator[BaseCallback]:

@@ -20,6 +20,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from sb3_softmod.callbacks import MultiTaskEvalCallback
+from sb3_softmod.checkpoint_callback import CheckpointCallback
+from sb3_softmod.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -44,10 +46,21 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     What is different: the envs of all tasks stand side by side, ``n_envs`` of them (default one for each task);
     evaluation covers every task; ``policy_kwargs`` and ``env_kwargs`` of the command line are joined with those of the
-    file instead of replacing them; ``run.json`` says what the run was; and a folder belongs to one run.
+    file instead of replacing them; ``run.json`` says what the run was; a folder belongs to one run; and a run that was
+    ended by whatever cause can be resumed.
+
+    :param resumed_run: the folder of the run to go on with
     """
 
-    def __init__(self, args: Namespace, algo: str, env_id: str, *rest: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        args: Namespace,
+        algo: str,
+        env_id: str,
+        *rest: Any,
+        resumed_run: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.task_set = get_task_set(env_id)
         self.task_names = task_names(self.task_set)
         self.method = METHODS.get(algo)
@@ -58,6 +71,11 @@ class MultiTaskExperimentManager(ExperimentManager):
         super().__init__(args, algo, env_id, *rest, **{**kwargs, "config": find_config(kwargs.get("config"))})
         self._evaluation: MultiTaskEvalCallback | None = None
         self._owns_folder = False
+        self._finished = False
+        self._resumed_run = resumed_run
+        if resumed_run is not None:
+            self.save_path = str(resumed_run)
+            self.continue_training = True  # so that RL Zoo asks for a model that was trained before
         if self.method is not None:
             HYPERPARAMS_SAMPLER[algo] = self._suggest  # type: ignore[assignment]
             HYPERPARAMS_CONVERTER[algo] = partial(tuning.to_hyperparams, num_tasks=len(self.task_names))
@@ -107,7 +125,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             restart_failed=not eval_env,
         )
         if not eval_env and not no_log:
-            env = MonitorFile(env, self.save_path, **self.monitor_kwargs)
+            env = MonitorFile(env, self.save_path, **self.monitor_kwargs, go_on=self._resumed_run is not None)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
         env = self._maybe_normalize(env, eval_env)
@@ -123,17 +141,17 @@ class MultiTaskExperimentManager(ExperimentManager):
     # ------------------------------------------------------------------ running
 
     def create_log_folder(self) -> None:
-        """Make a folder that no other run has, not even one that begins at this moment."""
-        while True:
+        """Make a folder that no other run has, not even one that begins at this moment; unless a run is resumed."""
+        while self._resumed_run is None:
             try:
                 os.makedirs(self.save_path)
+                self._owns_folder = True
                 break
             except FileExistsError:
                 stem, _, number = self.save_path.rpartition("_")
                 self.save_path = f"{stem}_{int(number) + 1}" if number.isdigit() else f"{self.save_path}_1"
-        self._owns_folder = True
         self.params_path = os.path.join(self.save_path, self.env_name)
-        os.makedirs(self.params_path)
+        os.makedirs(self.params_path, exist_ok=True)
         if self.tensorboard_log is not None:
             number = self.save_path.rpartition("_")[2]
             self.tensorboard_log = os.path.join(self.tensorboard_log, f"{self.algo}_{number}")
@@ -155,9 +173,21 @@ class MultiTaskExperimentManager(ExperimentManager):
         return result
 
     def create_callbacks(self) -> None:
-        """RL Zoo's, with an evaluation of every task in place of its own."""
+        """RL Zoo's, with an evaluation of every task in place of its own, and checkpoints to resume from."""
         eval_freq, self.eval_freq = self.eval_freq, -1
+        save_freq = self.save_freq
+        if self._can_resume():
+            self.save_freq = -1
         super().create_callbacks()
+        if self._can_resume() and not self.optimize_hyperparameters:
+            self.callbacks.append(
+                CheckpointCallback(
+                    self.save_path,
+                    save_freq=max(save_freq // self.n_envs, 1) if save_freq > 0 else 0,
+                    how_to_resume=f"sb3-softmod train --resume {self.save_path}",
+                    verbose=self.verbose - 1,
+                )
+            )
         if eval_freq <= 0 or self.optimize_hyperparameters:
             return
         self._evaluation = MultiTaskEvalCallback(
@@ -172,15 +202,38 @@ class MultiTaskExperimentManager(ExperimentManager):
         )
         self.callbacks.append(self._evaluation)
 
+    def _can_resume(self) -> bool:
+        return issubclass(ALGOS[self.algo], MultiTaskSAC)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self._resumed_run is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        algorithm = ALGOS[self.algo]
+        assert issubclass(algorithm, MultiTaskSAC)
+        options = dict(tensorboard_log=self.tensorboard_log, verbose=self.verbose)
+        return algorithm.resume(self._resumed_run, env, self.device, **options)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self._resumed_run is None:  # else it is there
+            super()._save_config(saved_hyperparams)
+
     def learn(self, model: BaseAlgorithm) -> None:
         """RL Zoo's, between the two writings of ``run.json``, with its log in ``progress.csv``."""
         self.callbacks.append(ProgressFileCallback(self.save_path))
-        manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts())
+        seconds = None
+        planned = self.n_timesteps
+        if self._resumed_run is not None:
+            assert isinstance(model, MultiTaskSAC)
+            assert model.resumed_from is not None
+            seconds = model.resumed_from.facts["seconds"]
+            self.n_timesteps = None  # type: ignore[assignment]  # what is left
+        manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts(), seconds)
         status = "failed"
         results: dict[str, Any] = {}
         try:
             super().learn(model)
-            status = "finished" if model.num_timesteps >= self.n_timesteps else "stopped"
+            self._finished = model.num_timesteps >= planned
+            status = "finished" if self._finished else "stopped"
         except BaseException as error:
             results["error"] = f"{type(error).__name__}: {error}"
             raise
@@ -189,6 +242,12 @@ class MultiTaskExperimentManager(ExperimentManager):
                 results |= self._evaluation.summary()
                 self._evaluation.eval_env.close()
             manifest.finish(status, model, results)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """RL Zoo's; the checkpoints of a run that is finished go then: nothing is left to resume."""
+        super().save_trained_model(model)
+        if self._finished:
+            shutil.rmtree(Path(self.save_path) / CHECKPOINTS, ignore_errors=True)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -204,4 +263,5 @@ class MultiTaskExperimentManager(ExperimentManager):
             "config": self.config,
             "continues": self.trained_agent or None,
             "command": " ".join(sys.orig_argv),
+            "arguments": sys.argv[1:],
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_softmod.envs.progress import progress_of, set_progress_of
+from sb3_softmod.errors import ConfigurationError
 
 
 class MonitorFile(VecEnvWrapper):
@@ -23,13 +24,18 @@ class MonitorFile(VecEnvWrapper):
     :param venv: of a task set
     :param folder: for the file
     :param info_keywords: further columns, from the last info of an episode
+    :param go_on: append to the file of a run that is resumed
     """
 
-    def __init__(self, venv: VecEnv, folder: str, info_keywords: Sequence[str] = ()) -> None:
+    def __init__(self, venv: VecEnv, folder: str, info_keywords: Sequence[str] = (), *, go_on: bool = False) -> None:
         super().__init__(venv)
         self._columns = ("task_name", "is_success", *info_keywords)
         self._start = time.time()
-        self._file = ResultsWriter(os.path.join(folder, "0"), header={"t_start": self._start}, extra_keys=self._columns)
+        self._rows = 0
+        self._path = Path(folder) / "0.monitor.csv"
+        self._file = ResultsWriter(
+            str(self._path), {"t_start": self._start}, self._columns, override_existing=not go_on
+        )
 
     def reset(self) -> VecEnvObs:
         """Reset the envs."""
@@ -43,15 +49,26 @@ class MonitorFile(VecEnvWrapper):
                 row = {key: info.get(key, "") for key in self._columns}
                 elapsed = round(time.time() - self._start, 6)
                 self._file.write_row({**row, "r": info["episode"]["r"], "l": info["episode"]["l"], "t": elapsed})
+                self._rows += 1
         return observations, rewards, dones, infos
 
     def progress(self) -> dict[str, Any]:
-        """That of the envs: there is nothing else between two rows."""
-        return progress_of(self.venv)
+        """That of the envs, and of the file."""
+        return {"envs": progress_of(self.venv), "rows": self._rows, "start": self._start}
 
     def set_progress(self, progress: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`.MultiTaskVecEnv.set_progress`."""
-        return set_progress_of(self.venv, progress)
+        """As :meth:`.MultiTaskVecEnv.set_progress`; later rows are taken out of the file."""
+        if "rows" not in progress:
+            raise ConfigurationError("The progress is of envs without MonitorFile, but these have it.")
+        found = set_progress_of(self.venv, progress["envs"])
+        self._rows, self._start = progress["rows"], progress["start"]
+        lines = self._path.read_text().splitlines(True)[: self._rows + 2]  # two lines before the first row
+        new = self._path.with_suffix(".tmp")
+        new.write_text("".join(lines))
+        new.replace(self._path)
+        self._file.close()
+        self._file = ResultsWriter(str(self._path), extra_keys=self._columns, override_existing=False)
+        return found
 
     def close(self) -> None:
         """Close the envs and the file."""

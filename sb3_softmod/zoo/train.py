@@ -8,6 +8,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,12 +19,25 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.methods import METHODS
+from sb3_softmod.run_manifest import read_manifest
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
 #: Environment steps of each task between two evaluations, unless --eval-freq says otherwise.
 EVAL_EVERY = 10_000
+#: The same of checkpoints and --save-freq.
+SAVE_EVERY = 10_000
+
+#: The options that a run may be resumed with, and whether a value follows: they leave its numbers as they are.
+_RESUME_OPTIONS = {
+    "-P": False,
+    "--progress": False,
+    "--verbose": True,
+    "--num-threads": True,
+    "--vec-env": True,
+    "--device": True,
+}
 
 _INTRODUCTION = """\
 usage: sb3-softmod train --algo METHOD --env TASKS [options]
@@ -32,6 +47,7 @@ logs/METHOD/TASKS_1/ is what RL Zoo's other scripts read.
 
   sb3-softmod train --algo softmod_deep --env MT50-Conditioned --seed 1 -P
   sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --num-threads 1
+  sb3-softmod train --resume logs/softmod_deep/MT3_1
 
 methods:
 {methods}
@@ -45,6 +61,10 @@ What is different from RL Zoo:
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
   --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
   --eval-freq                     default: every {eval_every:,} steps of each task
+  --save-freq                     default: a checkpoint every {save_every:,} steps of each task, the last two are kept;
+                                  0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint
+  --resume RUN                    go on with a run that was ended by whatever cause; no other option but
+                                  {resume_options}
   -params policy_kwargs:...       adds to those of the method
   --gym-packages                  may add methods of yours to sb3_softmod.methods.METHODS
   --env-kwargs                    goals, horizon, reward_version, seed, ...: adds to those of the file
@@ -62,6 +82,9 @@ def train(arguments: Sequence[str]) -> None:
     if {"-h", "--help"}.intersection(arguments):
         print(_help())
         return
+    resumed_run = _resumed_run(arguments)
+    if resumed_run is not None:
+        arguments = _arguments_of(resumed_run, arguments)
     known = _read(arguments)
     defaults: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -70,12 +93,45 @@ def train(arguments: Sequence[str]) -> None:
 
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
-            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
+            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks), "--save-freq", str(SAVE_EVERY * num_tasks)]
             stack.enter_context(short_env_ids())
-            stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", MultiTaskExperimentManager))
+            manager = partial(MultiTaskExperimentManager, resumed_run=resumed_run)
+            stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
         stack.enter_context(_replaced(rl_zoo3.train, "StoreDict", KeyValues))
         stack.enter_context(_replaced(sys, "argv", ["sb3-softmod train", *defaults, *arguments, "--env", known.env]))
         rl_zoo3.train.train()
+
+
+def _resumed_run(arguments: Sequence[str]) -> Path | None:
+    """The run to go on with, if there is one."""
+    parser = argparse.ArgumentParser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    return parser.parse_known_args(arguments)[0].resume
+
+
+def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
+    """The command line of a run that is to be resumed, with the options that it is resumed with.
+
+    :raises ConfigurationError: for a folder that is no run, a run that is finished, or options that would change it
+    """
+    manifest = read_manifest(run / "run.json")
+    if manifest.get("status") == "finished":
+        raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
+    if "arguments" not in manifest:
+        raise ConfigurationError(f"{run} was made by an older version, which wrote no checkpoints.")
+    options: list[str] = []
+    rest = iter(given)
+    for option in rest:
+        if option.startswith("--resume"):
+            if option == "--resume":
+                next(rest)
+        elif option in _RESUME_OPTIONS:
+            options += [option, *([next(rest, "")] if _RESUME_OPTIONS[option] else [])]
+        else:
+            raise ConfigurationError(
+                f"--resume takes no {option}: a run goes on as it began. Only {', '.join(_RESUME_OPTIONS)} may follow."
+            )
+    return [*manifest["arguments"], "--seed", str(manifest["seed"]), *options]
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
@@ -128,6 +184,8 @@ def _help() -> str:
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
             eval_every=EVAL_EVERY,
+            save_every=SAVE_EVERY,
+            resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]
     )
