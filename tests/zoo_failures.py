@@ -1,6 +1,9 @@
-"""A callback for the tests of the zoo, which names it on the command line."""
+"""Callbacks for the tests of the zoo, which names them on the command line."""
 
 from __future__ import annotations
+
+import signal
+from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -18,4 +21,27 @@ class FailAfter(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.steps:
             raise ZeroDivisionError("on purpose")
+        return True
+
+
+class EndOnce(FailAfter):
+    """Ends the training after some steps, if no training was ended by it before.
+
+    :param steps: environment steps
+    :param marker: a file that it makes when it ends a training
+    :param signal_name: the signal that it sends to this process; default raises instead
+    """
+
+    def __init__(self, steps: int, marker: str, signal_name: str | None = None) -> None:
+        super().__init__(steps)
+        self.marker = Path(marker)
+        self.signal_name = signal_name
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps < self.steps or self.marker.exists():
+            return True
+        self.marker.touch()
+        if self.signal_name is None:
+            return super()._on_step()
+        signal.raise_signal(signal.Signals[self.signal_name])
         return True
