@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Written when the installation is complete, so that every later call skips it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
@@ -14,6 +14,14 @@ test: $(INSTALLED) lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Written to benchmarks/results; some 12 minutes on 2 cores, on which nothing else should run.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/vec_env.py --sets MT10 --rounds 3 --seconds 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

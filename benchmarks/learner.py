@@ -182,15 +182,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[256, 1280], help="rounded down to 10 tasks")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NETWORK")
-    parser.add_argument("--options", nargs="+", help="default: all of the device", metavar="OPTION")
+    official = [name for name in NETWORKS if name.startswith("official")]
+    parser.add_argument("--networks", nargs="+", default=official, choices=NETWORKS, metavar="NETWORK")
+    parser.add_argument("--options", nargs="+", metavar="OPTION", help="default: compile, bf16 and those of GPUs")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     th._dynamo.config.recompile_limit = 256  # many learners in one process
     known = {**OPTIONS, **(GPU_OPTIONS if args.device == "cuda" else {})}
-    options = {name: known[name] for name in ["plain", *(args.options or known)]}
+    chosen = args.options or [name for name in known if name != "bf16 + compile"]
+    options = {name: known[name] for name in ["plain", *chosen]}
 
     machine = f"{len(os.sched_getaffinity(0))} cores, {th.get_num_threads()} threads of torch, {args.device}"
     print(f"{args.rounds} rounds of {args.steps} steps, {machine}")

@@ -9,11 +9,12 @@ from sb3_softmod.envs.task_sets import register_all
 
 if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
+    from sb3_softmod.checkpoint_callback import CheckpointCallback
     from sb3_softmod.envs.make import make_dm_control_env, make_metaworld_env, make_multitask_env
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-    from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
+    from sb3_softmod.errors import CheckpointError, ConfigurationError, EnvError, NonFiniteError, SoftModError
     from sb3_softmod.extractors import SoftModularExtractor
     from sb3_softmod.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import SoftModularNetwork
@@ -24,6 +25,8 @@ __version__ = "0.1.0"
 
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
 _HOMES = {
+    "CheckpointCallback": "checkpoint_callback",
+    "CheckpointError": "errors",
     "ConfigurationError": "errors",
     "EnvError": "errors",
     "MultiTaskReplayBuffer": "buffers",
@@ -44,6 +47,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckpointCallback",
+    "CheckpointError",
     "ConfigurationError",
     "EnvError",
     "MultiTaskReplayBuffer",
