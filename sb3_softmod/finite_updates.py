@@ -56,7 +56,7 @@ class Watch:
         self.at_once = at_once
         #: 1 from the first stage of this update on that is not finite, 0 before.
         self.dropping = th.zeros((), device=device)
-        #: A batch: where ``at_once`` the last one, else that of the update that ended the run.
+        #: A batch: that of the update that ended the run or, ``at_once``, that was dropped last.
         self.kept: dict[str, Tensor] = {}
         self._most_in_a_row = most_in_a_row
         self._failed = th.zeros(len(STAGES), device=device)
@@ -104,6 +104,9 @@ class Watch:
     def end(self, batch: ReplayBufferSamples) -> None:
         """End an update."""
         over, stage, in_a_row, dropped, before = self._tally.unbind()
+        if self.at_once and not self.dropping:  # the rest would come to the same, but takes its time
+            in_a_row.zero_()
+            return
         failed = self._failed.amax() * (1 - over)
         in_a_row.add_(1).mul_(failed)
         dropped.add_(failed)
@@ -177,7 +180,8 @@ class Rehearsal:
         ]
         if not shares and value.shape == (len(self._names),):
             shares = [f"task {t!r}" for t, ok in zip(self._names, value.isfinite().tolist(), strict=True) if not ok]
-        return f", for {', '.join(shares)}" if shares else ", though the loss of every sample is finite"
+        more = f" and {len(shares) - 5} more tasks" if len(shares) > 5 else ""
+        return f", for {', '.join(shares[:5])}{more}" if shares else ", though the loss of every sample is finite"
 
 
 class Seen(Exception):

@@ -80,7 +80,8 @@ def explain(model: MultiTaskSAC, failure: Failure, found: str) -> str:
     elif weights:
         message += f" The parameter {weights[0]!r} was not finite before: go on from an earlier checkpoint."
     else:
-        message += " A lower learning_rate, max_grad_norm or a smaller scale of the rewards may help."
+        message += " A lower learning_rate, max_grad_norm or a smaller scale of the rewards may help"
+        message += '; on_nonfinite="skip" drops such updates.' if model.on_nonfinite == "raise" else "."
     applied = "; the critics have learned from this batch already" if stage == "actor" else ""
     return f"{message} From there on nothing of the update was applied{applied}."
 
