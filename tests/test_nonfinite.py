@@ -171,7 +171,7 @@ def test_the_dump_draws_the_actions_of_the_run(tmp_path: Path) -> None:
     model.train(3, B)
     # Of the first unit, the weight of an action: whose target is infinite hangs on the sign of the action drawn.
     model.critic_target.network.mlp.layers[0].weight.data[0, 0, 2] = math.inf  # type: ignore[union-attr, index]
-    with pytest.raises(NonFiniteError, match="for [1-7] of 8 samples of task 'corner-0', ") as error:
+    with pytest.raises(NonFiniteError, match=r"for [1-7] of 8 samples of task 'corner-0', ") as error:
         model.train(1, B)
     th.manual_seed(99)
     fails_alike(tmp_path, 4, error, make_model(**CHANCE))
