@@ -375,7 +375,10 @@ class MultiTaskSAC(SAC):
         self._gradient_step = None  # the optimizers have the settings of the file
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""
+        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
+
+        :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
+        """
         self.check_updates()
         kept = self.normalization
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):

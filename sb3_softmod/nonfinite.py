@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def _settings(model: MultiTaskSAC) -> dict[str, Any]:
     """What a model must have in common with a dump."""
     return dict(
         policy=model.policy_class.__name__,
-        task_names=model.task_names,
+        task_names=[str(name) for name in model.task_names],
         loss_weighting=model.loss_weighting,
         gradient_surgery=model.gradient_surgery,
         gamma=float(model.gamma),
@@ -109,7 +110,6 @@ def _settings(model: MultiTaskSAC) -> dict[str, Any]:
 
 def _dump(model: MultiTaskSAC, failure: Failure) -> dict[str, Any]:
     """The update as plain numbers and tensors, which load without running code."""
-    plain = (bool, int, float, str, list, type(None))
     return dict(
         stage=failure.stage,
         **failure.moment._asdict(),
@@ -118,7 +118,7 @@ def _dump(model: MultiTaskSAC, failure: Failure) -> dict[str, Any]:
         log_ent_coef=None if model.log_ent_coef is None else model.log_ent_coef.detach(),
         ent_coef_tensor=getattr(model, "ent_coef_tensor", None),
         settings=_settings(model),
-        policy_kwargs={name: value for name, value in model.policy_kwargs.items() if isinstance(value, plain)},
+        policy_kwargs=json.loads(json.dumps(model.policy_kwargs, default=repr)),  # to read; nothing is made of them
     )
 
 
