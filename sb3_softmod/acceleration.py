@@ -176,6 +176,9 @@ def _obstacle_to_graphs(model: MultiTaskSAC) -> str | None:
         return "does not work with SingleTaskPolicy, which reads a number from the device in each pass"
     if model.policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
         return f"needs Adam or AdamW, not {model.policy.optimizer_class.__name__}"
+    options = model.policy.optimizer_kwargs
+    if not options.get("fused", options.get("foreach") is None):  # the others cannot be told on the device not to step
+        return "needs the fused Adam (leave optimizer_kwargs without fused and foreach)"
     return None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.acceleration import Acceleration
+from sb3_softmod.finite_updates import FiniteUpdates, NamedParameters
 from sb3_softmod.gradient_surgery import LossFunction, pcgrad, task_gradients
 from sb3_softmod.loss_weights import loss_weights
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
@@ -50,15 +51,27 @@ class GradientStep:
         self._target_q_values = acceleration.evaluation(partial(_q_values, model.critic_target))
         self._learned: list[Tensor] = list(self.critic.parameters())
         self._targets: list[Tensor] = list(model.critic_target.parameters())
+        self._parameters: dict[str, NamedParameters] = {
+            "temperatures": [] if model.log_ent_coef is None else [("log_ent_coef", model.log_ent_coef)],
+            "critic": [(f"critic.{name}", p) for name, p in self.critic.named_parameters()],
+            "actor": [(f"actor.{name}", p) for name, p in self.actor.named_parameters()],
+        }
+        #: Which updates were dropped.
+        self.finite = FiniteUpdates(model, self._optimizers, acceleration.products()(self._update))
 
     def __call__(self, batch: ReplayBufferSamples) -> Tensor:
         """One update of temperatures, critics and actor.
 
         :param batch: B transitions of all tasks
-        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call
+        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call; NaN
+            or infinite where the update was not finite and therefore dropped
+        :raises NonFiniteError: see :meth:`.FiniteUpdates.check`
         """
+        moment = self.finite.moment()
         with self._acceleration.products():
-            return self._step(batch)
+            metrics = self._step(batch)
+        self.finite.taken(moment)
+        return metrics
 
     def set_learning_rate(self, rate: float) -> None:
         """Of all optimizers."""
@@ -70,13 +83,15 @@ class GradientStep:
                     group["lr"] = rate
 
     def update_targets(self) -> None:
-        """Move the target critics towards the critics."""
+        """Move the target critics towards the critics, unless the last update was dropped."""
         with th.no_grad():
-            th._foreach_lerp_(self._targets, self._learned, self.model.tau)
+            self.finite.watch.move(self._targets, self._learned, self.model.tau)
             if self.model.batch_norm_stats:  # of a policy of SB3
-                th._foreach_copy_(self.model.batch_norm_stats_target, self.model.batch_norm_stats)
+                self.finite.watch.move(self.model.batch_norm_stats_target, self.model.batch_norm_stats, 1.0)
 
     def _update(self, batch: ReplayBufferSamples) -> Tensor:
+        finite = self.finite.inspector
+        finite.begin()
         discounts = batch.discounts if batch.discounts is not None else self.model.gamma
         task = split(batch.observations, self.num_tasks)[1]  # [B, M]
         share = task / task.sum(0).clamp(min=1)  # its columns average over the samples of one task
@@ -91,6 +106,8 @@ class GradientStep:
 
         alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
         weights = loss_weights(self.model.loss_weighting, alpha)
+        values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
+        finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
         sample_weight = task @ weights
 
@@ -106,6 +123,9 @@ class GradientStep:
         actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
         with self._judging():
             (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
+        if self.model.ent_coef_optimizer is not None:
+            finite.step(self.model.ent_coef_optimizer)  # last: it stays where the others cannot step
+        finite.end(batch)
 
         with th.no_grad():
             of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
@@ -135,11 +155,11 @@ class GradientStep:
         return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
 
     def _temperatures(self, log_prob: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the temperatures, where they are learned.
+        """The temperatures and, where they are learned, their gradients.
 
         :param log_prob: ``[M]``, the mean over each task's samples
         :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
-        :return: the temperatures from before the step, and their losses; both ``[M]``
+        :return: the temperatures, and their losses; both ``[M]``
         """
         optimizer, log_alpha = self.model.ent_coef_optimizer, self.model.log_ent_coef
         if optimizer is None or log_alpha is None:
@@ -150,7 +170,6 @@ class GradientStep:
         losses = -log_alpha * (log_prob + float(self.model.target_entropy) * present)
         optimizer.zero_grad()
         losses.sum().backward()
-        optimizer.step()
         return alpha, losses.detach()
 
     def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
@@ -177,12 +196,13 @@ class GradientStep:
         return loss if auxiliary is None else loss + auxiliary
 
     def _minimize(self, module: Actor | ContinuousCritic, loss_function: LossFunction, *tensors: Tensor) -> Any:
-        """One step of the module's optimizer.
+        """One step of the module's optimizer, where the loss and the gradients are finite.
 
         :param loss_function: see :data:`.LossFunction`
         :param tensors: its arguments, ``[B, ...]``
         :return: its metrics
         """
+        stage = "actor" if module is self.actor else "critic"
         module.optimizer.zero_grad()
         if self.model.gradient_surgery is None:
             loss, metrics = loss_function(*tensors)
@@ -193,8 +213,11 @@ class GradientStep:
             projected = pcgrad(gradients, orders)
             for name, parameter in module.named_parameters():
                 parameter.grad = projected.get(name)
+            loss = metrics[-1].mean()
+        # Before clipping, which makes zeros of gradients whose norm is infinite.
+        self.finite.inspector.test(stage, {f"loss of the {stage}": loss}, self._parameters[stage], metrics[-1])
         self._clip_gradients(module)
-        module.optimizer.step()
+        self.finite.inspector.step(module.optimizer)
         return metrics
 
     def _clip_gradients(self, module: th.nn.Module) -> None:

@@ -32,6 +32,7 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.gradient_step import GradientStep
 from sb3_softmod.gradient_surgery import GradientSurgery
 from sb3_softmod.loss_weights import LossWeighting
+from sb3_softmod.nonfinite import OnNonFinite
 from sb3_softmod.options import check_options
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saved_models import saved_num_tasks
@@ -72,6 +73,8 @@ class MultiTaskSAC(SAC):
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself (the authors' code: 1)
     :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
         for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
+    :param on_nonfinite: what to do about an update whose loss, gradient or temperature is NaN or infinite, and which is
+        therefore not applied: "raise" ends the run with a dump; "skip" counts it and goes on, up to 100 in a row
     :param num_tasks: M; default is what the env says
     :param overlap: learn while the envs step, instead of after: the gradient steps that belong to a step of the envs
         run during the next one, so that its actions come from the policy before them
@@ -106,6 +109,7 @@ class MultiTaskSAC(SAC):
         loss_weighting: LossWeighting = "uniform",
         max_grad_norm: float | None = None,
         gradient_surgery: GradientSurgery | None = None,
+        on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
         overlap: bool = False,
         precision: Precision = "auto",
@@ -158,6 +162,8 @@ class MultiTaskSAC(SAC):
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
+        self.on_nonfinite = on_nonfinite
+        self.nonfinite_updates = 0  # that were dropped so far
         self.overlap = overlap
         self.precision = precision
         self.compile = compile
@@ -268,7 +274,17 @@ class MultiTaskSAC(SAC):
             self._metrics.add(step(batch))
             if gradient_step % self.target_update_interval == 0:
                 step.update_targets()
-        self._n_updates += gradient_steps
+            self._n_updates += 1
+
+    def check_updates(self) -> None:
+        """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
+
+        Logging, saving and the end of ``learn`` do so by themselves.
+
+        :raises NonFiniteError: for what has to end the run, see ``on_nonfinite``
+        """
+        if self._gradient_step is not None:
+            self._gradient_step.finite.check()
 
     def _learner(self) -> GradientStep:
         """The gradient step, made once: compiled networks and recorded graphs belong to it."""
@@ -322,6 +338,7 @@ class MultiTaskSAC(SAC):
             for each in _checkpoint_callbacks(callback):
                 each.release()
         self._learn_postponed()
+        self.check_updates()
         return self
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -362,12 +379,15 @@ class MultiTaskSAC(SAC):
 
     def dump_logs(self) -> None:
         """Write the logs: means over the tasks everywhere, each task to every writer but the terminal."""
+        self.check_updates()
         metrics = self._metrics.pop()
         for name, values in metrics.items():
             record(self.logger, "train", name, values, self.task_names)
         if metrics:
             self.logger.record("train/learning_rate", float(self.actor.optimizer.param_groups[0]["lr"]))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.nonfinite_updates:
+            self.logger.record("train/nonfinite_updates", self.nonfinite_updates)
         for name, values in self.episode_statistics.means().items():
             record(self.logger, "rollout", f"task_{name}", values, self.task_names)
         if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
@@ -385,7 +405,11 @@ class MultiTaskSAC(SAC):
         self._gradient_step = None  # the optimizers have the settings of the file
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3."""
+        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
+
+        :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
+        """
+        self.check_updates()
         kept = self.normalization
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             self.normalization = self._vec_normalize_env.statistics()

@@ -11,6 +11,7 @@ from sb3_softmod.buffers import MultiTaskReplayBuffer
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS
+from sb3_softmod.nonfinite import ON_NONFINITE
 from sb3_softmod.policies import MultiTaskSACPolicy, SingleTaskPolicy
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def check_options(model: MultiTaskSAC) -> None:
     for name, value, known in (
         ("loss_weighting", model.loss_weighting, LOSS_WEIGHTINGS),
         ("precision", model.precision, PRECISIONS),
+        ("on_nonfinite", model.on_nonfinite, ON_NONFINITE),
     ):
         if value not in known:
             raise ConfigurationError(f"Unknown {name} {value!r}: {nearest(value, known)}")
