@@ -37,14 +37,14 @@ class TaskMetrics:
         self._counts.zero_()
         return {name: values for name, values in zip(METRICS, means, strict=True) if np.isfinite(values).any()}
 
-    def progress(self) -> tuple[np.ndarray, int]:
+    def progress(self) -> tuple[np.ndarray, np.ndarray]:
         """What :meth:`set_progress` takes."""
-        return self._sums.cpu().numpy(), self._count
+        return self._sums.cpu().numpy().copy(), self._counts.cpu().numpy().copy()
 
-    def set_progress(self, progress: tuple[np.ndarray, int]) -> None:
+    def set_progress(self, progress: tuple[np.ndarray, np.ndarray]) -> None:
         """Take over the gradient steps of other metrics."""
-        sums, self._count = progress
-        self._sums.copy_(th.from_numpy(sums))
+        for own, given in zip((self._sums, self._counts), progress, strict=True):
+            own.copy_(th.from_numpy(given))
 
 
 def record(logger: Logger, group: str, name: str, values: np.ndarray, task_names: list[str]) -> None:
