@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-    from sb3_softmod.errors import ConfigurationError, EnvError, NonFiniteError, SoftModError
+    from sb3_softmod.errors import ConfigurationError, EnvError, FileError, NonFiniteError, SoftModError
     from sb3_softmod.extractors import SoftModularExtractor
     from sb3_softmod.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import SoftModularNetwork
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ConfigurationError": "errors",
     "EnvError": "errors",
+    "FileError": "errors",
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
@@ -46,6 +47,7 @@ _HOMES = {
 __all__ = [
     "ConfigurationError",
     "EnvError",
+    "FileError",
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",

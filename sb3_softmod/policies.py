@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
 from torch.distributions import Normal
 
+from sb3_softmod.checks import require_names
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.networks import (
     CARENetwork,
@@ -29,6 +30,7 @@ from sb3_softmod.networks import (
     SingleTaskNetwork,
     SoftModularNetwork,
 )
+from sb3_softmod.networks.base import require_positive
 from sb3_softmod.task_observation import check_space, split
 
 
@@ -208,6 +210,8 @@ class MultiTaskSACPolicy(SACPolicy):
             if name not in options:
                 raise ConfigurationError(f"Unknown option {name!r} of {type(self).__name__}: {nearest(name, options)}")
         check_space(observation_space, num_tasks)
+        require_positive("n_critics", n_critics)
+        _check_optimizer(optimizer_class, optimizer_kwargs)
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
         self.n_critics = n_critics
@@ -251,6 +255,18 @@ class MultiTaskSACPolicy(SACPolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             **self.network_kwargs,
         )
+
+
+def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
+    """Refuse an optimizer that cannot be made, before any network is."""
+    if not isinstance(optimizer_class, type) or not issubclass(optimizer_class, th.optim.Optimizer):
+        raise ConfigurationError(f"optimizer_class must be a class of torch.optim, not {optimizer_class!r}.")
+    if optimizer_kwargs is not None:
+        require_names("optimizer_kwargs", optimizer_kwargs)
+    try:
+        optimizer_class([th.zeros(1, requires_grad=True)], lr=1e-3, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{optimizer_class.__name__} does not take {optimizer_kwargs}: {error}") from error
 
 
 def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:

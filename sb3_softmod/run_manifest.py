@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer
+from sb3_softmod.files import replacing
 
 
 class RunManifest:
@@ -66,10 +67,8 @@ class RunManifest:
         self._write()
 
     def _write(self) -> None:
-        # Whole or not at all: somebody may read it while the run goes on.
-        new = self._path.with_suffix(".tmp")
-        new.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
-        new.replace(self._path)
+        with replacing(self._path) as draft:  # somebody may read it while the run goes on
+            draft.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
 
 
 def _progress(model: BaseAlgorithm) -> dict[str, Any]:

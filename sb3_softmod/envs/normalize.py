@@ -11,8 +11,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_softmod.checks import require_choice, require_flag, require_number
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_observation import num_tasks_of, split, task_ids
 
 _STATISTICS = ("pooled", "per-task")
@@ -51,11 +52,16 @@ class MultiTaskVecNormalize(VecNormalize):
         gamma: float = 0.99,
         epsilon: float = 1e-8,
     ) -> None:
+        if not isinstance(venv, VecEnv):
+            raise ConfigurationError(f"MultiTaskVecNormalize wraps a VecEnv, not {venv!r}.")
         self.num_tasks = num_tasks_of(venv)
-        if obs_statistics not in _STATISTICS:
-            raise ConfigurationError(
-                f"Unknown obs_statistics {obs_statistics!r}: {nearest(obs_statistics, _STATISTICS)}"
-            )
+        for name, limit in (("clip_obs", clip_obs), ("clip_reward", clip_reward), ("epsilon", epsilon)):
+            if name == "epsilon" or limit != np.inf:  # which clips nothing
+                require_number(name, limit, above=0)
+        require_number("gamma", gamma, 0, 1)
+        for name, flag in (("training", training), ("norm_obs", norm_obs), ("norm_reward", norm_reward)):
+            require_flag(name, flag)
+        require_choice("obs_statistics", obs_statistics, _STATISTICS)
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon)
         self.obs_statistics = obs_statistics
         width = venv.observation_space.shape[0] - self.num_tasks  # type: ignore[index]
@@ -137,6 +143,9 @@ class MultiTaskVecNormalize(VecNormalize):
 
         :raises ConfigurationError: if they are of another number of tasks
         """
+        known = self.statistics()
+        if not isinstance(statistics, Mapping) or statistics.keys() != known.keys():
+            raise ConfigurationError(f"The statistics of a MultiTaskVecNormalize are {', '.join(known)}.")
         if statistics["num_tasks"] != self.num_tasks:
             raise ConfigurationError(
                 f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
