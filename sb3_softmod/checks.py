@@ -32,7 +32,8 @@ def require_number(
     :param above: the number must be larger than this
     :raises ConfigurationError: naming the argument, the range and the value
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_real or (not isinstance(value, int) and not math.isfinite(value)):
         raise ConfigurationError(f"{name} must be a finite number, not {value!r}.")
     if above is not None and not value > above:
         raise ConfigurationError(f"{name} must be {'positive' if above == 0 else f'above {above:g}'}, not {value!r}.")

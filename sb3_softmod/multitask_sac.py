@@ -458,7 +458,8 @@ class MultiTaskSAC(SAC):
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
         if safe:
-            return load_safely(cls, path, facts, made, policy, device, kwargs)
+            with naming(path, "model"):
+                return load_safely(cls, path, facts, made, policy, device, kwargs)
         if policy is not None:
             raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")
         with naming(path, "model"):

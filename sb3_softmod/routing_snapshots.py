@@ -79,6 +79,12 @@ class RoutingSnapshots:
             self.steps[kept], self.task_names, self.entropy[kept], [layer[kept] for layer in self.layers]
         )
 
+    def _fits_together(self) -> bool:
+        if self.steps.ndim != 1 or not isinstance(self.task_names, list):
+            return False
+        sizes = (len(self.steps), len(self.task_names))
+        return self.entropy.shape == sizes and all(layer.shape[:2] == sizes for layer in self.layers)
+
     def save(self, path: Path) -> None:
         """Write an ``.npz`` with ``steps``, ``task_names``, ``entropy`` and ``layer_0``, ``layer_1``, ...
 
@@ -103,8 +109,7 @@ class RoutingSnapshots:
             with np.load(path) as file:
                 layers = [file[f"layer_{k}"] for k in range(sum(name.startswith("layer_") for name in file.files))]
                 found = cls(file["steps"], file["task_names"].tolist(), file["entropy"], layers)
-            sizes = (len(found.steps), len(found.task_names))
-            if found.steps.ndim != 1 or found.entropy.shape != sizes or any(p.shape[:2] != sizes for p in layers):
+            if not found._fits_together():
                 raise ValueError("its arrays do not fit together")
             return found
         except FileNotFoundError as error:

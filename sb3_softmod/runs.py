@@ -165,7 +165,7 @@ def load_run(folder: str | Path) -> Run:
     path = folder / EVALUATIONS
     if path.exists():
         # Half-written rows: what stands before them counts.
-        with _opened(path) as file, suppress(csv.Error, KeyError, TypeError, ValueError):
+        with _opened(path) as file, suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError):
             for row in csv.DictReader(file):
                 numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
                 evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers

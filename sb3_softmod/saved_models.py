@@ -10,7 +10,9 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer
-from sb3_softmod.errors import FileError, SoftModError
+from sb3_softmod.errors import EnvError, FileError, SoftModError
 from sb3_softmod.files import as_path, replacing
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ _BROKEN = (
     TypeError,
     ValueError,
     pickle.UnpicklingError,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 #: Without these, a file is no model of SB3.
@@ -58,12 +62,15 @@ def naming(path: Any, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except SoftModError:
+    except EnvError:
         raise
-    except _BROKEN as error:
-        cause = error.__context__
-        if isinstance(cause, SoftModError):  # SB3 caught that, and then looked in vain for the file of an old DQN
-            raise cause from None
+    except (SoftModError, *_BROKEN) as error:
+        # SB3 catches what set_parameters raises, and then looks in vain for the file of an old DQN.
+        known = next((e for e in (error, error.__context__) if isinstance(e, SoftModError)), None)
+        if known is not None:
+            if str(path) in str(known):
+                raise known from known.__cause__
+            raise FileError(f"Cannot load {path}: {known}") from known
         if isinstance(error, OSError):
             raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
         reason = str(error).partition("\n")[0]
@@ -82,8 +89,9 @@ def saved_facts(path: str | Path | Any) -> dict[str, Any]:
     with naming(path, "model"), _opened(path) as file, zipfile.ZipFile(file) as archive:
         if broken := archive.testzip():
             raise FileError(f"{path} is broken: the checksum of {broken} in it is wrong.")
-        if "data" not in archive.namelist():
-            raise FileError(f"{path} is no model: it is a zip file without the entry 'data'.")
+        for entry in ("data", "policy.pth", "pytorch_variables.pth"):
+            if entry not in archive.namelist():
+                raise FileError(f"{path} is no model: it is a zip file without the entry {entry!r}.")
         try:
             facts = json.loads(archive.read("data"))
         except RecursionError as error:

@@ -131,6 +131,10 @@ def make_flat(source: EnvSpec | TaskSource, max_episode_steps: int | None = None
     else:
         env = gym.make(source, max_episode_steps=max_episode_steps)
     space = env.observation_space
+    if not space.is_np_flattenable:
+        raise ConfigurationError(
+            f"The observation space {space} of {source} has no fixed size: it cannot be flattened."
+        )
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
     return env if is_flat else gym.wrappers.FlattenObservation(env)
 

@@ -225,7 +225,7 @@ def as_env(env: Any, seed: int | None) -> Any:
         return make_metaworld_env(env, seed=seed)
     try:
         return maybe_make_env(env, 0)
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, ValueError) as error:
         raise ConfigurationError(f"gymnasium cannot make {env!r}: {error}") from error
 
 

@@ -56,7 +56,7 @@ class MultiTaskVecNormalize(VecNormalize):
             raise ConfigurationError(f"MultiTaskVecNormalize wraps a VecEnv, not {venv!r}.")
         self.num_tasks = num_tasks_of(venv)
         for name, limit in (("clip_obs", clip_obs), ("clip_reward", clip_reward), ("epsilon", epsilon)):
-            if name == "epsilon" or limit != np.inf:  # which clips nothing
+            if name == "epsilon" or not (isinstance(limit, float) and limit == np.inf):  # which clips nothing
                 require_number(name, limit, above=0)
         require_number("gamma", gamma, 0, 1)
         for name, flag in (("training", training), ("norm_obs", norm_obs), ("norm_reward", norm_reward)):

@@ -43,7 +43,7 @@ class WorkerPool:
     ) -> None:
         n_workers = _number_of_cores() if n_workers is None else n_workers
         require_integer("n_workers", n_workers, 0)
-        if start_method not in (None, "forkserver", "spawn"):
+        if start_method is not None and str(start_method) not in ("forkserver", "spawn"):
             raise ConfigurationError(f'start_method must be "forkserver" or "spawn", not {start_method!r}.')
         self._start_method = None if n_workers == 0 else start_method or _default_start_method()
         self._makers = list(makers)

@@ -83,6 +83,7 @@ def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
 
     input_dim = shape("base.fc0")[1]
     hidden = [shape(f"base.fc{k}")[0] for k in range(count(r"base\.fc\d+\.weight"))]
+    shape("module_1_0")  # without a second layer of modules there is nothing to route
     depth = count(r"gating_fc_\d+\.weight")
     return dict(
         input_dim=input_dim,

@@ -60,11 +60,11 @@ def find_config(name: str | None) -> str:
     :param name: "paper" or "laptop", which ship with the package, a path, or a module; default is :data:`DEFAULT`
     :raises ConfigurationError: if there is none, with the nearest names
     """
-    name = name or DEFAULT
+    name = str(as_path(DEFAULT if name is None else name))
     shipped = _shipped()
     if name in shipped:
         return str(shipped[name])
-    if os.path.isfile(as_path(name)) or _is_module(name):
+    if os.path.isfile(name) or _is_module(name):
         return name
     raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
 
