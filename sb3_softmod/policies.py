@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -17,6 +18,7 @@ from torch.distributions import Normal
 
 from sb3_softmod.checks import require_names
 from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.files import as_path
 from sb3_softmod.networks import (
     CARENetwork,
     FiLMNetwork,
@@ -31,7 +33,10 @@ from sb3_softmod.networks import (
     SoftModularNetwork,
 )
 from sb3_softmod.networks.base import require_positive
+from sb3_softmod.saved_models import naming
 from sb3_softmod.task_observation import check_space, split
+
+SelfPolicy = TypeVar("SelfPolicy", bound="MultiTaskSACPolicy")
 
 
 class _SquashedGaussian(SquashedDiagGaussianDistribution):
@@ -243,6 +248,15 @@ class MultiTaskSACPolicy(SACPolicy):
             self.network_kwargs,
             n_critics=self.n_critics,
         ).to(self.device)
+
+    @classmethod
+    def load(cls: type[SelfPolicy], path: str | Path, device: th.device | str = "auto") -> SelfPolicy:
+        """Load what ``save`` wrote; arguments as in SB3. Loading runs code from the file: open only files you trust.
+
+        :raises FileError: naming the file, if it is missing, broken or no policy
+        """
+        with naming(path, "policy"):
+            return super().load(as_path(path), device)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(

@@ -22,7 +22,6 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
-from sb3_softmod.buffers import MultiTaskReplayBuffer
 from sb3_softmod.errors import EnvError, FileError, SoftModError
 from sb3_softmod.files import as_path, replacing
 
@@ -142,7 +141,7 @@ def check_buffer(path: Any, buffer: Any, model: MultiTaskSAC) -> None:
     if not isinstance(buffer, ReplayBuffer):
         raise FileError(f"{path} holds no replay buffer but {type(buffer).__name__}.")
     facts = ["observation_space", "action_space"]
-    facts.append("num_tasks" if isinstance(buffer, MultiTaskReplayBuffer) else "n_envs")
+    facts.append("num_tasks" if hasattr(buffer, "num_tasks") else "n_envs")  # ours takes any number of envs
     for fact in facts:
         theirs, ours = getattr(buffer, fact), getattr(model, fact)
         if theirs != ours:

@@ -22,10 +22,11 @@ from point_mass import make_point_mass_env
 from run_folders import write_run
 from stable_baselines3 import PPO
 
-from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, SoftModularNetwork
+from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskVecNormalize, SoftModularNetwork
 from sb3_softmod.callbacks import MultiTaskEvalCallback
 from sb3_softmod.plots.curves import collect_curves
 from sb3_softmod.plots.results import collect, results_table
+from sb3_softmod.policies import MTMlpPolicy
 from sb3_softmod.progress_file import ProgressFileCallback, read_progress
 from sb3_softmod.routing_snapshots import RoutingSnapshots
 from sb3_softmod.runs import find_runs, load_run
@@ -193,6 +194,16 @@ def buffers(rng: np.random.Generator) -> Iterator[BadInput]:
     bad["a buffer with other rows"] = pickle.dumps(_Restored({**state, "_rows": [np.zeros((3, 3))]}))
     for text, content in bad.items():
         yield _of_file("buffer files", text, "buffer.pkl", content, lambda p: model().load_replay_buffer(p))
+    statistics = pickle.dumps(MultiTaskVecNormalize(make_point_mass_env(3)))
+    bad |= {"statistics of other tasks": statistics, "half of the statistics": statistics[:200]}
+    for text, content in bad.items():
+        yield _of_file("buffer files", f"as statistics: {text}", "statistics.pkl", content, _load_statistics)
+        if not text.startswith(("a buffer", "statistics")):
+            yield _of_file("buffer files", f"as a policy: {text}", "policy.pth", content, MTMlpPolicy.load)
+
+
+def _load_statistics(path: Any) -> Any:
+    return MultiTaskVecNormalize.load(path, point_mass())
 
 
 class _Restored:
@@ -221,6 +232,8 @@ def paths() -> Iterator[BadInput]:
         "load": MultiTaskSAC.load,
         "set_parameters": lambda p: model().set_parameters(p),
         "load_replay_buffer": lambda p: model().load_replay_buffer(p),
+        "MTMlpPolicy.load": MTMlpPolicy.load,
+        "MultiTaskVecNormalize.load": _load_statistics,
         "from_official": SoftModularNetwork.from_official,
         "TaskEvaluation.from_json": TaskEvaluation.from_json,
         "RoutingSnapshots.load": RoutingSnapshots.load,
@@ -232,6 +245,7 @@ def paths() -> Iterator[BadInput]:
     writing: dict[str, Callable[[Any], Any]] = {
         "save": lambda p: model().save(p),
         "save_replay_buffer": lambda p: model().save_replay_buffer(p),
+        "MultiTaskVecNormalize.save": MultiTaskVecNormalize(point_mass()).save,
         "to_json": evaluation.to_json,
         "RoutingSnapshots.save": snapshots.save,
         "ProgressFileCallback": _begin,

@@ -13,7 +13,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_softmod.checks import require_choice, require_flag, require_number
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.errors import ConfigurationError, FileError
+from sb3_softmod.files import replacing
+from sb3_softmod.saved_models import naming, unpickled
 from sb3_softmod.task_observation import num_tasks_of, split, task_ids
 
 _STATISTICS = ("pooled", "per-task")
@@ -151,6 +153,29 @@ class MultiTaskVecNormalize(VecNormalize):
                 f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
             )
         self.__dict__.update(statistics)
+
+    @staticmethod
+    def load(load_path: str, venv: VecEnv) -> VecNormalize:
+        """What ``save`` wrote; arguments as in SB3. Loading runs code from the file: open only files you trust.
+
+        :raises FileError: naming the file, if it is missing, broken or of another number of tasks
+        """
+        found = unpickled(load_path, "VecNormalize", "pkl")
+        if not isinstance(found, VecNormalize):
+            raise FileError(f"{load_path} holds no VecNormalize but {type(found).__name__}.")
+        if isinstance(found, MultiTaskVecNormalize) and found.num_tasks != num_tasks_of(venv):
+            raise FileError(f"{load_path} is of {found.num_tasks} tasks, but the env has {num_tasks_of(venv)}.")
+        with naming(load_path, "VecNormalize"):
+            found.set_venv(venv)
+        return found
+
+    def save(self, save_path: str) -> None:
+        """Save settings and statistics; arguments as in SB3.
+
+        :raises FileError: if the file cannot be written
+        """
+        with replacing(save_path) as draft:
+            super().save(str(draft))
 
     def progress(self) -> dict[str, Any]:
         """How far the envs are, for :meth:`set_progress`, statistics and running returns included.
