@@ -240,12 +240,17 @@ class MultiTaskSAC(SAC):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on with another env; arguments as in SB3.
 
-        :raises ConfigurationError: if it has another number of tasks
+        :raises ConfigurationError: if it has another number of tasks or of envs
         """
         wrapped = self._wrap_env(env, self.verbose)
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
             raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")
+        if wrapped.num_envs != self.n_envs:
+            raise ConfigurationError(
+                f"The model has {self.n_envs} envs, but these are {wrapped.num_envs}: save it, and load it with these, "
+                "load(path, env=...)."
+            )
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and unwrap_vec_normalize(wrapped) is None:
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
