@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
     from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-    from sb3_softmod.errors import CheckpointError, ConfigurationError, EnvError, NonFiniteError, SoftModError
+    from sb3_softmod.errors import (
+        CheckpointError,
+        ConfigurationError,
+        EnvError,
+        FileError,
+        NonFiniteError,
+        SoftModError,
+    )
     from sb3_softmod.extractors import SoftModularExtractor
     from sb3_softmod.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import SoftModularNetwork
@@ -29,6 +36,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "ConfigurationError": "errors",
     "EnvError": "errors",
+    "FileError": "errors",
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
@@ -51,6 +59,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "EnvError",
+    "FileError",
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",

@@ -14,9 +14,13 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from sb3_softmod.checks import require_integer
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_observation import check_space, split, task_ids
+
+#: Transitions that the rows of a buffer can be counted up to.
+LARGEST_BUFFER = 2**31 - 1
 
 
 class MultiTaskReplayBuffer(ReplayBuffer):
@@ -56,6 +60,10 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         check_space(observation_space, num_tasks)
         if optimize_memory_usage:
             raise ConfigurationError("MultiTaskReplayBuffer has no optimize_memory_usage; leave it False.")
+        if not isinstance(action_space, spaces.Box):
+            raise ConfigurationError(f"MultiTaskReplayBuffer stores continuous actions (a Box), not {action_space}.")
+        require_integer("buffer_size", buffer_size, 1, LARGEST_BUFFER)
+        require_integer("n_envs", n_envs, 1)
         if buffer_size < num_tasks:
             raise ConfigurationError(f"buffer_size={buffer_size} leaves no room for each of {num_tasks} tasks.")
         # BaseBuffer's, since ReplayBuffer's would allocate its own arrays.
@@ -73,9 +81,15 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         # Not zeros, which torch writes: the memory of a row that was never stored is never touched.
         size = self.num_tasks * self.capacity_per_task  # task t owns the rows from t * capacity_per_task on
         width = self.state_dim + self.action_dim + 1
-        self._rows = th.empty(size, width, device=self.storage_device)  # state, action, reward
-        # The row that holds the next state; or ~e where that is the end e.
-        self._next = th.empty(size, dtype=th.int32, device=self.storage_device)
+        try:
+            self._rows = th.empty(size, width, device=self.storage_device)  # state, action, reward
+            # The row that holds the next state; or ~e where that is the end e.
+            self._next = th.empty(size, dtype=th.int32, device=self.storage_device)
+        except RuntimeError as error:  # torch has no better one for memory that there is not
+            raise ConfigurationError(
+                f"buffer_size={self.buffer_size} needs {4e-9 * size * (width + 1):.1f} GB on {self.storage_device}, "
+                "which are not there: lower buffer_size."
+            ) from error
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -124,6 +138,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         :param infos: of each env; ``TimeLimit.truncated`` marks an episode that was cut, not ended
         :raises ConfigurationError: for more envs of one task than the task has rows
         """
+        self._check_shapes(obs, next_obs, action, reward, done, infos)
         ids = task_ids(obs, self.num_tasks)
         counts = np.bincount(ids, minlength=self.num_tasks)
         if counts.max() > self.capacity_per_task:
@@ -155,6 +170,15 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         self._latest = _Latest(ids, numbers, rows, ends, content)
         self.added_per_task += counts
         self.full = bool((self.added_per_task >= self.capacity_per_task).all())
+
+    def _check_shapes(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        n = len(infos)
+        wanted = ((n, *self.obs_shape), (n, *self.obs_shape), (n, *self.action_space.shape), (n,), (n,))  # type: ignore[misc]
+        for name, array, shape in zip(
+            ("obs", "next_obs", "action", "reward", "done"), (obs, next_obs, action, reward, done), wanted, strict=True
+        ):
+            if np.shape(array) != shape:
+                raise ConfigurationError(f"{name} of {n} envs has the shape {shape}, not {np.shape(array)}.")
 
     def _going_on(self, ids: np.ndarray, content: np.ndarray, oldest: np.ndarray) -> np.ndarray:
         """The envs that go on from where their latest transition led; indices.
@@ -389,7 +413,8 @@ def check_batch_size(batch_size: int, num_tasks: int) -> None:
 
     :raises ConfigurationError: with both numbers and the nearest batch sizes that can
     """
-    if batch_size < 1 or batch_size % num_tasks:
+    require_integer("batch_size", batch_size, 1)
+    if batch_size % num_tasks:
         lower = batch_size // num_tasks * num_tasks
         near = [str(size) for size in (lower, lower + num_tasks) if size > 0]
         raise ConfigurationError(

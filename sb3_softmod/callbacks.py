@@ -13,10 +13,13 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError, SoftModError
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
+from sb3_softmod.files import as_path, make_folder
 from sb3_softmod.progress_file import keep_rows
+from sb3_softmod.task_observation import num_tasks_of
 from sb3_softmod.training_state import plain_attributes
 
 #: What a resumed training may set otherwise than before.
@@ -59,6 +62,15 @@ class MultiTaskEvalCallback(EvalCallback):
         deterministic: bool = True,
         verbose: int = 1,
     ) -> None:
+        if not isinstance(eval_env, VecEnv):
+            raise ConfigurationError(f"eval_env must be a VecEnv of all tasks, not {eval_env!r}.")
+        num_tasks_of(eval_env)
+        require_integer("n_eval_episodes", n_eval_episodes, 1)
+        require_integer("eval_freq", eval_freq, -1)
+        require_flag("deterministic", deterministic)
+        for folder in (log_path, best_model_save_path):
+            if folder is not None:
+                as_path(folder)
         super().__init__(
             eval_env,
             callback_on_new_best,
@@ -108,7 +120,7 @@ class MultiTaskEvalCallback(EvalCallback):
             )
         for folder in (self.best_model_save_path, self.log_path and os.path.dirname(self.log_path)):
             if folder:
-                Path(folder).mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
         if self.callback_on_new_best is not None:
             self.callback_on_new_best.init_callback(self.model)
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         args.run(rest if "passes_on" in args else args)
-    except SoftModError as error:
+    except (SoftModError, OSError) as error:  # OSError: a folder that cannot be written
         print(f"sb3-softmod: {error}", file=sys.stderr)
         return 2
     return 0

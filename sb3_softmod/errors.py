@@ -20,6 +20,10 @@ class ConfigurationError(SoftModError, ValueError):
     """An argument, option, task set or environment that cannot work; raised before any training."""
 
 
+class FileError(ConfigurationError, OSError):
+    """A file that cannot be read or written, or is not what it should be; the message names it."""
+
+
 class NonFiniteError(SoftModError, ValueError):
     """A NaN or an infinity where a finite number is needed."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
+from sb3_softmod.checks import require_choice, require_flag, require_integer, require_names
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.metaworld import Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -18,7 +19,7 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_evaluation import TaskEvaluation
 from sb3_softmod.task_observation import num_tasks_of, task_ids, task_names_of
 
@@ -71,14 +72,17 @@ def evaluate_tasks(
         ``VecNormalize``
     """
     of_protocol: dict[str, Any] = {}
+    if not hasattr(model, "predict"):
+        raise ConfigurationError(f"A model has a method predict, which {model!r} has not.")
     if protocol is not None:
-        if protocol not in PROTOCOLS:
-            raise ConfigurationError(f"Unknown protocol {protocol!r}: {nearest(protocol, PROTOCOLS)}")
+        require_choice("protocol", protocol, PROTOCOLS)
         of_protocol = dict(PROTOCOLS[protocol])
     episodes = of_protocol.pop("n_eval_episodes", 50) if n_eval_episodes is None else n_eval_episodes
     of_protocol.pop("n_eval_episodes", None)
-    if episodes < 1:
-        raise ConfigurationError(f"n_eval_episodes must be at least 1, not {episodes}.")
+    require_integer("n_eval_episodes", episodes, 1)
+    require_flag("deterministic", deterministic)
+    if env_kwargs is not None:
+        require_names("env_kwargs", env_kwargs)
     settings: dict[str, Any] = dict(n_eval_episodes=episodes, deterministic=deterministic)
     if isinstance(env, VecEnv):
         of_made = dict(protocol=protocol, goals=goals, seed=seed, env_kwargs=env_kwargs, n_workers=n_workers)

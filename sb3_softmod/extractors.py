@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_softmod.networks import SoftModularNetwork
+from sb3_softmod.networks.base import require_positive
 from sb3_softmod.task_observation import check_space, split
 
 
@@ -29,6 +30,7 @@ class SoftModularExtractor(BaseFeaturesExtractor):
         self, observation_space: spaces.Space, num_tasks: int, features_dim: int = 256, **network_kwargs: Any
     ) -> None:
         check_space(observation_space, num_tasks)
+        require_positive("features_dim", features_dim)
         super().__init__(observation_space, features_dim)
         self.num_tasks = num_tasks
         width = observation_space.shape[0] - num_tasks  # type: ignore[index]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.checks import require_choice
 
 if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import GymEnv
@@ -69,8 +69,7 @@ def get_method(name: str) -> Method:
 
     :raises ConfigurationError: for an unknown name, with the nearest ones
     """
-    if name not in METHODS:
-        raise ConfigurationError(f"Unknown method {name!r}: {nearest(name, METHODS)}")
+    require_choice("method", name, METHODS)
     return METHODS[name]
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
@@ -24,7 +23,8 @@ from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.checkpoint_callback import CheckpointCallback, load_checkpoint
 from sb3_softmod.checkpoints import Checkpoint
-from sb3_softmod.envs.make import make_metaworld_env
+from sb3_softmod.checks import require_integer, require_names, require_seed
+from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.episode_statistics import EpisodeStatistics
@@ -33,9 +33,18 @@ from sb3_softmod.gradient_step import GradientStep
 from sb3_softmod.gradient_surgery import GradientSurgery
 from sb3_softmod.loss_weights import LossWeighting
 from sb3_softmod.nonfinite import OnNonFinite
-from sb3_softmod.options import check_options
+from sb3_softmod.options import (
+    check_device,
+    check_learn,
+    check_observation,
+    check_options,
+    check_policy,
+    check_spaces,
+)
+from sb3_softmod.parameters import check_parameters
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
-from sb3_softmod.saved_models import saved_num_tasks
+from sb3_softmod.safe_loading import load_safely
+from sb3_softmod.saved_models import check_buffer, naming, saved_facts, saved_weights, unpickled, writing
 from sb3_softmod.task_metrics import TaskMetrics, record
 from sb3_softmod.task_observation import (
     check_finite,
@@ -127,13 +136,20 @@ class MultiTaskSAC(SAC):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        env = _made(env, seed)
-        action_space = getattr(env, "action_space", None)
-        if action_space is not None and not isinstance(action_space, spaces.Box):
-            raise ConfigurationError(f"{type(self).__name__} needs continuous actions (a Box), not {action_space}.")
+        require_seed(seed)
+        check_policy(policy, self.policy_aliases)
+        check_device("device", device)
+        for name, given in (("policy_kwargs", policy_kwargs), ("replay_buffer_kwargs", replay_buffer_kwargs)):
+            if given is not None:
+                require_names(name, given)
+        if num_tasks is not None:
+            require_integer("num_tasks", num_tasks, 1)
+        made = as_env(env, seed)
+        if made is not None:
+            check_spaces(type(self).__name__, made.action_space)
         super().__init__(
             policy,
-            env,  # None while loading
+            made,  # None while loading
             learning_rate,
             buffer_size,
             learning_starts,  # type: ignore[arg-type]  # resolved in _setup_model, when M is known
@@ -240,18 +256,31 @@ class MultiTaskSAC(SAC):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on with another env; arguments as in SB3.
 
-        :raises ConfigurationError: if it has another number of tasks
+        :raises ConfigurationError: if it has another number of tasks or of envs
         """
         wrapped = self._wrap_env(env, self.verbose)
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
             raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")
+        if wrapped.num_envs != self.n_envs:
+            raise ConfigurationError(
+                f"The model has {self.n_envs} envs, but these are {wrapped.num_envs}: save it, and load it with these, "
+                "load(path, env=...)."
+            )
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and unwrap_vec_normalize(wrapped) is None:
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
     # ---------------------------------------------------------------- learning
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The actions for some observations; arguments as in SB3.
+
+        :raises ConfigurationError: for observations of another shape, or that are no numbers
+        """
+        check_observation(observation, self.observation_space)
+        return super().predict(observation, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches; with ``overlap`` postpone them to the next step of the envs."""
@@ -322,6 +351,7 @@ class MultiTaskSAC(SAC):
             if self.resumed_from is None:
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
             total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
+        check_learn(total_timesteps, callback, log_interval)
         try:
             super().learn(
                 total_timesteps,
@@ -399,14 +429,27 @@ class MultiTaskSAC(SAC):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """Load parameters and the state of optimizers; arguments as in SB3."""
-        super().set_parameters(*args, **kwargs)
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """Load parameters and the state of optimizers, all or none; arguments as in SB3. Runs no code from a file.
+
+        :raises ConfigurationError: naming the parameters that do not fit
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            given, _ = saved_weights(given, device)
+        own = {name: recursive_getattr(self, name) for name in self._get_torch_save_params()[0]}
+        check_parameters(own, given, exact_match)
+        super().set_parameters(given, exact_match, device)
         self._gradient_step = None  # the optimizers have the settings of the file
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
+    def save(
+        self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
 
+        :raises FileError: if it cannot be written; a file that was there then stays as it was
         :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
         """
         self.check_updates()
@@ -414,9 +457,30 @@ class MultiTaskSAC(SAC):
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             self.normalization = self._vec_normalize_env.statistics()
         try:
-            super().save(*args, **kwargs)
+            with writing(path, "zip") as file:
+                super().save(file, exclude, include)
         finally:
             self.normalization = kept
+
+    def save_replay_buffer(self, path: str | Path | Any) -> None:
+        """Save the replay buffer as a pickle; arguments as in SB3.
+
+        :raises FileError: if it cannot be written; a file that was there then stays as it was
+        """
+        with writing(path, "pkl") as file:
+            super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: str | Path | Any, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer. Loading runs code from the file: open only files you trust.
+
+        :param path: the file, or a file object
+        :param truncate_last_traj: of no use here (the place is SB3's)
+        :raises FileError: naming the file, if it is broken or of other tasks or spaces than the model
+        """
+        buffer = unpickled(path, "replay buffer", "pkl")
+        check_buffer(path, buffer, self)
+        buffer.device = self.device
+        self.replay_buffer = buffer
 
     @classmethod
     def load(  # type: ignore[override]
@@ -424,22 +488,39 @@ class MultiTaskSAC(SAC):
         path: str | Path | Any,
         env: GymEnv | str | None = None,
         device: th.device | str = "auto",
+        *,
+        safe: bool = False,
+        policy: str | type[SACPolicy] | None = None,
         **kwargs: Any,
     ) -> SelfMultiTaskSAC:
-        """Load a saved model; arguments as in SB3. Loading runs code from the file: open only files you trust.
+        """Load a saved model; arguments as in SB3. Without ``safe``, loading runs code from the file.
+
+        With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers and
+        plain numbers (:data:`.SAFE_ARGUMENTS`, the ``policy_kwargs`` among them where they are plain); the rest comes
+        from ``env``, ``policy`` and ``kwargs``, which are those of the class.
 
         :param path: the zip file, or a file object
         :param env: to go on training; an env, or the name of a Meta-World task or set
         :param device: where to load to
-        :raises ConfigurationError: if the env has another number of tasks than the model
+        :param safe: for files of others
+        :param policy: with ``safe``: what was trained
+        :raises ConfigurationError: if the env has another number of tasks than the model, or the parameters do not fit
+        :raises FileError: naming the file, if it is missing, broken or no model
         """
-        made = _made(env, kwargs.get("seed"))
+        check_device("device", device)
+        facts = saved_facts(path)
+        made = as_env(env, kwargs.get("seed"))
         if made is not None:
-            saved = saved_num_tasks(path)
-            found = num_tasks_of(cls._wrap_env(made))
+            saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
-        model = super().load(path, env=made, device=device, **kwargs)
+        if safe:
+            with naming(path, "model"):
+                return load_safely(cls, path, facts, made, policy, device, kwargs)
+        if policy is not None:
+            raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")
+        with naming(path, "model"):
+            model = super().load(path, env=made, device=device, **kwargs)
         temperatures = model.log_ent_coef if model.ent_coef_optimizer is not None else model.ent_coef_tensor
         if temperatures is None or temperatures.shape != (model.num_tasks,):
             raise ConfigurationError(
@@ -472,9 +553,3 @@ class MultiTaskSAC(SAC):
 
 def _checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:
     return [each for each in callbacks_of(callback) if isinstance(each, CheckpointCallback)]
-
-
-def _made(env: GymEnv | str | None, seed: int | None) -> Any:
-    """An env by its Meta-World name; envs and the ids of gymnasium are left to SB3."""
-    by_name = isinstance(env, str) and env not in gym.registry and ":" not in env
-    return make_metaworld_env(env, seed=seed) if by_name else env  # type: ignore[arg-type]

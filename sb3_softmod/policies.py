@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -15,7 +16,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
 from torch.distributions import Normal
 
+from sb3_softmod.checks import require_names
 from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.files import as_path
 from sb3_softmod.networks import (
     CARENetwork,
     FiLMNetwork,
@@ -29,7 +32,11 @@ from sb3_softmod.networks import (
     SingleTaskNetwork,
     SoftModularNetwork,
 )
+from sb3_softmod.networks.base import require_positive
+from sb3_softmod.saved_models import naming
 from sb3_softmod.task_observation import check_space, split
+
+SelfPolicy = TypeVar("SelfPolicy", bound="MultiTaskSACPolicy")
 
 
 class _SquashedGaussian(SquashedDiagGaussianDistribution):
@@ -208,6 +215,8 @@ class MultiTaskSACPolicy(SACPolicy):
             if name not in options:
                 raise ConfigurationError(f"Unknown option {name!r} of {type(self).__name__}: {nearest(name, options)}")
         check_space(observation_space, num_tasks)
+        require_positive("n_critics", n_critics)
+        _check_optimizer(optimizer_class, optimizer_kwargs)
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
         self.n_critics = n_critics
@@ -240,6 +249,15 @@ class MultiTaskSACPolicy(SACPolicy):
             n_critics=self.n_critics,
         ).to(self.device)
 
+    @classmethod
+    def load(cls: type[SelfPolicy], path: str | Path, device: th.device | str = "auto") -> SelfPolicy:
+        """Load what ``save`` wrote; arguments as in SB3. Loading runs code from the file: open only files you trust.
+
+        :raises FileError: naming the file, if it is missing, broken or no policy
+        """
+        with naming(path, "policy"):
+            return super().load(as_path(path), device)  # type: ignore[arg-type]
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
             observation_space=self.observation_space,
@@ -251,6 +269,18 @@ class MultiTaskSACPolicy(SACPolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             **self.network_kwargs,
         )
+
+
+def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
+    """Refuse an optimizer that cannot be made, before any network is."""
+    if not isinstance(optimizer_class, type) or not issubclass(optimizer_class, th.optim.Optimizer):
+        raise ConfigurationError(f"optimizer_class must be a class of torch.optim, not {optimizer_class!r}.")
+    if optimizer_kwargs is not None:
+        require_names("optimizer_kwargs", optimizer_kwargs)
+    try:
+        optimizer_class([th.zeros(1, requires_grad=True)], lr=1e-3, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{optimizer_class.__name__} does not take {optimizer_kwargs}: {error}") from error
 
 
 def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:

@@ -11,7 +11,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.errors import ConfigurationError, FileError
+from sb3_softmod.files import as_path, make_folder
 
 PROGRESS = "progress.csv"
 _STEPS = "time/total_timesteps"
@@ -27,9 +28,10 @@ class ProgressFileCallback(BaseCallback):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self._path = Path(folder) / PROGRESS
+        self._path = as_path(folder) / PROGRESS
 
     def _on_training_start(self) -> None:
+        make_folder(self._path.parent)
         # learn() has just made its logger anew: there is no earlier moment.
         keep_rows(self._path, _STEPS, self.num_timesteps)
         self.logger.output_formats.append(_ContinuedCSV(self._path))
@@ -78,12 +80,17 @@ def read_progress(
         had none; a row without any is left out
     :raises ConfigurationError: for no such file, or one that holds no such metric
     """
-    path = Path(folder) / PROGRESS
-    if not path.exists():
-        raise ConfigurationError(f"{folder} holds no {PROGRESS}: it was trained without.")
-    with path.open(newline="", errors="replace") as file:
-        # A row without its end is half-written. SB3 writes the header anew when a key is logged for the first time.
-        header, *rows = csv.reader([line for line in file if line.endswith("\n")] or [""])
+    path = as_path(folder) / PROGRESS
+    try:
+        with path.open(newline="", errors="replace") as file:
+            # A row without its end is half-written. SB3 writes the header anew when a key is logged for the first time.
+            header, *rows = csv.reader([line for line in file if line.endswith("\n")] or [""])
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} holds no {PROGRESS}: it was trained without.") from error
+    except OSError as error:
+        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (csv.Error, ValueError) as error:  # ValueError: without a first line
+        raise FileError(f"{path} is broken ({error}).") from error
     column = {name: index for index, name in enumerate(header)}
     found = {}
     for metric in metrics:

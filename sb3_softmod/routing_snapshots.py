@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer
+from sb3_softmod.checks import require_integer
 from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.files import as_path, replacing
 from sb3_softmod.routing import RoutingSamples, RoutingStatistics, routed_networks, sample_routing
 from sb3_softmod.task_observation import task_names_of
 
@@ -78,14 +79,18 @@ class RoutingSnapshots:
             self.steps[kept], self.task_names, self.entropy[kept], [layer[kept] for layer in self.layers]
         )
 
+    def _fits_together(self) -> bool:
+        if self.steps.ndim != 1 or not isinstance(self.task_names, list):
+            return False
+        sizes = (len(self.steps), len(self.task_names))
+        return self.entropy.shape == sizes and all(layer.shape[:2] == sizes for layer in self.layers)
+
     def save(self, path: Path) -> None:
         """Write an ``.npz`` with ``steps``, ``task_names``, ``entropy`` and ``layer_0``, ``layer_1``, ...
 
-        The file is replaced as a whole, so that whoever reads it, and whoever ends the training, finds no half of one.
+        :raises FileError: if it cannot be written
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
-        with draft.open("wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             np.savez(
                 file,
                 steps=self.steps,
@@ -93,7 +98,6 @@ class RoutingSnapshots:
                 entropy=self.entropy,
                 **{f"layer_{k}": layer for k, layer in enumerate(self.layers)},  # type: ignore[arg-type]
             )
-        os.replace(draft, path)
 
     @classmethod
     def load(cls, path: Path) -> RoutingSnapshots:
@@ -104,10 +108,13 @@ class RoutingSnapshots:
         try:
             with np.load(path) as file:
                 layers = [file[f"layer_{k}"] for k in range(sum(name.startswith("layer_") for name in file.files))]
-                return cls(file["steps"], file["task_names"].tolist(), file["entropy"], layers)
+                found = cls(file["steps"], file["task_names"].tolist(), file["entropy"], layers)
+            if not found._fits_together():
+                raise ValueError("its arrays do not fit together")
+            return found
         except FileNotFoundError as error:
             raise ConfigurationError(f"There is no file {path}: RoutingSnapshotCallback writes one.") from error
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path} holds no snapshots of RoutingSnapshotCallback ({error}).") from error
 
 
@@ -128,9 +135,8 @@ class RoutingSnapshotCallback(BaseCallback):
 
     def __init__(self, path: str | Path, every: int = 10_000, verbose: int = 0) -> None:
         super().__init__(verbose)
-        if every < 1:
-            raise ConfigurationError(f"every must be at least 1 environment step, not {every}.")
-        self.path = Path(path)
+        require_integer("every", every, 1)
+        self.path = as_path(path)
         self.every = every
         self._taken: RoutingSnapshots | None = None
         self._next = 0  # the step of the next snapshot

@@ -72,9 +72,7 @@ def evaluate_run(
         progress_bar=progress_bar,
     )
     found.settings["model"] = "best" if best else "last"
-    new = run.folder / f"{FINAL}.tmp"
-    found.to_json(new)
-    new.replace(run.folder / FINAL)  # whole or not at all
+    found.to_json(run.folder / FINAL)
     return found
 
 

@@ -16,7 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_softmod.buffers import MultiTaskReplayBuffer
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.files import read_json, replacing
 
 
 class RunManifest:
@@ -34,7 +34,7 @@ class RunManifest:
         self._path = path
         self._start = time.perf_counter() - (seconds or 0.0)
         if seconds is not None:
-            self._content = read_manifest(path)
+            self._content = read_json(path)
             resumed = {"at": _now(), "env_steps": model.num_timesteps}
             self._content |= {"status": "running", "resumed": [*self._content.get("resumed", []), resumed]}
             self._content.pop("error", None)
@@ -75,26 +75,8 @@ class RunManifest:
         self._write()
 
     def _write(self) -> None:
-        # Whole or not at all: somebody may read it while the run goes on.
-        new = self._path.with_suffix(".tmp")
-        new.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
-        new.replace(self._path)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run.
-
-    :raises ConfigurationError: if there is none, or it cannot be read
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{path.parent} is no run: there is no {path.name} in it.") from error
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} is no manifest of a run.")
-    return content
+        with replacing(self._path) as draft:  # somebody may read it while the run goes on
+            draft.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
 
 
 def _progress(model: BaseAlgorithm) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.errors import ConfigurationError, FileError
+from sb3_softmod.files import as_path, read_json
 from sb3_softmod.methods import METHODS
 
 MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
@@ -52,7 +54,7 @@ class Run:
         :param folder: that holds ``run.json``
         :raises ConfigurationError: naming the folder and what is missing or broken
         """
-        manifest = _manifest(Path(folder))
+        manifest = _manifest(as_path(folder))
         none = np.zeros((0, len(manifest["tasks"])))
         return cls(Path(folder), manifest, np.zeros(0, int), none, none, 0)
 
@@ -114,13 +116,14 @@ class Run:
         """
         path = self.folder / FINAL
         if path.exists():
+            tasks: Any = read_json(path).get("tasks")
             try:
-                tasks = json.loads(path.read_text())["tasks"]
                 rates = [tasks[name]["success_rate"] for name in self.task_names]
-                episodes = min(tasks[name]["episodes"] for name in self.task_names)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigurationError(f"{path} is broken ({type(error).__name__}: {error}).") from error
-            return FinalScore(np.array([math.nan if rate is None else rate for rate in rates]), episodes)
+                success = np.array([math.nan if rate is None else float(rate) for rate in rates])
+                episodes = min(int(tasks[name]["episodes"]) for name in self.task_names)
+            except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+                raise FileError(f"{path} is broken ({type(error).__name__}: {error}).") from error
+            return FinalScore(success, episodes)
         return FinalScore(self.success[-1], self.episodes) if len(self.success) else None
 
 
@@ -155,19 +158,17 @@ def load_run(folder: str | Path) -> Run:
     :param folder: that holds ``run.json`` and, once the run was evaluated, ``evaluations.csv``
     :raises ConfigurationError: naming the folder and what is missing or broken
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     manifest = _manifest(folder)
     tasks = list(manifest["tasks"])
     evaluations: dict[int, dict[str, dict[str, float]]] = {}
     path = folder / EVALUATIONS
     if path.exists():
-        with path.open(newline="", errors="replace") as file:
+        # Half-written rows: what stands before them counts.
+        with _opened(path) as file, suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError):
             for row in csv.DictReader(file):
-                try:
-                    numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
-                    evaluations.setdefault(int(row["timesteps"]), {})[row["task"]] = numbers
-                except (KeyError, TypeError, ValueError):
-                    break  # half-written: what stands before it counts
+                numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
+                evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers
     # A half-written evaluation, of some of the tasks, does not count either.
     whole = {steps: found for steps, found in evaluations.items() if set(found) == set(tasks)}
     if path.exists() and not whole:
@@ -183,16 +184,56 @@ def load_run(folder: str | Path) -> Run:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not path.exists():
-        raise ConfigurationError(f"{folder} is no run of sb3-softmod train: it holds no {MANIFEST}.")
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is broken ({error}).") from error
-    missing = [key for key in _NEEDED if not isinstance(manifest, dict) or key not in manifest]
+        manifest = read_json(path)
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise FileError(f"{folder} is no run of sb3-softmod train: it holds no {MANIFEST}.") from error
+        raise
+    missing = [key for key in _NEEDED if key not in manifest]
     if missing:
-        raise ConfigurationError(f"{path} lacks {', '.join(missing)}.")
+        raise FileError(f"{path} lacks {', '.join(missing)}.")
+    wrong = [key for key, is_right in _RIGHT.items() if not is_right(manifest.get(key))]
+    if wrong:
+        raise FileError(f"{path} is broken: it says {', '.join(f'{key} {manifest[key]!r}' for key in wrong)}.")
     return manifest
+
+
+def _is_list_of_names(value: Any) -> bool:
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return names and 0 < len(value) == len(set(value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**63
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _are_counts(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_count, value.values())))
+
+
+#: What the entries that tables and figures read must be.
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    **{key: lambda value: isinstance(value, str) for key in ("status", "method", "task_set")},
+    "tasks": _is_list_of_names,
+    "planned_env_steps": _is_count,
+    **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
+    "parameters": _are_counts,
+    "network": lambda value: value is None or isinstance(value, dict),
+}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(newline="", errors="replace") as file:
+            yield file
+    except OSError as error:
+        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
@@ -202,8 +243,8 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
     :return: the runs, by path, and for each folder that looks like one and cannot be read, what is wrong with it
     :raises ConfigurationError: if there is no such folder, or no run in it that can be read
     """
-    logs = Path(logs)
-    if not logs.is_dir():
+    logs = as_path(logs)
+    if not os.path.isdir(logs):  # which, unlike pathlib, takes names of any length
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
     for folder in _run_folders(logs):

@@ -118,7 +118,12 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _complete(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, float)
+    try:
+        scores = np.asarray(scores, float)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"Scores must be numbers, [seeds, tasks]: {error}") from error
+    if scores.ndim != 2:
+        raise ConfigurationError(f"Scores have two axes, [seeds, tasks], not the shape {scores.shape}.")
     scores = scores[:, np.isfinite(scores).all(0)]
     if not scores.size:
         raise ConfigurationError("There is no score to take statistics of.")

@@ -16,7 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.errors import FileError
+from sb3_softmod.files import read_json, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,7 @@ class TaskEvaluation:
         """As JSON, with the means over the tasks; NaN becomes null.
 
         :param path: a file to write it to, too
+        :raises FileError: if it cannot be written
         """
         content = {
             "settings": dict(self.settings),
@@ -98,7 +100,8 @@ class TaskEvaluation:
         }
         text = json.dumps(_without_nan(content), indent=1)
         if path is not None:
-            Path(path).write_text(text + "\n")
+            with replacing(path) as draft:
+                draft.write_text(text + "\n")
         return text
 
     @classmethod
@@ -106,19 +109,23 @@ class TaskEvaluation:
         """What :meth:`to_json` wrote.
 
         :param path: of the file
-        :raises ConfigurationError: naming the file, if it is missing or broken
+        :raises FileError: naming the file, if it is missing or broken
         """
+        content = read_json(path)
         try:
-            content = json.loads(Path(path).read_text())
             tasks = content["tasks"]
             metrics = {
                 name: [math.nan if task[name] is None else float(task[name]) for task in tasks.values()]
                 for name in _METRICS
             }
             episodes = [int(task["episodes"]) for task in tasks.values()]
-            return cls(list(tasks), episodes, settings=content["settings"], **metrics)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigurationError(f"{path} is broken ({type(error).__name__}: {error}).") from error
+            settings = dict(content["settings"])
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path} is broken ({type(error).__name__}: {error}).") from error
+        rates = [*metrics["success_rate"], *metrics["success_at_end_rate"]]
+        if not tasks or min(episodes) < 0 or not all(math.isnan(rate) or 0 <= rate <= 1 for rate in rates):
+            raise FileError(f"{path} is broken: it needs tasks with success rates from 0 to 1, of 0 episodes or more.")
+        return cls(list(tasks), episodes, settings=settings, **metrics)
 
     def table(self) -> Table:
         """A table of all tasks and their means, for ``rich``."""

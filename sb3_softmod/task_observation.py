@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_softmod.checks import require_integer
 from sb3_softmod.errors import ConfigurationError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def check_space(space: spaces.Space, num_tasks: int) -> None:
 
     :raises ConfigurationError: naming the space and M
     """
+    require_integer("num_tasks", num_tasks, 1)
     if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.shape[0] <= num_tasks:
         raise ConfigurationError(
             f"The observation space {space} cannot be an observation followed by a one-hot task of {num_tasks} "

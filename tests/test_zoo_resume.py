@@ -119,7 +119,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ended_run(tmp_path, steps=60)
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for options, message in (
-        (["--resume", str(tmp_path)], f"{tmp_path} is no run: there is no run.json in it."),
+        (["--resume", str(tmp_path)], f"Cannot read {tmp_path}/run.json: No such file or directory."),
         (
             ["--resume", str(run), "--seed", "1"],
             "--resume takes no --seed: a run goes on as it began. Only -P, --progress,",

@@ -141,6 +141,11 @@ def make_restless(task: int, copy: int, *, num_tasks: int = 5) -> TaskEnv:
     return TaskEnv(env, task, [f"corner-{i}" for i in range(num_tasks)])
 
 
+def make_seeded(task: int, copy: int) -> TaskEnv:
+    """All of its random numbers follow from the seed of a reset."""
+    return TaskEnv(gym.wrappers.TimeLimit(Restless(task), HORIZON), task, NAMES)
+
+
 class Secretive(Restless):
     """Draws from a generator that nobody finds."""
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from sb3_softmod.checks import require_integer
 from sb3_softmod.errors import ConfigurationError, NonFiniteError
+
+#: Of one task. Each is a simulator: a slip of the keyboard must not fill the memory.
+MOST_ENVS = 1000
+
+
+def as_names(tasks: object) -> list[Any]:
+    """The names of tasks that a user passed, one or a list.
+
+    :raises ConfigurationError: for something else
+    """
+    if not isinstance(tasks, Sequence):
+        raise ConfigurationError(f"tasks must be a name or a list of names, not {tasks!r}.")
+    return [tasks] if isinstance(tasks, str) else list(tasks)
+
+
+def check_copies(envs_per_task: object) -> None:
+    """:raises ConfigurationError: for a number of envs of one task that there cannot be"""
+    require_integer("envs_per_task", envs_per_task, 1)
+    require_integer("envs_per_task", envs_per_task, 1, MOST_ENVS)
 
 
 def number_of_envs(num_tasks: int, envs_per_task: int, n_envs: int | None) -> int:
@@ -17,10 +38,10 @@ def number_of_envs(num_tasks: int, envs_per_task: int, n_envs: int | None) -> in
     """
     if num_tasks < 1:
         raise ConfigurationError("The list of tasks is empty.")
-    if envs_per_task < 1:
-        raise ConfigurationError(f"envs_per_task must be at least 1, not {envs_per_task}.")
+    check_copies(envs_per_task)
     if n_envs is None:
         return num_tasks * envs_per_task
+    require_integer("n_envs", n_envs)
     if envs_per_task > 1 or not 1 <= n_envs <= num_tasks:
         raise ConfigurationError(
             f"n_envs must be from 1 to the number of tasks, {num_tasks}, not {n_envs}; for more envs use envs_per_task "
@@ -29,14 +50,30 @@ def number_of_envs(num_tasks: int, envs_per_task: int, n_envs: int | None) -> in
     return n_envs
 
 
-def check_actions(actions: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: Callable[[int], object]) -> None:
-    """Refuse what is no action for each env.
+def check_makers(task_makers: object) -> None:
+    """Refuse what is no list of functions that make an env.
+
+    :raises ConfigurationError: naming what is none
+    """
+    if not isinstance(task_makers, Sequence) or isinstance(task_makers, str):
+        raise ConfigurationError(f"task_makers must be a list of functions, not {task_makers!r}.")
+    for maker in task_makers:
+        if not callable(maker):
+            raise ConfigurationError(f"A task maker must be a function, make(copy) -> TaskEnv, not {maker!r}.")
+
+
+def as_actions(actions: Any, shape: tuple[int, ...], dtype: np.dtype, name: Callable[[int], object]) -> np.ndarray:
+    """An array with an action for each env; refuses what is none.
 
     :param shape: ``[n_envs, *action shape]``
     :param name: of the task that an env plays
     :raises ConfigurationError: for another shape, or numbers that are no actions
     :raises NonFiniteError: for NaN or infinity
     """
+    try:
+        actions = np.asarray(actions)
+    except ValueError as error:  # of lists that differ in length
+        raise ConfigurationError(f"A step needs actions {shape} of {dtype}, a row for each env: {error}") from error
     if actions.shape != shape or not np.can_cast(actions.dtype, dtype, "same_kind"):
         raise ConfigurationError(
             f"A step needs actions {shape} of {dtype}, a row for each env, not {actions.shape} of {actions.dtype}."
@@ -48,3 +85,4 @@ def check_actions(actions: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, 
             f"The action for env {env} (task {name(env)!r}) holds NaN or infinity: "
             f"{np.array2string(actions[env], precision=4, threshold=12)}."
         )
+    return actions

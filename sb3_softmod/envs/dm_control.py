@@ -7,11 +7,13 @@ from functools import partial
 
 import gymnasium as gym
 
+from sb3_softmod.checks import require_choice
 from sb3_softmod.envs import gymnasium_tasks
+from sb3_softmod.envs.arguments import as_names
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError
 
 
 def make_task_makers(
@@ -41,11 +43,10 @@ def _sources(tasks: str | Sequence[str], render_mode: str | None) -> dict[str, T
             f"dm_control's tasks need packages that are not installed ({error}): pip install sb3-softmod[dm-control]"
         ) from error
     gym.register_envs(shimmy)  # its import did that already
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    names = as_names(tasks)
     known = ["-".join(task) for task in dm_control.suite.ALL_TASKS]
     for name in names:
-        if name not in known:
-            raise ConfigurationError(f"Unknown task of dm_control {name!r}: {nearest(name, known)}")
+        require_choice("task of dm_control", name, known)
         if names.count(name) > 1:
             raise ConfigurationError(
                 f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."

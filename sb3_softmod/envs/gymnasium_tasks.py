@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from sb3_softmod.checks import require_flag, require_integer, require_names, require_seed
 from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError, nearest
 from sb3_softmod.task_observation import check_common
 
 #: A gymnasium id, or a function that makes an env.
@@ -53,6 +55,10 @@ def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[s
     """
     if isinstance(tasks, str):
         tasks = [tasks]
+    if isinstance(tasks, Mapping):
+        require_names("tasks", tasks)
+    elif not isinstance(tasks, Sequence):
+        raise ConfigurationError(f"tasks must be a list, or a mapping from names, not {tasks!r}.")
     for source in tasks.values() if isinstance(tasks, Mapping) else tasks:
         if not isinstance(source, str) and not callable(source):
             raise ConfigurationError(
@@ -92,6 +98,14 @@ def common_width(tasks: Mapping[str, TaskSource]) -> int:
             raise ConfigurationError(
                 f"The task {name!r} has the unknown gymnasium id {source!r}: {nearest(str(source), gym.registry)}"
             ) from error
+        except (gym.error.Error, ImportError) as error:
+            raise ConfigurationError(f"The task {name!r} cannot be made from {source!r}: {error}") from error
+        except SoftModError:
+            raise
+        except Exception as error:  # whatever the function of a user raises
+            raise EnvError(
+                f"The task {name!r} raised {type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+            ) from error
         action_spaces.append(env.action_space)
         widths.append(spaces.flatdim(env.observation_space))
         env.close()
@@ -117,6 +131,10 @@ def make_flat(source: EnvSpec | TaskSource, max_episode_steps: int | None = None
     else:
         env = gym.make(source, max_episode_steps=max_episode_steps)
     space = env.observation_space
+    if not space.is_np_flattenable:
+        raise ConfigurationError(
+            f"The observation space {space} of {source} has no fixed size: it cannot be flattened."
+        )
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
     return env if is_flat else gym.wrappers.FlattenObservation(env)
 
@@ -153,8 +171,10 @@ def make_task_makers(
     :raises ConfigurationError: as there
     """
     sources = name_tasks(tasks)
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ConfigurationError(f"max_episode_steps must be at least 1, not {max_episode_steps}.")
+    if max_episode_steps is not None:
+        require_integer("max_episode_steps", max_episode_steps, 1)
+    require_seed(seed)
+    require_flag("terminate_on_success", terminate_on_success)
     width = common_width(sources)
     if seed is None:
         seed = draw_seed()

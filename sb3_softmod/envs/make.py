@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
+from stable_baselines3.common.base_class import maybe_make_env
 
+from sb3_softmod.checks import require_integer
 from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
@@ -88,6 +90,8 @@ def _check_each_once(num_tasks: int, envs_per_task: int, n_envs: int | None, ter
             f'envs_per_task must be at most {NUM_GOALS} with goals="each-once", one env for each goal, not '
             f"{envs_per_task}."
         )
+    if n_envs is not None:
+        require_integer("n_envs", n_envs, 1)
     if n_envs and (num_tasks % n_envs or terminate_on_success):  # then a task goes from env to env
         raise ConfigurationError(
             'goals="each-once" needs every task to stay with one env: an n_envs that divides the number of tasks, '
@@ -191,6 +195,7 @@ def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, A
     :raises ConfigurationError: for another number of envs, or as that function
     """
     num_tasks = len(task_names(task_set))
+    require_integer("n_envs", n_envs, 1)
     if n_envs > num_tasks and n_envs % num_tasks:
         raise ConfigurationError(
             f"n_envs must be at most the number of tasks of {task_set.name}, {num_tasks}, or a multiple of it, not "
@@ -206,7 +211,27 @@ def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, A
     )
 
 
+def as_env(env: Any, seed: int | None) -> Any:
+    """What an algorithm learns in, of what a user passed for it.
+
+    :param env: an env; the name of a Meta-World task or set, made with ``seed``; an id of gymnasium; or None
+    :raises ConfigurationError: for something else, or an unknown name
+    """
+    if not isinstance(env, str):
+        if env is not None and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
+            raise ConfigurationError(f"env must be an environment or the name of one, not {env!r}.")
+        return env
+    if env not in gym.registry and ":" not in env:
+        return make_metaworld_env(env, seed=seed)
+    try:
+        return maybe_make_env(env, 0)
+    except (gym.error.Error, ImportError, ValueError) as error:
+        raise ConfigurationError(f"gymnasium cannot make {env!r}: {error}") from error
+
+
 def _wrapped(makers: Sequence[TaskMaker], wrapper: Wrapper | None) -> Sequence[TaskMaker]:
+    if wrapper is not None and not callable(wrapper):
+        raise ConfigurationError(f"wrapper must be a function, env -> env, not {wrapper!r}.")
     return makers if wrapper is None else [partial(_make_wrapped, maker, wrapper) for maker in makers]
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 
+from sb3_softmod.checks import require_choice, require_flag, require_integer, require_seed
+from sb3_softmod.envs.arguments import as_names, check_copies
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
 from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
@@ -56,12 +58,11 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
                 f"Unknown task or task set {tasks!r}: {nearest(tasks, [*TASK_SETS, *ALL_V3_ENVIRONMENTS])}"
             )
         return (tasks,)
-    names = tuple(tasks)
+    names = tuple(as_names(tasks))
     if not names:
         raise ConfigurationError("The list of tasks is empty.")
     for name in names:
-        if name not in ALL_V3_ENVIRONMENTS:
-            raise ConfigurationError(f"Unknown task {name!r}: {nearest(name, ALL_V3_ENVIRONMENTS)}")
+        require_choice("task", name, ALL_V3_ENVIRONMENTS)
         if names.count(name) > 1:
             raise ConfigurationError(
                 f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
@@ -168,8 +169,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         super().__init__(env)
         env.touching_object = partial(_touching_object, env)  # type: ignore[method-assign]
         cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
-        if camera_name not in cameras:
-            raise ConfigurationError(f"Unknown camera_name {camera_name!r}: {nearest(camera_name, cameras)}")
+        require_choice("camera_name", camera_name, cameras)
         self._name, self._mode = name, goals
         self._task_id, self._copy, self._copies = task_id, copy, copies
         self._seed = draw_seed() if seed is None else seed
@@ -281,14 +281,14 @@ def make_task_makers(
     :raises ConfigurationError: as there
     """
     names = resolve_task_names(tasks)
-    for option, value, known in (
-        ("goals", goals, get_args(Goals)),
-        ("reward_version", reward_version, ("v1", "v2")),
-    ):
-        if value not in known:
-            raise ConfigurationError(f"Unknown {option} {value!r}: {nearest(value, known)}")
-    if not 1 <= max_episode_steps <= MAX_HORIZON:
-        raise ConfigurationError(f"max_episode_steps must be from 1 to {MAX_HORIZON}, not {max_episode_steps}.")
+    require_choice("goals", goals, get_args(Goals))
+    require_choice("reward_version", reward_version, ("v1", "v2"))
+    if render_mode is not None:
+        require_choice("render_mode", render_mode, get_args(RenderMode))
+    require_integer("max_episode_steps", max_episode_steps, 1, MAX_HORIZON)
+    check_copies(copies)
+    require_flag("terminate_on_success", terminate_on_success)
+    require_seed(seed)
     if seed is None:  # one for all envs: copies of a task have the same 50 goals
         seed = draw_seed()
     return [

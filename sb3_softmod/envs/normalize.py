@@ -11,8 +11,11 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_softmod.checks import require_choice, require_flag, require_number
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError, FileError
+from sb3_softmod.files import replacing
+from sb3_softmod.saved_models import naming, unpickled
 from sb3_softmod.task_observation import num_tasks_of, split, task_ids
 
 _STATISTICS = ("pooled", "per-task")
@@ -51,11 +54,16 @@ class MultiTaskVecNormalize(VecNormalize):
         gamma: float = 0.99,
         epsilon: float = 1e-8,
     ) -> None:
+        if not isinstance(venv, VecEnv):
+            raise ConfigurationError(f"MultiTaskVecNormalize wraps a VecEnv, not {venv!r}.")
         self.num_tasks = num_tasks_of(venv)
-        if obs_statistics not in _STATISTICS:
-            raise ConfigurationError(
-                f"Unknown obs_statistics {obs_statistics!r}: {nearest(obs_statistics, _STATISTICS)}"
-            )
+        for name, limit in (("clip_obs", clip_obs), ("clip_reward", clip_reward), ("epsilon", epsilon)):
+            if name == "epsilon" or not (isinstance(limit, float) and limit == np.inf):  # which clips nothing
+                require_number(name, limit, above=0)
+        require_number("gamma", gamma, 0, 1)
+        for name, flag in (("training", training), ("norm_obs", norm_obs), ("norm_reward", norm_reward)):
+            require_flag(name, flag)
+        require_choice("obs_statistics", obs_statistics, _STATISTICS)
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon)
         self.obs_statistics = obs_statistics
         width = venv.observation_space.shape[0] - self.num_tasks  # type: ignore[index]
@@ -137,11 +145,37 @@ class MultiTaskVecNormalize(VecNormalize):
 
         :raises ConfigurationError: if they are of another number of tasks
         """
+        known = self.statistics()
+        if not isinstance(statistics, Mapping) or statistics.keys() != known.keys():
+            raise ConfigurationError(f"The statistics of a MultiTaskVecNormalize are {', '.join(known)}.")
         if statistics["num_tasks"] != self.num_tasks:
             raise ConfigurationError(
                 f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
             )
         self.__dict__.update(statistics)
+
+    @staticmethod
+    def load(load_path: str, venv: VecEnv) -> VecNormalize:
+        """What ``save`` wrote; arguments as in SB3. Loading runs code from the file: open only files you trust.
+
+        :raises FileError: naming the file, if it is missing, broken or of another number of tasks
+        """
+        found = unpickled(load_path, "VecNormalize", "pkl")
+        if not isinstance(found, VecNormalize):
+            raise FileError(f"{load_path} holds no VecNormalize but {type(found).__name__}.")
+        if isinstance(found, MultiTaskVecNormalize) and found.num_tasks != num_tasks_of(venv):
+            raise FileError(f"{load_path} is of {found.num_tasks} tasks, but the env has {num_tasks_of(venv)}.")
+        with naming(load_path, "VecNormalize"):
+            found.set_venv(venv)
+        return found
+
+    def save(self, save_path: str) -> None:
+        """Save settings and statistics; arguments as in SB3.
+
+        :raises FileError: if the file cannot be written
+        """
+        with replacing(save_path) as draft:
+            super().save(str(draft))
 
     def progress(self) -> dict[str, Any]:
         """How far the envs are, for :meth:`set_progress`, statistics and running returns included.

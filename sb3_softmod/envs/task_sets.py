@@ -108,9 +108,10 @@ def get_task_set(name: str) -> TaskSet:
     :raises ConfigurationError: for an unknown one, with the nearest names
     """
     by_id = {task_set.gym_id: task_set for task_set in TASK_SETS.values()}
-    found = TASK_SETS.get(name) or by_id.get(name)
+    found = (TASK_SETS.get(name) or by_id.get(name)) if isinstance(name, str) else None
     if found is None:
-        raise ConfigurationError(f"Unknown env {name!r}: {nearest(name.removeprefix(f'{NAMESPACE}/'), TASK_SETS)}")
+        near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), TASK_SETS)
+        raise ConfigurationError(f"Unknown env {name!r}: {near}")
     return found
 
 

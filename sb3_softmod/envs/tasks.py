@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_observation import append_task, make_space
 
@@ -17,6 +18,14 @@ from sb3_softmod.task_observation import append_task, make_space
 def draw_seed() -> int:
     """A seed for envs that a user gives none."""
     return int(np.random.SeedSequence().generate_state(1)[0])
+
+
+def _as_names(names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"task_names must be a list of names, not {names!r}.")
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"task_names holds a name twice: {list(names)}.")
+    return tuple(names)
 
 
 class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -44,10 +53,13 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         width: int | None = None,
         terminate_on_success: bool = False,
     ) -> None:
+        if not isinstance(env, gym.Env):
+            raise ConfigurationError(f"TaskEnv wraps a gymnasium.Env, not {env!r}.")
         super().__init__(env)
         self.task_id = task_id
-        self.task_names = tuple(task_names)
-        if not 0 <= task_id < len(self.task_names):
+        self.task_names = _as_names(task_names)
+        require_integer("task_id", task_id, 0)
+        if not task_id < len(self.task_names):
             raise ConfigurationError(f"task_id {task_id} is not an index of the {len(self.task_names)} task names.")
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
@@ -56,6 +68,8 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
                 "(gymnasium.wrappers.FlattenObservation)."
             )
         self._width = space.shape[0] if width is None else width
+        require_integer("width", self._width, 1)
+        require_flag("terminate_on_success", terminate_on_success)
         if space.shape[0] > self._width:
             raise ConfigurationError(
                 f"The observation of task {self.task_name!r} has {space.shape[0]} entries, more than width={width}."

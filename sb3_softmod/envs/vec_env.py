@@ -11,8 +11,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.envs import worker
-from sb3_softmod.envs.arguments import check_actions, number_of_envs
+from sb3_softmod.envs.arguments import as_actions, check_makers, number_of_envs
 from sb3_softmod.envs.origin import Origin, origin_of
 from sb3_softmod.envs.progress import Journal, check, replays, warn_of_strayed
 from sb3_softmod.envs.rotation import Rotation
@@ -20,7 +21,7 @@ from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
 from sb3_softmod.envs.worker_pool import WorkerPool
 from sb3_softmod.envs.worker_process import StartMethod
 from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.errors import EnvError, SoftModError
 
 #: How many episodes of each task :meth:`MultiTaskVecEnv.episode_table` remembers.
 EPISODES_KEPT = 1000
@@ -58,6 +59,8 @@ class MultiTaskVecEnv(VecEnv):
         restart_failed: bool = False,
         start_method: StartMethod | None = None,
     ) -> None:
+        check_makers(task_makers)
+        require_flag("restart_failed", restart_failed)
         size = number_of_envs(len(task_makers), envs_per_task, n_envs)
         self._rotation = Rotation(len(task_makers), size) if size < len(task_makers) else None
         self._restart_failed = restart_failed
@@ -122,9 +125,8 @@ class MultiTaskVecEnv(VecEnv):
         self._check_open()
         if self._stepping:
             raise SoftModError("step_async was called twice: call step_wait for the results of the first step.")
-        actions, wanted = np.asarray(actions), self._steps["action"]
-        check_actions(actions, wanted.shape, wanted.dtype, self._pool.name)
-        wanted[...] = actions
+        wanted = self._steps["action"]
+        wanted[...] = as_actions(actions, wanted.shape, wanted.dtype, self._pool.name)
         for group, share in zip(self._pool.workers, self._pool.shares, strict=True):
             group.steps["action"] = wanted[share]
             group.send("step")
@@ -189,8 +191,7 @@ class MultiTaskVecEnv(VecEnv):
             (success at any step) and ``success_at_end_rate``, NaN without episodes; a success that no task reports is
             left out
         """
-        if not 1 <= last <= EPISODES_KEPT:
-            raise ConfigurationError(f"last must be from 1 to {EPISODES_KEPT}, not {last}.")
+        require_integer("last", last, 1, EPISODES_KEPT)
         statistics = self._statistics.last(last)
         means = statistics.means()
         return [

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_softmod.checks import require_integer
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
 from sb3_softmod.envs.worker_process import LocalWorker, StartMethod, WorkerDied, WorkerProcess
@@ -41,9 +42,8 @@ class WorkerPool:
         auto_reset: bool,
     ) -> None:
         n_workers = _number_of_cores() if n_workers is None else n_workers
-        if n_workers < 0:
-            raise ConfigurationError(f"n_workers must be at least 0, not {n_workers}.")
-        if start_method not in (None, "forkserver", "spawn"):
+        require_integer("n_workers", n_workers, 0)
+        if start_method is not None and str(start_method) not in ("forkserver", "spawn"):
             raise ConfigurationError(f'start_method must be "forkserver" or "spawn", not {start_method!r}.')
         self._start_method = None if n_workers == 0 else start_method or _default_start_method()
         self._makers = list(makers)

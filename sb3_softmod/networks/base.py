@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError
 
+#: No network is wider or deeper: a slip of the keyboard must not fill the memory.
+_LARGEST = 65_536
+
 
 class MultiTaskNetwork(nn.Module, ABC):
     """A network of a state (or state and action) and a task, E independent copies of it at once.
@@ -72,12 +75,14 @@ class MultiTaskNetwork(nn.Module, ABC):
 
 
 def require_positive(name: str, value: object) -> None:
-    """Refuse a size that is not a positive integer.
+    """Refuse a size that is not a positive integer, or larger than any network is.
 
     :raises ConfigurationError: naming the size and the value
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")
+    if value > _LARGEST:
+        raise ConfigurationError(f"{name} must be at most {_LARGEST:,}, not {value}.")
 
 
 def require_widths(name: str, widths: object, at_least: int = 0) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.checks import require_number
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
 
@@ -55,8 +55,7 @@ class HardRoutingNetwork(MultiTaskNetwork):
         sizes = dict(num_layers=num_layers, num_modules=num_modules, module_dim=module_dim, embedding_dim=embedding_dim)
         for name, value in sizes.items():
             require_positive(name, value)
-        if not controller_scale > 0:
-            raise ConfigurationError(f"controller_scale must be positive, not {controller_scale!r}.")
+        require_number("controller_scale", controller_scale, above=0)
         E = ensemble_size
         self.controller_scale = controller_scale
         self.state_encoder = BatchedMLP((E,), (input_dim, embedding_dim, embedding_dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.checks import require_integer
+from sb3_softmod.errors import ConfigurationError, FileError, NonFiniteError
+from sb3_softmod.files import as_path
 
 if TYPE_CHECKING:
     from sb3_softmod.networks.soft_modular import SoftModularNetwork
@@ -24,17 +27,38 @@ def read(params: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
     """The authors' parameters as float32 tensors.
 
     :param params: names to arrays or tensors, or the path of a ``.pth`` state dict
-    :raises ConfigurationError: if the file holds anything but a mapping of names to arrays
+    :raises ConfigurationError: for anything but a mapping of names to arrays
+    :raises FileError: for a file that cannot be read, or that would run code
+    :raises NonFiniteError: naming the parameter that holds NaN or infinity
     """
     source = "params"
     if isinstance(params, (str, Path)):
         source = str(params)
-        params = th.load(params, map_location="cpu", weights_only=True)
+        params = _load(as_path(params))
     if not isinstance(params, Mapping) or not params:
         raise ConfigurationError(
             f"{source} must map the authors' parameter names to arrays, not {type(params).__name__}."
         )
-    return {name: th.as_tensor(value, dtype=th.float32) for name, value in params.items()}
+    arrays = {}
+    for name, value in params.items():
+        try:
+            arrays[str(name)] = array = th.as_tensor(value, dtype=th.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigurationError(f"{source}: the parameter {name!r} is no array of numbers ({error}).") from error
+        if not array.isfinite().all():
+            raise NonFiniteError(f"{source}: the parameter {name!r} holds NaN or infinity.")
+    return arrays
+
+
+def _load(path: Path) -> Any:
+    """What a file holds, without running code from it."""
+    try:
+        return th.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FileError(f"{path} is broken, or no file of weights that torch.save wrote ({reason}).") from error
 
 
 def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -51,13 +75,18 @@ def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"The parameter '{name}.weight' is missing: not the authors' soft-modular network."
             )
-        out_features, in_features = arrays[f"{name}.weight"].shape
+        weight = arrays[f"{name}.weight"]
+        if weight.dim() != 2:
+            raise ConfigurationError(f"The parameter '{name}.weight' has shape {tuple(weight.shape)}, not two axes.")
+        out_features, in_features = weight.shape
         return out_features, in_features
 
+    input_dim = shape("base.fc0")[1]
     hidden = [shape(f"base.fc{k}")[0] for k in range(count(r"base\.fc\d+\.weight"))]
+    shape("module_1_0")  # without a second layer of modules there is nothing to route
     depth = count(r"gating_fc_\d+\.weight")
     return dict(
-        input_dim=shape("base.fc0")[1],
+        input_dim=input_dim,
         output_dim=shape("last")[0],
         num_tasks=shape("em_base.fc0")[1],
         num_layers=count(r"module_\d+_0\.weight"),
@@ -95,6 +124,7 @@ def export(network: SoftModularNetwork, member: int) -> dict[str, Tensor]:
 
     :raises ConfigurationError: if the network is not of the official variant
     """
+    require_integer("member", member, 0, network.ensemble_size - 1)
     for option, official in _OFFICIAL_OPTIONS.items():
         value = getattr(network.options, option)
         if value != official:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.checks import require_choice, require_flag
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, softmax
@@ -80,13 +81,13 @@ class SoftModularOptions:
         :raises ConfigurationError: for an unknown variant, preset or choice, or a size that is none
         """
         for kind, name, known in (("variant", variant, VARIANTS), ("preset", preset, PRESETS)):
-            if name not in known:
-                raise ConfigurationError(f"Unknown {kind} {name!r}: {nearest(name, known)}")
+            require_choice(kind, name, known)
         options = {**PRESETS[preset], **VARIANTS[variant]}
         options.update({name: value for name, value in given.items() if value is not None})
         for name, choices in _CHOICES.items():
-            if options[name] not in choices:
-                raise ConfigurationError(f"Unknown {name} {options[name]!r}: {nearest(options[name], choices)}")
+            require_choice(name, options[name], choices)
+        for name in ("activate_embedding", "condition_on_obs"):
+            require_flag(name, options[name])
         for name in ("num_layers", "num_modules", "module_dim", "embedding_dim"):
             require_positive(name, options[name])
         if options["num_layers"] < 2:
@@ -96,6 +97,7 @@ class SoftModularOptions:
         depth = options["num_routing_layers"]
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
             raise ConfigurationError(f"num_routing_layers must be 0 or a positive integer, not {depth!r}.")
+        require_positive("num_routing_layers", depth or 1)
         hidden = options.pop("state_hidden", None)
         hidden = (options["embedding_dim"],) if hidden is None else hidden
         hidden = require_widths("state_hidden", hidden)

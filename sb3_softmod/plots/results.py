@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.checks import require_choice
+from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
 from sb3_softmod.runs import Run, differences
 from sb3_softmod.seed_statistics import Aggregate, aggregate
@@ -118,8 +119,7 @@ def check_format(format: str) -> None:
 
     :raises ConfigurationError: with the nearest known
     """
-    if format not in get_args(Format):
-        raise ConfigurationError(f"Unknown format {format!r}: {nearest(format, get_args(Format))}")
+    require_choice("format", format, get_args(Format))
 
 
 def score_cell(entries: Sequence[Entry], format: str) -> str:

@@ -8,6 +8,7 @@ small.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -22,9 +23,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.checks import require_names, require_number
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.files import as_path, read_text
 from sb3_softmod.methods import METHODS, Method
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
@@ -57,11 +60,11 @@ def find_config(name: str | None) -> str:
     :param name: "paper" or "laptop", which ship with the package, a path, or a module; default is :data:`DEFAULT`
     :raises ConfigurationError: if there is none, with the nearest names
     """
-    name = name or DEFAULT
+    name = str(as_path(DEFAULT if name is None else name))
     shipped = _shipped()
     if name in shipped:
         return str(shipped[name])
-    if Path(name).is_file() or _is_module(name):
+    if os.path.isfile(name) or _is_module(name):
         return name
     raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
 
@@ -76,10 +79,12 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
     """
     if not path.endswith((".yml", ".yaml")):
         return {}
+    text = read_text(path)
     try:
-        root = yaml.compose(Path(path).read_text(), yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+        root = yaml.compose(text, yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date in the 13th month
+        raise FileError(f"{path} is no YAML: {error}") from error
     known, known_inside, policies = known_hyperparameters(algorithm), _known_inside(algorithm), _policies()
     check = _Checker(path)
     for env, block in check.entries(root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
@@ -90,7 +95,19 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
         for key, value in check.entries(block, env, known):
             if key in known_inside and isinstance(value, yaml.MappingNode):
                 check.entries(value, key, known_inside[key])
-    return yaml.safe_load(Path(path).read_text())
+    for env in content.keys() - {"policies"}:
+        _check_values(f"{path}: {env}", content[env])
+    return content
+
+
+def _check_values(place: str, block: Mapping[str, Any]) -> None:
+    """Refuse values of what RL Zoo and we read before the algorithm checks its own."""
+    for name in ("n_timesteps", "n_envs"):
+        if name in block:
+            require_number(f"{place}: {name}", block[name], 1)
+    for name in ("env_kwargs", "policy_kwargs"):
+        if block.get(name) is not None and not isinstance(block[name], str):  # which is Python code
+            require_names(f"{place}: {name}", block[name])
 
 
 def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:
@@ -171,6 +188,8 @@ class _Checker:
                 for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     self.entries(merged, of, known)
                 continue
+            if not isinstance(key.value, str):
+                raise ConfigurationError(f"{place}: a key of {of} must be a name.")
             if key.value not in known:
                 raise ConfigurationError(f"{place}: unknown key {key.value!r} of {of}: {nearest(key.value, known)}")
             if key.value in dict(seen):

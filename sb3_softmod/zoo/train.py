@@ -18,8 +18,8 @@ import rl_zoo3.train
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.files import read_json
 from sb3_softmod.methods import METHODS
-from sb3_softmod.run_manifest import read_manifest
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
@@ -114,7 +114,7 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
 
     :raises ConfigurationError: for a folder that is no run, a run that is finished, or options that would change it
     """
-    manifest = read_manifest(run / "run.json")
+    manifest = read_json(run / "run.json")
     if manifest.get("status") == "finished":
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
     if "arguments" not in manifest:
