@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -14,15 +13,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
-from sb3_softmod.checkpoint_callback import CheckpointCallback, load_checkpoint
-from sb3_softmod.checkpoints import Checkpoint
+from sb3_softmod.checkpoint_callback import CheckpointCallback
 from sb3_softmod.checks import require_integer, require_names, require_seed
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
@@ -41,10 +38,8 @@ from sb3_softmod.options import (
     check_policy,
     check_spaces,
 )
-from sb3_softmod.parameters import check_parameters
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
-from sb3_softmod.safe_loading import load_safely
-from sb3_softmod.saved_models import check_buffer, naming, saved_facts, saved_weights, unpickled, writing
+from sb3_softmod.saving_sac import SavingSAC
 from sb3_softmod.task_metrics import TaskMetrics, record
 from sb3_softmod.task_observation import (
     check_finite,
@@ -57,13 +52,10 @@ from sb3_softmod.task_observation import (
 from sb3_softmod.temperatures import initial_temperatures
 from sb3_softmod.training_state import callbacks_of, go_on
 
-#: Attributes that no file holds.
-_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "resumed_from", "_state_to_continue")
-
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(SAC):
+class MultiTaskSAC(SavingSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -186,11 +178,10 @@ class MultiTaskSAC(SAC):
         self.cuda_graphs = cuda_graphs
         self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
-        self._gradient_step: GradientStep | None = None
-        #: The checkpoint that this model was resumed from.
-        self.resumed_from: Checkpoint | None = None
-        self._state_to_continue: dict[str, Any] | None = None  # what logger and callbacks take up when learn() begins
-        self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
+        self._gradient_step = None
+        self.resumed_from = None
+        self._state_to_continue = None
+        self.normalization = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names: list[str] = []
@@ -305,16 +296,6 @@ class MultiTaskSAC(SAC):
                 step.update_targets()
             self._n_updates += 1
 
-    def check_updates(self) -> None:
-        """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
-
-        Logging, saving and the end of ``learn`` do so by themselves.
-
-        :raises NonFiniteError: for what has to end the run, see ``on_nonfinite``
-        """
-        if self._gradient_step is not None:
-            self._gradient_step.finite.check()
-
     def _learner(self) -> GradientStep:
         """The gradient step, made once: compiled networks and recorded graphs belong to it."""
         if self._gradient_step is None:
@@ -423,132 +404,6 @@ class MultiTaskSAC(SAC):
         if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()
-
-    # ------------------------------------------------------- saving and loading
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
-
-    def set_parameters(
-        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """Load parameters and the state of optimizers, all or none; arguments as in SB3. Runs no code from a file.
-
-        :raises ConfigurationError: naming the parameters that do not fit
-        """
-        given = load_path_or_dict
-        if not isinstance(given, dict):
-            given, _ = saved_weights(given, device)
-        own = {name: recursive_getattr(self, name) for name in self._get_torch_save_params()[0]}
-        check_parameters(own, given, exact_match)
-        super().set_parameters(given, exact_match, device)
-        self._gradient_step = None  # the optimizers have the settings of the file
-
-    def save(
-        self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
-    ) -> None:
-        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
-
-        :raises FileError: if it cannot be written; a file that was there then stays as it was
-        :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
-        """
-        self.check_updates()
-        kept = self.normalization
-        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
-            self.normalization = self._vec_normalize_env.statistics()
-        try:
-            with writing(path, "zip") as file:
-                super().save(file, exclude, include)
-        finally:
-            self.normalization = kept
-
-    def save_replay_buffer(self, path: str | Path | Any) -> None:
-        """Save the replay buffer as a pickle; arguments as in SB3.
-
-        :raises FileError: if it cannot be written; a file that was there then stays as it was
-        """
-        with writing(path, "pkl") as file:
-            super().save_replay_buffer(file)
-
-    def load_replay_buffer(self, path: str | Path | Any, truncate_last_traj: bool = True) -> None:
-        """Load a replay buffer. Loading runs code from the file: open only files you trust.
-
-        :param path: the file, or a file object
-        :param truncate_last_traj: of no use here (the place is SB3's)
-        :raises FileError: naming the file, if it is broken or of other tasks or spaces than the model
-        """
-        buffer = unpickled(path, "replay buffer", "pkl")
-        check_buffer(path, buffer, self)
-        buffer.device = self.device
-        self.replay_buffer = buffer
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfMultiTaskSAC],
-        path: str | Path | Any,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        *,
-        safe: bool = False,
-        policy: str | type[SACPolicy] | None = None,
-        **kwargs: Any,
-    ) -> SelfMultiTaskSAC:
-        """Load a saved model; arguments as in SB3. Without ``safe``, loading runs code from the file.
-
-        With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers and
-        plain numbers (:data:`.SAFE_ARGUMENTS`, the ``policy_kwargs`` among them where they are plain); the rest comes
-        from ``env``, ``policy`` and ``kwargs``, which are those of the class.
-
-        :param path: the zip file, or a file object
-        :param env: to go on training; an env, or the name of a Meta-World task or set
-        :param device: where to load to
-        :param safe: for files of others
-        :param policy: with ``safe``: what was trained
-        :raises ConfigurationError: if the env has another number of tasks than the model, or the parameters do not fit
-        :raises FileError: naming the file, if it is missing, broken or no model
-        """
-        check_device("device", device)
-        facts = saved_facts(path)
-        made = as_env(env, kwargs.get("seed"))
-        if made is not None:
-            saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
-            if saved is not None and saved != found:
-                raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
-        if safe:
-            with naming(path, "model"):
-                return load_safely(cls, path, facts, made, policy, device, kwargs)
-        if policy is not None:
-            raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")
-        with naming(path, "model"):
-            model = super().load(path, env=made, device=device, **kwargs)
-        temperatures = model.log_ent_coef if model.ent_coef_optimizer is not None else model.ent_coef_tensor
-        if temperatures is None or temperatures.shape != (model.num_tasks,):
-            raise ConfigurationError(
-                f"The file {path} does not hold one temperature for each of {model.num_tasks} tasks."
-            )
-        return model
-
-    @classmethod
-    def resume(
-        cls: type[SelfMultiTaskSAC],
-        path: str | Path,
-        env: GymEnv | str,
-        device: th.device | str = "auto",
-        **kwargs: Any,
-    ) -> SelfMultiTaskSAC:
-        """Go on from a checkpoint of :class:`.CheckpointCallback` with ``learn()``, exactly as without the break.
-
-        On a CPU with the same number of threads what follows is bit for bit what it would have been; a warning says
-        where it is not. Files of a checkpoint run code when loaded: open only those that you trust.
-
-        :param path: of the run, or of one checkpoint
-        :param env: made with the same arguments as before; or the name of a Meta-World task or set
-        :param device: where to learn
-        :param kwargs: as of :meth:`load`
-        :raises CheckpointError: if there is no checkpoint that can be used, with what is wrong with each
-        :raises ConfigurationError: for envs of other tasks
-        """
-        return load_checkpoint(cls, path, env, device=device, **kwargs)  # type: ignore[return-value]
 
 
 def _checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:

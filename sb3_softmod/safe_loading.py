@@ -14,9 +14,9 @@ from sb3_softmod.errors import ConfigurationError, FileError
 from sb3_softmod.saved_models import is_plain, saved_weights
 
 if TYPE_CHECKING:
-    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.saving_sac import SavingSAC
 
-    Model = TypeVar("Model", bound=MultiTaskSAC)
+    Model = TypeVar("Model", bound=SavingSAC)
 
 #: Arguments that a file gives where it has them in plain text and the caller does not.
 SAFE_ARGUMENTS = (

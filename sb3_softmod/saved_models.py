@@ -26,7 +26,7 @@ from sb3_softmod.errors import EnvError, FileError, SoftModError
 from sb3_softmod.files import as_path, replacing
 
 if TYPE_CHECKING:
-    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.saving_sac import SavingSAC
 
 #: What reading a broken file may raise: whatever the constructors of the objects in it do.
 _BROKEN = (
@@ -132,7 +132,7 @@ def unpickled(path: str | Path | Any, what: str, suffix: str) -> Any:
         return pickle.load(file)
 
 
-def check_buffer(path: Any, buffer: Any, model: MultiTaskSAC) -> None:
+def check_buffer(path: Any, buffer: Any, model: SavingSAC) -> None:
     """Refuse a replay buffer that a model cannot learn from.
 
     :param path: of its file
