@@ -52,6 +52,13 @@ def at(function: Callable[[Any], Any], name: Any) -> Callable[[Path], Any]:
     return lambda folder: function(folder / name if isinstance(name, str) else name)
 
 
+def of_file(family: str, text: str, name: str, content: bytes, run: Callable[[Path], Any]) -> BadInput:
+    """A file of that name and content; the error must name it."""
+    return BadInput(
+        family, text, lambda folder: run(folder / name), name, lambda folder: (folder / name).write_bytes(content)
+    )
+
+
 def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     """All bad inputs.
 
@@ -59,9 +66,10 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     """
     import bad_arguments
     import bad_files
+    import bad_run_folders
 
     found: dict[str, list[BadInput]] = {}
-    for case in (*bad_arguments.every(), *bad_files.every(rng)):
+    for case in (*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
         found.setdefault(case.family, []).append(case)
     return found
 

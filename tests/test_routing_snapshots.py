@@ -131,7 +131,7 @@ def test_models_that_cannot_be_watched_are_refused(tmp_path: Path) -> None:
     options = dict(features_extractor_class=SoftModularExtractor, features_extractor_kwargs=dict(num_tasks=2))
     with pytest.raises(ConfigurationError, match="from a replay buffer, and PPO has none"):
         PPO("MlpPolicy", env, policy_kwargs=options).learn(10, callback=RoutingSnapshotCallback(tmp_path / "a.npz"))
-    with pytest.raises(ConfigurationError, match="every must be at least 1 environment step, not 0"):
+    with pytest.raises(ConfigurationError, match="every must be at least 1, not 0"):
         RoutingSnapshotCallback(tmp_path / "a.npz", every=0)
 
 

@@ -284,7 +284,7 @@ def make_task_makers(
     require_choice("goals", goals, get_args(Goals))
     require_choice("reward_version", reward_version, ("v1", "v2"))
     if render_mode is not None:
-        require_choice("render_mode", render_mode, get_args(RenderMode))
+        require_choice("render_mode", render_mode, SawyerXYZEnv.metadata["render_modes"])
     require_integer("max_episode_steps", max_episode_steps, 1, MAX_HORIZON)
     check_copies(copies)
     require_flag("terminate_on_success", terminate_on_success)
