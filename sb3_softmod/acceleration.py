@@ -15,6 +15,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
+from sb3_softmod.buffers import nbytes_of
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks import SingleTaskNetwork
 from sb3_softmod.policies import MultiTaskSACPolicy
@@ -44,12 +45,14 @@ class Acceleration:
     :param precision: of the matrix products; parameters, losses, log-probabilities and optimizers are always float32
     :param compile: whether torch.compile compiles the networks
     :param cuda_graphs: whether gradient steps are recorded once and then replayed
+    :param storage: where the replay buffer is
     """
 
     device: th.device
     precision: Precision
     compile: bool
     cuda_graphs: bool
+    storage: th.device
 
     def evaluation(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that evaluates a network, as the learner calls it.
@@ -118,7 +121,7 @@ class Acceleration:
         switch = ("off", "on")
         return (
             f"Learner on {self.device}: precision {self.precision}, compile {switch[self.compile]}, "
-            f"CUDA graphs {switch[self.cuda_graphs]}."
+            f"CUDA graphs {switch[self.cuda_graphs]}, replay buffer on {self.storage}."
             + " The first gradient step compiles the networks, which takes minutes."
             * self.compile
         )
@@ -163,7 +166,20 @@ def decide(model: MultiTaskSAC) -> Acceleration:
     if model.cuda_graphs is True and obstacle:
         raise ConfigurationError(f"cuda_graphs=True {obstacle}: leave it at 'auto' or False.")
     cuda_graphs = model.cuda_graphs is not False and obstacle is None
-    return Acceleration(device, precision, model.compile, cuda_graphs)
+    storage = getattr(model.replay_buffer, "storage_device", th.device("cpu"))
+    return Acceleration(device, precision, model.compile, cuda_graphs, storage)
+
+
+def decide_storage(model: MultiTaskSAC) -> th.device:
+    """Where the transitions of a model are kept, of which SB3 knows the spaces by now."""
+    if model.buffer_device != "auto":
+        return th.device(model.buffer_device)
+    cpu = th.device("cpu")
+    if model.device.type != "cuda":
+        return cpu
+    free, _ = th.cuda.mem_get_info(model.device)
+    needed = nbytes_of(model.buffer_size, model.observation_space, model.action_space, model.num_tasks)
+    return model.device if 4 * needed <= free else cpu
 
 
 def _obstacle_to_graphs(model: MultiTaskSAC) -> str | None:

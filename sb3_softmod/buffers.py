@@ -408,6 +408,12 @@ def _send(tensor: Tensor, device: th.device) -> Tensor:
     return (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)
 
 
+def nbytes_of(buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, num_tasks: int) -> int:
+    """The bytes of the rows of a full :class:`MultiTaskReplayBuffer`."""
+    state_dim, action_dim = observation_space.shape[0] - num_tasks, action_space.shape[0]  # type: ignore[index]
+    return 4 * buffer_size * (state_dim + action_dim + 2)  # with the reward and the index of the next state
+
+
 def check_batch_size(batch_size: int, num_tasks: int) -> None:
     """Refuse a batch that cannot hold the same number of samples of each task.
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.acceleration import Precision, decide
+from sb3_softmod.acceleration import Precision, decide, decide_storage
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
 from sb3_softmod.checkpoint_callback import CheckpointCallback
 from sb3_softmod.checks import require_integer, require_names, require_seed
@@ -83,7 +83,8 @@ class MultiTaskSAC(SavingSAC):
         networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"
     :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two
     :param cuda_graphs: record the gradient step once and replay it; "auto": on a GPU, where the method allows it
-    :param buffer_device: where the replay buffer keeps its transitions
+    :param buffer_device: where the replay buffer keeps its transitions; "auto": where the model learns, if they take at
+        most a quarter of the memory that is free there, else on the CPU
     :raises ConfigurationError: before any training, for what cannot work
     """
 
@@ -116,7 +117,7 @@ class MultiTaskSAC(SavingSAC):
         precision: Precision = "auto",
         compile: bool = False,
         cuda_graphs: bool | Literal["auto"] = "auto",
-        buffer_device: th.device | str = "cpu",
+        buffer_device: th.device | str = "auto",
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -203,9 +204,8 @@ class MultiTaskSAC(SavingSAC):
             self.replay_buffer_class = MultiTaskReplayBuffer
         if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
             check_batch_size(self.batch_size, M)
-            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "num_tasks": M}
-            if str(self.buffer_device) != "cpu":
-                self.replay_buffer_kwargs["storage_device"] = self.buffer_device
+            here = dict(num_tasks=M, storage_device=decide_storage(self))
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **here}
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
         if self.episode_statistics is None:

@@ -188,6 +188,8 @@ def _check_gradient_surgery(model: MultiTaskSAC) -> None:
 
 
 def _check_buffer_device(model: MultiTaskSAC) -> None:
+    if model.buffer_device == "auto":
+        return
     check_device("buffer_device", model.buffer_device)
     buffer_class = model.replay_buffer_class or MultiTaskReplayBuffer
     if not str(model.buffer_device).startswith("cpu") and not issubclass(buffer_class, MultiTaskReplayBuffer):

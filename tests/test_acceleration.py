@@ -15,8 +15,9 @@ from point_mass import make_point_mass_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC
-from sb3_softmod.acceleration import Acceleration
+from sb3_softmod import ConfigurationError, MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC
+from sb3_softmod.acceleration import Acceleration, decide_storage
+from sb3_softmod.buffers import nbytes_of
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import _SquashedGaussian
 
@@ -147,7 +148,8 @@ def test_routing_probabilities_are_float32_under_autocast() -> None:
 
 
 def test_tf32_is_set_for_the_learner_alone() -> None:
-    acceleration = Acceleration(th.device("cuda"), "tf32", compile=False, cuda_graphs=False)
+    gpu = th.device("cuda")
+    acceleration = Acceleration(gpu, "tf32", compile=False, cuda_graphs=False, storage=gpu)
     before = th.get_float32_matmul_precision()
     with acceleration.products():
         assert th.get_float32_matmul_precision() == "high"
@@ -211,7 +213,26 @@ def test_what_was_decided_is_printed_once(capsys: pytest.CaptureFixture[str]) ->
     model = make_model(verbose=1)
     model.learn(12 * M, log_interval=None)
     model.learn(2 * M, log_interval=None)
-    assert capsys.readouterr().out.count("Learner on cpu: precision fp32, compile off, CUDA graphs off.") == 1
+    line = "Learner on cpu: precision fp32, compile off, CUDA graphs off, replay buffer on cpu."
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(4, "cuda"), (3.99, "cpu")])
+def test_the_buffer_is_on_the_gpu_where_there_is_room(
+    free: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told without a GPU: by what the GPU would say of its memory."""
+    model = make_model()
+    model.device = th.device("cuda")
+    buffer = model.replay_buffer
+    assert isinstance(buffer, MultiTaskReplayBuffer)
+    rows = nbytes_of(buffer.buffer_size, model.observation_space, model.action_space, M)
+    buffer.reset()
+    assert 0 <= buffer.nbytes - rows <= 8 * M  # and the number of transitions of each task
+    monkeypatch.setattr(th.cuda, "mem_get_info", lambda device: (free * rows, 100 * rows))
+    assert decide_storage(model).type == chosen
+    model.buffer_device = "cpu"
+    assert decide_storage(model).type == "cpu"
 
 
 @pytest.mark.parametrize(
