@@ -2,8 +2,9 @@
 
     python benchmarks/end_to_end.py [--cases MT10-250 MT10-1280 ...] [--rounds 4] [--device cpu|cuda] [--threads 1]
 
-A case is a task set, a batch size and, with "-small", the laptop's network instead of the authors' shallow one. One
-gradient step for each step of all envs. In each round every contender runs for some seconds, in turn:
+A case is a task set, a batch size and, with "-small", the laptop's network on one thread of torch, as the laptop's
+settings have it, instead of the authors' shallow one on all. One gradient step for each step of all envs. In each round
+every contender runs for some seconds, in turn:
 
 - "envs alone": our vector env with random actions; "learner alone": gradient steps on a filled buffer;
 - "learn": one after the other; "learn, overlap": the learner works while the envs step. "of the slower part" is the
@@ -119,6 +120,7 @@ def contenders(case: str, device: str) -> tuple[dict[str, Contender], list[VecEn
 
 def compare(case: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Prints the table of one case and returns its rows."""
+    th.set_num_threads(1 if case.endswith("small") else args.threads)
     parts, envs = contenders(case, args.device)
     rates: dict[str, list[float]] = {name: [] for name in parts}
     for round_ in range(args.rounds + 1):
@@ -146,14 +148,12 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=2, help="of a contender in a round, at least")
-    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
+    parser.add_argument("--threads", type=int, default=th.get_num_threads(), help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if args.threads:
-        th.set_num_threads(args.threads)
 
-    machine = f"{len(os.sched_getaffinity(0))} cores, {th.get_num_threads()} threads of torch, {args.device}"
+    machine = f"{len(os.sched_getaffinity(0))} cores, {args.threads} threads of torch, {args.device}"
     print(f"{args.rounds} rounds of {args.seconds} s, {machine}")
     rows = [row for case in args.cases for row in compare(case, args)]
     args.out.parent.mkdir(exist_ok=True)
