@@ -22,8 +22,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.acceleration import Precision, decide
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
-from sb3_softmod.checkpoint_callback import CheckpointCallback, load_checkpoint
-from sb3_softmod.checkpoints import Checkpoint
+from sb3_softmod.checkpoint_callback import CheckpointCallback, Written, load_checkpoint
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
@@ -45,10 +44,10 @@ from sb3_softmod.task_observation import (
     task_ids,
 )
 from sb3_softmod.temperatures import initial_temperatures
-from sb3_softmod.training_state import callbacks_of, go_on
+from sb3_softmod.training_state import callbacks_of, go_on, settings_of
 
 #: Attributes that no file holds.
-_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "_resumed_from", "_state_to_continue")
+_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "_checkpoints", "_state_to_continue", "_settings")
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
@@ -165,8 +164,9 @@ class MultiTaskSAC(SAC):
         self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
         self._gradient_step: GradientStep | None = None
-        self._resumed_from: Checkpoint | None = None
+        self._checkpoints: dict[Path, Written] = {}  # the last one in each folder, of this training
         self._state_to_continue: dict[str, Any] | None = None  # what logger and callbacks take up when learn() begins
+        self._settings: dict[BaseCallback, dict[str, Any]] = {}  # of the callbacks, which no checkpoint overrides
         self.normalization: dict[str, Any] | None = None  # of a MultiTaskVecNormalize, while saved
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
@@ -297,7 +297,7 @@ class MultiTaskSAC(SAC):
         :param tb_log_name: default is the name of the class
         """
         if total_timesteps is None:
-            if self._resumed_from is None:
+            if not self._checkpoints:
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
             total_timesteps, reset_num_timesteps = max(self._total_timesteps - self.num_timesteps, 0), False
         try:
@@ -335,6 +335,7 @@ class MultiTaskSAC(SAC):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         noise = deepcopy(self.action_noise)
         out = super()._setup_learn(*args, **kwargs)
+        self._settings = {each: settings_of(each) for each in callbacks_of(out[1])}
         if self._state_to_continue is not None and self.num_timesteps > 0:
             self.action_noise = noise  # SB3 begins it anew
             go_on(self, out[1], self._state_to_continue)
