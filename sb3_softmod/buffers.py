@@ -318,9 +318,9 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     def head(self) -> dict[str, np.ndarray]:
         """What changes in place, and so belongs to this moment alone; with the segments so far, for :meth:`restore`."""
         latest = {f"latest_{name}": array for name, array in self._latest._asdict().items()}
-        ends = {name: getattr(self, f"_{name}") for name in ("end_tasks", "end_numbers", "free_ends")}
+        ends = {name: getattr(self, f"_{name}").copy() for name in ("end_tasks", "end_numbers", "free_ends")}
         shape = np.array([self.num_tasks, self.capacity_per_task, *self._rows.shape[1:]])
-        return {"shape": shape, "ends": self._ends.cpu().numpy(), **ends, **latest}
+        return {"shape": shape, "ends": self._ends.cpu().numpy().copy(), **ends, **latest}
 
     def restore(self, segments: Iterable[Mapping[str, np.ndarray]], head: Mapping[str, np.ndarray]) -> None:
         """Take over the transitions of another buffer.
@@ -342,7 +342,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             self._next[rows] = self._to_storage(segment["next"])
             self._next[self._to_storage(segment["open_rows"])] = self._to_storage(segment["open_next"])
             self.added_per_task = segment["added_per_task"].copy()
-        self._ends = self._to_storage(head["ends"])
+        self._ends = self._to_storage(head["ends"].copy())
         self._end_tasks, self._end_numbers = head["end_tasks"].copy(), head["end_numbers"].copy()
         self._free_ends = head["free_ends"].copy()
         self._latest = _Latest(*(head[f"latest_{name}"].copy() for name in _Latest._fields))

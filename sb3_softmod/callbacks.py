@@ -20,10 +20,7 @@ from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
 from sb3_softmod.files import as_path, make_folder
 from sb3_softmod.progress_file import keep_rows
 from sb3_softmod.task_observation import num_tasks_of
-from sb3_softmod.training_state import plain_attributes
-
-#: What a resumed training may set otherwise than before.
-_SETTINGS = ("n_eval_episodes", "eval_freq", "log_path", "best_model_save_path", "deterministic", "verbose")
+from sb3_softmod.training_state import plain_attributes, settings_of
 
 
 class MultiTaskEvalCallback(EvalCallback):
@@ -103,8 +100,7 @@ class MultiTaskEvalCallback(EvalCallback):
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         """Go on from there; results of later steps are taken out of ``evaluations.npz`` and ``evaluations.csv``."""
-        kept = {name: getattr(self, name) for name in _SETTINGS}
-        vars(self).update({**progress["attributes"], **kept})
+        vars(self).update({**progress["attributes"], **settings_of(self)})
         if progress["envs"] is not None:
             set_progress_of(self.eval_env, progress["envs"])
         if self.log_path is not None:

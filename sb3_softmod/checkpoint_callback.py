@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
 import signal
@@ -10,12 +12,11 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 
 from sb3_softmod.buffers import Mark, MultiTaskReplayBuffer
 from sb3_softmod.checkpoints import FOLDER, Checkpoint, CheckpointFolder, Writer, find
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 _MODEL, _STATE, _BUFFER, _OTHER_BUFFER = "model.zip", "state.pkl", "buffer.npz", "replay_buffer.pkl"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Written(NamedTuple):
+    """A checkpoint that a training wrote or began from."""
+
+    checkpoint: Checkpoint
+    mark: Mark | None  # what its segments of the replay buffer hold; None for a buffer of SB3
 
 
 class CheckpointCallback(BaseCallback):
@@ -68,8 +76,6 @@ class CheckpointCallback(BaseCallback):
         #: The name of the signal that ended the training, None if none did.
         self.ended_by: str | None = None
         self._folder: CheckpointFolder | None = None
-        self._newest: Checkpoint | None = None
-        self._mark: Mark | None = None  # what the segments of the newest one hold
         self._calls_at_newest = 0
         self._seconds_before = 0.0
         self._handlers: dict[int, Any] = {}
@@ -93,26 +99,33 @@ class CheckpointCallback(BaseCallback):
                 f"CheckpointCallback is for SoftModSAC and MultiTaskSAC, not {type(self.model).__name__}: SB3's own "
                 "saves such models."
             )
-        folder = self.path / FOLDER
-        self._folder = CheckpointFolder(folder, self.keep_last)
         self.ended_by = None
         self._start = time.monotonic()
-        resumed = self.model.resumed_from
-        if resumed is not None and resumed.folder.parent.resolve() == folder.resolve():
-            self._newest, self._mark = resumed, _mark_of(self.model)
-        last = -1 if self._newest is None else self._newest.step
+        folder = (self.path / FOLDER).resolve()  # whatever folder the process changes to
+        self._folder = CheckpointFolder(folder, self.keep_last)
+        newest = self._newest()
+        if newest is not None and not newest.checkpoint.folder.is_dir():  # somebody deleted it
+            del self.model._checkpoints[folder]
+            newest = None
+        last = -1 if newest is None else newest.checkpoint.step
         if last > self.model.num_timesteps or (last < 0 and any(folder.glob("[0-9]*"))):
             raise CheckpointError(
-                f"{folder} holds the checkpoints of another training: go on with it (SoftModSAC.resume), choose "
-                "another path, or remove the folder."
+                f"{folder} holds the checkpoints of another training: go on with it "
+                f"({type(self.model).__name__}.resume), choose another path, or remove the folder."
             )
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and background shells have it
-                    self._handlers[number] = signal.signal(number, self._note)
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):  # as nohup has it; not one of Python's
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        if self.ended_by and self.model.num_timesteps >= self.model._total_timesteps:
+            self.between_steps(self.locals["callback"])  # a signal in the last step, after which nobody asks any more
 
     def between_steps(self, callback: BaseCallback) -> bool:
         """Write a checkpoint if it is time to; nothing of the training may be under way.
@@ -133,6 +146,7 @@ class CheckpointCallback(BaseCallback):
             signal.signal(number, handler)
         self._handlers = {}
         if self._folder is not None:
+            self._seconds_before = self._seconds()
             self._folder.close()
             self._folder = None
 
@@ -141,40 +155,46 @@ class CheckpointCallback(BaseCallback):
     def _write(self, callback: BaseCallback) -> None:
         assert self._folder is not None
         model: MultiTaskSAC = self.model  # type: ignore[assignment]
-        if self._newest is not None and self._newest.step == model.num_timesteps:
+        newest = self._newest()
+        if newest is not None and newest.checkpoint.step == model.num_timesteps:
             return
         self._calls_at_newest = self.n_calls
         buffer = model.replay_buffer
-        files: dict[str, Writer] = {_MODEL: model.save}
+        files: dict[str, Writer] = {_MODEL: partial(_save, model)}
         state = training_state(model, callback)
         files[_STATE] = partial(_dump, state)
         segments: dict[str, dict[str, Any]] = {}
         segment, counts = None, None
         if isinstance(buffer, MultiTaskReplayBuffer):
-            added = buffer.segment(self._mark) if self._mark is not None else None
+            added = buffer.segment(newest.mark) if newest is not None and newest.mark is not None else None
             if added is None:  # the first one, or the buffer was emptied or replaced
                 added = buffer.segment()
-            elif self._newest is not None:
-                segments = _needed(self._newest.segments, buffer)
+            elif newest is not None:
+                segments = _needed(newest.checkpoint.segments, buffer)
             segment, counts = _arrays(added), {"last": buffer.added_per_task.tolist()}
             files[_BUFFER] = _arrays(buffer.head())
         else:
-            files[_OTHER_BUFFER] = partial(save_to_pkl, obj=buffer)
+            files[_OTHER_BUFFER] = partial(_pickle, buffer)
         start = time.monotonic()
         try:
             facts = {"seconds": round(self._seconds(), 1)}
-            self._newest = self._folder.write(model.num_timesteps, files, facts, segments, segment, counts)
+            written = self._folder.write(model.num_timesteps, files, facts, segments, segment, counts)
         except OSError as error:
-            last = "there is none yet" if self._newest is None else f"the last one is of step {self._newest.step:,}"
+            last = "there is none yet" if newest is None else f"the last one is of step {newest.checkpoint.step:,}"
             warnings.warn(
-                f"The checkpoint at step {model.num_timesteps:,} could not be written: {error}. The training goes on; "
-                f"{last}.",
+                f"The checkpoint at step {model.num_timesteps:,} could not be written: {error}. The training "
+                f"{'ends' if self.ended_by else 'goes on'}; {last}.",
                 stacklevel=2,
             )
             return
-        self._mark = _mark_of(model)
+        model._checkpoints[self._folder.path] = Written(written, _mark_of(model))
         if self.verbose >= 1:
-            print(f"Checkpoint {self._newest.folder} ({time.monotonic() - start:.1f} s)")
+            print(f"Checkpoint {written.folder} ({time.monotonic() - start:.1f} s)")
+
+    def _newest(self) -> Written | None:
+        """The last checkpoint in this folder, if it is of this training."""
+        assert self._folder is not None
+        return self.model._checkpoints.get(self._folder.path)  # type: ignore[attr-defined]
 
     def _seconds(self) -> float:
         """Of training, those before a break included."""
@@ -185,16 +205,19 @@ class CheckpointCallback(BaseCallback):
     def _note(self, number: int, _frame: Any) -> None:
         self.ended_by = signal.Signals(number).name
         signal.signal(number, self._handlers[number])  # a second one does what it would have done
-        # Not print: the signal may have come in the middle of one.
-        os.write(
-            2, f"\n{self.ended_by}: a checkpoint after this step, then the end. Once more ends at once.\n".encode()
-        )
+        text = f"\n{self.ended_by}: a checkpoint after this step, then the end. Once more ends at once.\n"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, text.encode())  # not print: the signal may have come in the middle of one
 
     def _say_how_to_resume(self) -> None:
-        if self._newest is None or self._newest.step != self.model.num_timesteps:
-            return  # it could not be written, which was said
-        how = self.how_to_resume or f"{type(self.model).__name__}.resume({str(self.path)!r}, env=...).learn()"
-        print(f"Ended by {self.ended_by} at step {self._newest.step:,}. To go on: {how}")
+        newest, step = self._newest(), self.model.num_timesteps
+        if newest is None:  # none could be written, which was said
+            return
+        how = self.how_to_resume or (
+            f"{type(self.model).__name__}.resume({str(self.path)!r}, env=...).learn(callback=...)"
+        )
+        at = "" if newest.checkpoint.step == step else f" from step {newest.checkpoint.step:,}"
+        print(f"Ended by {self.ended_by} at step {step:,}. To go on{at}: {how}", flush=True)
 
 
 def load_checkpoint(cls: type[MultiTaskSAC], path: str | Path, env: Any, **kwargs: Any) -> MultiTaskSAC:
@@ -213,13 +236,14 @@ def load_checkpoint(cls: type[MultiTaskSAC], path: str | Path, env: Any, **kwarg
     if isinstance(buffer, MultiTaskReplayBuffer):
         buffer.restore(map(_load_arrays, checkpoint.segment_files()), _load_arrays(checkpoint.file(_BUFFER)))
     else:
-        model.replay_buffer = load_from_pkl(checkpoint.file(_OTHER_BUFFER))
+        model.load_replay_buffer(checkpoint.file(_OTHER_BUFFER), truncate_last_traj=False)
     try:
         state = pickle.loads(checkpoint.file(_STATE).read_bytes())
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.file(_STATE)} needs code that is not there: {error}.") from error
     restore(model, state)
     model.resumed_from, model._state_to_continue = checkpoint, state
+    model._checkpoints = {checkpoint.folder.parent.resolve(): Written(checkpoint, _mark_of(model))}
     return model
 
 
@@ -235,6 +259,17 @@ def _needed(segments: dict[str, dict[str, Any]], buffer: MultiTaskReplayBuffer) 
 
 def _dump(state: dict[str, Any], path: Path) -> None:
     path.write_bytes(cloudpickle.dumps(state))
+
+
+def _save(model: MultiTaskSAC, path: Path) -> None:
+    content = io.BytesIO()
+    model.save(content)  # straight into a file, torch and zipfile would hide that the disk is full
+    path.write_bytes(content.getbuffer())
+
+
+def _pickle(buffer: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        pickle.dump(buffer, file, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _arrays(arrays: Any) -> Writer:

@@ -5,7 +5,7 @@
     checkpoints/
         segments/000000040000.npz    what the replay buffer got since the checkpoint before; written once
         000000040000/                the checkpoint at environment step 40,000
-            manifest.json            format, versions, size and SHA-256 of each file, the segments in their order
+            manifest.json            format, version, size and SHA-256 of each file, the segments in their order
             model.zip, state.pkl, buffer.npz
 
 Nothing here knows what is in the files.
@@ -22,8 +22,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from sb3_softmod import __version__
 from sb3_softmod.errors import CheckpointError
 
 #: Of the files of a checkpoint; one more whenever older code could not read them rightly.
@@ -93,23 +94,22 @@ class CheckpointFolder:
     def __init__(self, path: Path, keep_last: int) -> None:
         self.path = path
         self._keep_last = keep_last
-        try:
-            (path / _SEGMENTS).mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a")
-        except OSError as error:
-            raise CheckpointError(f"Checkpoints cannot be written to {path}: {error.strerror}.") from error
-        with contextlib.suppress(ImportError):  # Windows has no such lock
-            import fcntl
-
+        with contextlib.ExitStack() as undo:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+                (path / _SEGMENTS).mkdir(parents=True, exist_ok=True)
+                self._lock = undo.enter_context((path / ".lock").open("a"))
+                if not _take(self._lock):
+                    raise CheckpointError(
+                        f"Another process, or another CheckpointCallback, writes checkpoints to {path}: wait for its "
+                        "end, or choose another folder."
+                    )
+                for leftover in [*path.glob(f"{_PARTIAL}*"), *(path / _SEGMENTS).glob(f"{_PARTIAL}*")]:
+                    _remove(leftover)
+                _sync(path)
+                _sync(path.parent)
             except OSError as error:
-                self._lock.close()
-                raise CheckpointError(
-                    f"Another process writes checkpoints to {path}: wait for its end, or choose another folder."
-                ) from error
-        for leftover in [*path.glob(f"{_PARTIAL}*"), *(path / _SEGMENTS).glob(f"{_PARTIAL}*")]:
-            _remove(leftover)
+                raise CheckpointError(f"Checkpoints cannot be written to {path}: {error.strerror}.") from error
+            undo.pop_all()  # from now on the lock stays open
 
     def close(self) -> None:
         """Let another process write here."""
@@ -135,55 +135,56 @@ class CheckpointFolder:
         :raises OSError: if it could not be written; all others are then as they were
         """
         name = f"{step:012d}"
-        new, final = self.path / f"{_PARTIAL}{name}", self.path / name
+        new, final, added = self.path / f"{_PARTIAL}{name}", self.path / name, self._free_segment(name)
         entries: dict[str, Any] = {name: dict(entry) for name, entry in segments.items()}
         try:
             if segment is not None:
-                # By number too: a step may be reached again from a checkpoint before.
-                segment_name = self._free_segment(name)
-                path = self.path / _SEGMENTS / segment_name
-                partial = path.with_name(_PARTIAL + segment_name)
+                partial = added.with_name(_PARTIAL + added.name)
                 segment(partial)
-                entries[segment_name] = {**_entry(partial, sync=True), **(segment_facts or {})}
-                partial.replace(path)
+                entries[added.name] = {**_written(partial), **(segment_facts or {})}
+                partial.replace(added)
             new.mkdir()
             for file, write in files.items():
                 write(new / file)
-            written = {file: _entry(new / file, sync=True) for file in files}
-            content = {"format": FORMAT, "step": step, "files": written, "segments": entries, "facts": dict(facts)}
-            (new / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+            written = {file: _written(new / file) for file in files}
+            content = {"format": FORMAT, "version": __version__, "step": step, "files": written, "segments": entries}
+            content["facts"] = dict(facts)
+            (new / _MANIFEST).write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n")
             for path in (new / _MANIFEST, new, self.path / _SEGMENTS):
                 _sync(path)
             if final.exists():
                 _remove(final)
             new.replace(final)
-            _sync(self.path)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             for leftover in (self.path / _SEGMENTS).glob(f"{_PARTIAL}*"):
                 leftover.unlink(missing_ok=True)
+            if not final.exists():  # an interruption may come just after it is complete
+                added.unlink(missing_ok=True)  # or a full disk would get fuller with each attempt
             raise
-        self._prune(step)
+        _sync(self.path)
+        with contextlib.suppress(OSError):  # the next one tries again
+            self._prune(step)
         return Checkpoint(final, step, written, entries, dict(facts))
 
-    def _free_segment(self, name: str) -> str:
+    def _free_segment(self, name: str) -> Path:
+        """By number too: a step may be reached again from a checkpoint before."""
         number = 0
-        while (self.path / _SEGMENTS / f"{name}-{number}.npz").exists():
+        while (path := self.path / _SEGMENTS / f"{name}-{number}.npz").exists():
             number += 1
-        return f"{name}-{number}.npz"
+        return path
 
     def _prune(self, step: int) -> None:
         """Delete what no checkpoint needs that one would go on from."""
-        steps = sorted(_steps(self.path))
-        kept = [s for s in steps if s <= step][-self._keep_last :]
-        needed: set[str] = set()
-        for each in steps:
+        kept: list[Checkpoint] = []
+        for each in sorted(_steps(self.path), reverse=True):
             folder = self.path / f"{each:012d}"
-            if each not in kept:
-                _remove(folder)
-                continue
-            with contextlib.suppress(CheckpointError):
-                needed |= read(folder).segments.keys()
+            with contextlib.suppress(CheckpointError):  # one that cannot be read is none of those to keep
+                if each <= step and len(kept) < self._keep_last:
+                    kept.append(read(folder))
+                    continue
+            _remove(folder)
+        needed = {name for checkpoint in kept for name in checkpoint.segments}
         for path in (self.path / _SEGMENTS).iterdir():
             if path.name not in needed:
                 path.unlink()
@@ -212,7 +213,7 @@ def find(path: str | Path) -> Checkpoint:
         if wrong:
             warnings.warn(
                 f"Going on from the checkpoint at step {step:,}, because newer ones cannot be used; " + " ".join(wrong),
-                stacklevel=3,
+                stacklevel=4,
             )
         return checkpoint
     if wrong:
@@ -232,12 +233,14 @@ def read(folder: Path) -> Checkpoint:
         if found != FORMAT:
             raise CheckpointError(
                 f"{path} is of format {found}, which is {'newer' if found > FORMAT else 'older'} than the format "
-                f"{FORMAT} that this version reads: use the version of sb3-softmod that wrote it."
+                f"{FORMAT} that this version reads: use sb3-softmod {content.get('version', '')}, which wrote it."
             )
+        if content.pop("sha256") != _seal(content):
+            raise CheckpointError(f"{path} is corrupted: its checksum is not that of when it was written.")
         return Checkpoint(folder, content["step"], content["files"], content["segments"], content["facts"])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupted: {error!r}.") from error
 
 
@@ -246,21 +249,45 @@ def _steps(folder: Path) -> Iterator[int]:
         yield from (int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
 
 
-def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
+def _entry(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-        if sync:
-            os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """The entry of a file that was just written, once it is on the disk."""
+    _sync(path)
+    return _entry(path)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _take(file: IO[str]) -> bool:
+    """Lock a file, until it is closed or the process ends, however it ends; whether nobody else has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:
     """Bring a file, or the names in a folder, onto the disk."""
-    if os.name == "nt" and path.is_dir():
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows syncs only what it may write
     try:
         os.fsync(descriptor)
     finally:
@@ -272,6 +299,7 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         partial = path if path.name.startswith(_PARTIAL) else path.with_name(f"{_PARTIAL}old-{path.name}")
         if partial != path:
+            shutil.rmtree(partial, ignore_errors=True)
             path.replace(partial)
         shutil.rmtree(partial, ignore_errors=True)
     else:

@@ -50,7 +50,7 @@ from sb3_softmod.task_observation import (
     task_ids,
 )
 from sb3_softmod.temperatures import initial_temperatures
-from sb3_softmod.training_state import callbacks_of, go_on
+from sb3_softmod.training_state import callbacks_of, go_on, settings_of
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
@@ -181,7 +181,9 @@ class MultiTaskSAC(SavingSAC):
         self._postponed: tuple[int, int] | None = None
         self._gradient_step = None
         self.resumed_from = None
+        self._checkpoints = {}
         self._state_to_continue = None
+        self._settings = {}
         self.normalization = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
@@ -369,6 +371,7 @@ class MultiTaskSAC(SavingSAC):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         noise = deepcopy(self.action_noise)
         out = super()._setup_learn(*args, **kwargs)
+        self._settings = {each: settings_of(each) for each in callbacks_of(out[1])}
         if self._state_to_continue is not None and self.num_timesteps > 0:
             self.action_noise = noise  # SB3 begins it anew
             go_on(self, out[1], self._state_to_continue)

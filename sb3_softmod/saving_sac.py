@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.checkpoint_callback import load_checkpoint
+from sb3_softmod.checkpoint_callback import Written, load_checkpoint
 from sb3_softmod.checkpoints import Checkpoint
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
 SelfSavingSAC = TypeVar("SelfSavingSAC", bound="SavingSAC")
 
 #: Attributes that no file holds.
-_OF_THIS_PROCESS = ("_metrics", "_postponed", "_gradient_step", "resumed_from", "_state_to_continue")
+_OF_THIS_PROCESS = (
+    "_metrics",
+    "_postponed",
+    "_gradient_step",
+    "resumed_from",
+    "_checkpoints",
+    "_state_to_continue",
+    "_settings",
+)
 
 
 class SavingSAC(SAC):
@@ -40,6 +49,8 @@ class SavingSAC(SAC):
     _gradient_step: GradientStep | None
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
+    _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
+    _settings: dict[BaseCallback, dict[str, Any]]  # of the callbacks, which no checkpoint overrides
     _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
 
     def check_updates(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +44,9 @@ def training_state(model: MultiTaskSAC, callback: BaseCallback) -> dict[str, Any
         "postponed": model._postponed,
         "metrics": model._metrics.progress(),
         "logger": {name: dict(getattr(model.logger, name)) for name in names},
-        "callbacks": [(type(each).__name__, _progress(each)) for each in _with_state(callback)],
+        "callbacks": [
+            (type(each).__name__, _progress(each, model._settings.get(each, {}))) for each in _with_state(callback)
+        ],
         "action_space": model.action_space.np_random.bit_generator.state,
         "generators": _generators(),
         "conditions": _conditions(model),
@@ -129,11 +133,23 @@ def callbacks_of(callback: Any) -> Iterator[BaseCallback]:
         yield from callbacks_of(getattr(callback, name, None))
 
 
-def _progress(callback: BaseCallback) -> dict[str, Any]:
-    """What its ``progress()`` says, if it has one, else all of its attributes that are plain data."""
+def settings_of(callback: BaseCallback) -> dict[str, Any]:
+    """What a callback was made with, as far as it is plain data: a resumed training may have it otherwise.
+
+    :param callback: before it is first called
+    """
+    classes = [cls for cls in type(callback).__mro__ if issubclass(cls, BaseCallback)]
+    arguments = {name for cls in classes for name in signature(cls).parameters}
+    return {name: value for name, value in plain_attributes(callback).items() if name in arguments}
+
+
+def _progress(callback: BaseCallback, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What its ``progress()`` says, if it has one, else its attributes that are plain data, without its settings."""
     if hasattr(type(callback), "set_progress"):
         return callback.progress()  # type: ignore[attr-defined]
-    return plain_attributes(callback)
+    attributes = plain_attributes(callback)
+    unchanged = {name for name in settings if pickle.dumps(attributes.get(name)) == pickle.dumps(settings[name])}
+    return {name: value for name, value in attributes.items() if name not in unchanged}
 
 
 def _set_progress(callback: BaseCallback, progress: Mapping[str, Any]) -> None:
