@@ -36,6 +36,7 @@ from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
+from sb3_softmod.zoo.train import EVAL_EVERY
 
 # RL Zoo's objective() makes one for each trial.
 exp_manager.TrialEvalCallback = tuning.MultiTaskTrialCallback  # type: ignore[assignment, misc]
@@ -175,15 +176,13 @@ class MultiTaskExperimentManager(ExperimentManager):
     def create_callbacks(self) -> None:
         """RL Zoo's, with an evaluation of every task in place of its own, and checkpoints to resume from."""
         eval_freq, self.eval_freq = self.eval_freq, -1
-        save_freq = self.save_freq
-        if self._can_resume():
-            self.save_freq = -1
+        every = EVAL_EVERY * len(self.task_names) if self.save_freq < 0 else self.save_freq
         super().create_callbacks()
-        if self._can_resume() and not self.optimize_hyperparameters:
+        if issubclass(ALGOS[self.algo], MultiTaskSAC) and not self.optimize_hyperparameters:
             self.callbacks.append(
                 CheckpointCallback(
                     self.save_path,
-                    save_freq=max(save_freq // self.n_envs, 1) if save_freq > 0 else 0,
+                    save_freq=max(every // self.n_envs, 1) if every else 0,
                     how_to_resume=f"sb3-softmod train --resume {self.save_path}",
                     verbose=self.verbose - 1,
                 )
@@ -201,9 +200,6 @@ class MultiTaskExperimentManager(ExperimentManager):
             verbose=self.verbose,
         )
         self.callbacks.append(self._evaluation)
-
-    def _can_resume(self) -> bool:
-        return issubclass(ALGOS[self.algo], MultiTaskSAC)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self._resumed_run is None:

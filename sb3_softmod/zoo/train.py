@@ -24,10 +24,8 @@ from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
-#: Environment steps of each task between two evaluations, unless --eval-freq says otherwise.
+#: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
 EVAL_EVERY = 10_000
-#: The same of checkpoints and --save-freq.
-SAVE_EVERY = 10_000
 
 #: The options that a run may be resumed with, and whether a value follows: they leave its numbers as they are.
 _RESUME_OPTIONS = {
@@ -61,8 +59,9 @@ What is different from RL Zoo:
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
   --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
   --eval-freq                     default: every {eval_every:,} steps of each task
-  --save-freq                     default: a checkpoint every {save_every:,} steps of each task, the last two are kept;
-                                  0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint
+  --save-freq                     default: a checkpoint to resume from every {save_every:,} steps of each task, the last
+                                  two are kept; 0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint; a
+                                  number: that often, and the model too, as RL Zoo does
   --resume RUN                    go on with a run that was ended by whatever cause; no other option but
                                   {resume_options}
   -params policy_kwargs:...       adds to those of the method
@@ -93,7 +92,7 @@ def train(arguments: Sequence[str]) -> None:
 
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
-            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks), "--save-freq", str(SAVE_EVERY * num_tasks)]
+            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
             stack.enter_context(short_env_ids())
             manager = partial(MultiTaskExperimentManager, resumed_run=resumed_run)
             stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
@@ -184,7 +183,7 @@ def _help() -> str:
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
             eval_every=EVAL_EVERY,
-            save_every=SAVE_EVERY,
+            save_every=EVAL_EVERY,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]
