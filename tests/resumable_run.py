@@ -25,6 +25,7 @@ from worker_envs import M, make_restless
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
 from sb3_softmod.checkpoint_callback import CheckpointCallback
+from sb3_softmod.task_observation import num_tasks_of
 
 #: Steps of the vectorised env until the training of :func:`run` is finished.
 STEPS = 60
@@ -46,10 +47,11 @@ def make_metaworld(n_workers: int = 0) -> MultiTaskVecEnv:
 
 def make_model(env: Any, **kwargs: Any) -> MultiTaskSAC:
     """A model that learns from the fourth step on, and whose replay buffer soon wraps around."""
+    tasks = num_tasks_of(env)
     options: dict[str, Any] = dict(
-        buffer_size=24 * env.num_tasks,
+        buffer_size=24 * tasks,
         learning_starts=4 * env.num_envs,
-        batch_size=4 * env.num_tasks,
+        batch_size=4 * tasks,
         policy_kwargs=dict(embedding_dim=8, module_dim=8),
         seed=0,
     )

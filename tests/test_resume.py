@@ -155,3 +155,119 @@ def test_a_training_that_goes_on_is_one_training(tmp_path: Path) -> None:
     assert everything(last) == expected
     assert last.replay_buffer is not None
     assert last.replay_buffer.size() == 210
+
+
+# ---------------------------------------------------------- what cannot be exact, and what cannot be
+
+
+class After(BaseCallback):
+    """Does something in a certain step."""
+
+    def __init__(self, calls: int, then: Callable[[], Any], stop: bool = False) -> None:
+        super().__init__()
+        self._calls, self._then, self._stop = calls, then, stop
+
+    def _on_step(self) -> bool:
+        if self.n_calls != self._calls:
+            return True
+        self._then()
+        return not self._stop
+
+
+def interrupted(path: Path, env: Any = None, callbacks: tuple[BaseCallback, ...] = (), **kwargs: Any) -> MultiTaskSAC:
+    """A training of 20 steps that a signal ends after 8, with a checkpoint."""
+    model = make_model(make_env() if env is None else env, **kwargs)
+    signals = After(8, lambda: signal.raise_signal(signal.SIGTERM))
+    model.learn(20 * M, [CheckpointCallback(path, save_freq=0), *callbacks, signals])
+    assert model.num_timesteps == 8 * model.n_envs
+    return model
+
+
+def never() -> After:
+    return After(10**6, lambda: None)
+
+
+def test_envs_that_cannot_tell_how_far_they_are(tmp_path: Path) -> None:
+    interrupted(tmp_path, make_point_mass_env(M))
+    with pytest.warns(UserWarning, match=r"new episodes in all envs, not in the middle of the old ones\. DummyVecEnv c"):
+        model = SoftModSAC.resume(tmp_path, make_point_mass_env(M))
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 8 * M
+    model.learn(callback=[CheckpointCallback(tmp_path), never()])
+    assert model.num_timesteps == 20 * M
+
+
+def test_another_number_of_threads(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    th.set_num_threads(2)
+    with pytest.warns(UserWarning, match=r"not bit for bit .* \(torch.set_num_threads\) was 1, and is 2 now\."):
+        SoftModSAC.resume(tmp_path, make_env())
+
+
+def test_other_callbacks_begin_anew(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    model = SoftModSAC.resume(tmp_path, make_env())
+    other = CheckpointCallback(tmp_path)
+    with pytest.warns(UserWarning, match="The callbacks begin anew: they are CheckpointCallback now, and were Checkp"):
+        model.learn(callback=other)
+    assert other.n_calls == 12
+
+
+class Curriculum(BaseCallback):
+    """Has settings of which one changes, and counts."""
+
+    def __init__(self, folder: str, threshold: float) -> None:
+        super().__init__()
+        self.folder = folder
+        self.threshold = threshold
+        self.seen: list[int] = []
+
+    def _on_step(self) -> bool:
+        self.threshold *= 0.5
+        self.seen.append(self.num_timesteps)
+        return True
+
+
+def test_callbacks_go_on_with_the_settings_that_they_are_given(tmp_path: Path) -> None:
+    interrupted(tmp_path, callbacks=(Curriculum("here", 1.0),))
+    model = SoftModSAC.resume(tmp_path, make_env())
+    moved = Curriculum("there", 1.0)
+    model.learn(callback=[CheckpointCallback(tmp_path), moved, never()])
+    assert (moved.folder, moved.threshold) == ("there", 0.5**20)
+    assert moved.seen == [M * (i + 1) for i in range(20)]
+
+
+def test_evaluations_go_on(tmp_path: Path) -> None:
+    """Their counters, their best model, and their files, in which no evaluation is missing or there twice."""
+
+    def evaluation() -> MultiTaskEvalCallback:
+        return MultiTaskEvalCallback(
+            make_env(), n_eval_episodes=1, eval_freq=5, log_path=str(tmp_path / "log"), verbose=0,
+            best_model_save_path=str(tmp_path / "log"),
+        )  # fmt: skip
+
+    first = evaluation()
+    interrupted(tmp_path, callbacks=(first,))
+    assert first.num_evaluations == 1
+    model = SoftModSAC.resume(tmp_path, make_env())
+    second = evaluation()
+    model.learn(callback=[CheckpointCallback(tmp_path), second, never()])
+    assert second.num_evaluations == 4
+    assert second.best_mean_reward >= first.best_mean_reward
+    assert np.load(tmp_path / "log" / "evaluations.npz")["timesteps"].tolist() == [15, 30, 45, 60]
+    rows = (tmp_path / "log" / "evaluations.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == np.repeat([15, 30, 45, 60], M).tolist()
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    with pytest.raises(ConfigurationError, match="saved for 3 tasks, but the env has 4"):
+        SoftModSAC.resume(tmp_path, make_point_mass_env(4))
+    with pytest.raises(ConfigurationError, match=r"learn\(\) needs total_timesteps; only a resumed model knows"):
+        make_model(make_env()).learn()
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint in .*nowhere\."):
+        SoftModSAC.resume(tmp_path / "nowhere", make_env())
+    for wrong in (dict(save_freq=-1), dict(keep_last=0), dict(save_freq=1.5), dict(keep_last=True)):
+        (name,) = wrong
+        with pytest.raises(ConfigurationError, match=f"{name} must be a whole number of at least"):
+            CheckpointCallback(tmp_path, **wrong)  # type: ignore[arg-type]
