@@ -313,7 +313,7 @@ class MultiTaskSAC(SAC):
             self._last_obs = self._postponed = None
             raise
         finally:
-            for each in _checkpoint_callbacks(callback):
+            for each in reversed(_checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
                 each.release()
         self._learn_postponed()
         return self

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from worker_envs import M, make_restless
 
@@ -115,7 +117,25 @@ def everything(model: MultiTaskSAC) -> dict[str, bytes]:
     return found
 
 
-def run(folder: str, kind: str = "restless", n_workers: int = 2, **_: Any) -> None:
+class Pause(BaseCallback):
+    """Waits in one step, for longer than any test, and says so in a file.
+
+    :param path: of the file
+    :param at: the step
+    """
+
+    def __init__(self, path: str, at: int) -> None:
+        super().__init__()
+        self.path, self.at = path, at
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.at:
+            Path(self.path).touch()
+            time.sleep(PATIENCE)
+        return True
+
+
+def run(folder: str, kind: str = "restless", n_workers: int = 2, pause_at: int = -1, **_: Any) -> None:
     """Train, from the newest checkpoint if there is one, and say in files of the folder how that went.
 
     ``starts``: a line with the step at each start; ``log``: a line for each log; ``final.pkl``: :func:`everything`.
@@ -130,7 +150,7 @@ def run(folder: str, kind: str = "restless", n_workers: int = 2, **_: Any) -> No
     _append(path / "starts", str(model.num_timesteps))
     model.set_logger(Logger(None, [Log(lambda line: _append(path / "log", json.dumps(line, default=float)))]))
     callback = CheckpointCallback(path, save_freq=3)
-    model.learn(steps, callback, log_interval=1)
+    model.learn(steps, [callback, Pause(f"{path}/pausing", pause_at)], log_interval=1)
     if callback.ended_by is None:
         (path / "final.partial").write_bytes(pickle.dumps(everything(model)))
         (path / "final.partial").replace(path / "final.pkl")
