@@ -348,7 +348,7 @@ class MultiTaskSAC(SavingSAC):
             self._last_obs = self._postponed = None
             raise
         finally:
-            for each in _checkpoint_callbacks(callback):
+            for each in reversed(_checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
                 each.release()
         self._learn_postponed()
         self.check_updates()
