@@ -1,6 +1,6 @@
 """A tiny training that can be interrupted anywhere, what it ended with, and processes that run it.
 
-    python tests/resumable_run.py --serve
+python tests/resumable_run.py --serve
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def make_env(n_workers: int = 0, **kwargs: Any) -> MultiTaskVecEnv:
 
 def make_metaworld(n_workers: int = 0) -> MultiTaskVecEnv:
     """Two tasks of Meta-World, with short episodes."""
-    return make_metaworld_env(["reach-v3", "button-press-topdown-v3"], n_workers=n_workers, max_episode_steps=15)
+    return make_metaworld_env(
+        ["reach-v3", "button-press-topdown-v3"], seed=0, n_workers=n_workers, max_episode_steps=15
+    )
 
 
 def make_model(env: Any, **kwargs: Any) -> MultiTaskSAC:
@@ -144,7 +146,8 @@ def run(folder: str, kind: str = "restless", n_workers: int = 2, pause_at: int =
     path = Path(folder)
     env = make_metaworld(n_workers) if kind == "metaworld" else make_env(n_workers, n_envs=2)
     if any((path / "checkpoints").glob("[0-9]*")):
-        model, steps = SoftModSAC.resume(path, env), None
+        model: MultiTaskSAC = SoftModSAC.resume(path, env)
+        steps = None
     else:
         model, steps = make_model(env, overlap=True), STEPS * env.num_envs
     _append(path / "starts", str(model.num_timesteps))
@@ -212,7 +215,11 @@ def _live(options: dict[str, Any]) -> None:
         signal.alarm(PATIENCE)
         if "ignored" in options:
             signal.signal(options["ignored"], signal.SIG_IGN)
-        for descriptor, name in ((0, os.devnull), (1, f"{options['folder']}/output"), (2, f"{options['folder']}/errors")):
+        for descriptor, name in (
+            (0, os.devnull),
+            (1, f"{options['folder']}/output"),
+            (2, f"{options['folder']}/errors"),
+        ):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
         run(**options)
         status = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -31,11 +30,14 @@ from sb3_softmod.callbacks import MultiTaskEvalCallback
 from sb3_softmod.checkpoint_callback import CheckpointCallback
 from sb3_softmod.errors import CheckpointError
 
+
 @pytest.fixture(autouse=True)
 def _nothing_is_inexact() -> Iterator[None]:
     """A warning says that a run does not go on exactly: none where none is expected."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(bit for bit|begin anew|new episodes|went another way|cannot be used)")
+        warnings.filterwarnings(
+            "error", message=".*(bit for bit|begin anew|new episodes|went another way|cannot be used)"
+        )
         yield
 
 
@@ -139,7 +141,7 @@ def test_a_finished_training(tmp_path: Path) -> None:
 
 
 def test_a_training_that_goes_on_is_one_training(tmp_path: Path) -> None:
-    """One callback after the other, and parts without any, in one folder: each checkpoint holds all that came before."""
+    """One callback after the other in one folder, and parts without any: each checkpoint holds all that came before."""
     model = make_model(make_env(), buffer_size=3000)
     model.learn(60, CheckpointCallback(tmp_path, save_freq=10, keep_last=1))
     model.learn(60, CheckpointCallback(tmp_path, save_freq=10, keep_last=1), reset_num_timesteps=False)
@@ -189,7 +191,9 @@ def never() -> After:
 
 def test_envs_that_cannot_tell_how_far_they_are(tmp_path: Path) -> None:
     interrupted(tmp_path, make_point_mass_env(M))
-    with pytest.warns(UserWarning, match=r"new episodes in all envs, not in the middle of the old ones\. DummyVecEnv c"):
+    with pytest.warns(
+        UserWarning, match=r"new episodes in all envs, not in the middle of the old ones\. DummyVecEnv c"
+    ):
         model = SoftModSAC.resume(tmp_path, make_point_mass_env(M))
     assert model.replay_buffer is not None
     assert model.replay_buffer.size() == 8 * M
@@ -270,7 +274,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for wrong in (dict(save_freq=-1), dict(keep_last=0), dict(save_freq=1.5), dict(keep_last=True)):
         (name,) = wrong
         with pytest.raises(ConfigurationError, match=f"{name} must be a whole number of at least"):
-            CheckpointCallback(tmp_path, **wrong)  # type: ignore[arg-type]
+            CheckpointCallback(tmp_path, **wrong)
 
 
 # ------------------------------------------------------------------------------ signals
@@ -420,6 +424,14 @@ def steps_on_disk(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
 
 
+def newest_step(folder: Path) -> int:
+    return max(steps_on_disk(folder), default=0)
+
+
+def reached(folder: Path, step: int) -> bool:
+    return newest_step(folder) >= step
+
+
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -443,11 +455,9 @@ def test_killed_processes(runs: Runs, whole: Path, tmp_path: Path) -> None:
     """Nothing of what was on the disk is lost, whenever SIGKILL comes."""
     rng = random.Random(0)
     for _ in range(4):
-        before = max(steps_on_disk(tmp_path), default=0)
+        before = newest_step(tmp_path)
         pid = runs.start(tmp_path)
-        target = before + rng.choice([6, 12, 18])
-        with contextlib.suppress(AssertionError):
-            until(lambda target=target: max(steps_on_disk(tmp_path), default=0) >= target, 30)  # type: ignore[misc]
+        until(partial(reached, tmp_path, before + rng.choice([6, 12, 18])))
         time.sleep(rng.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
         assert runs.wait(pid) == -signal.SIGKILL
@@ -467,9 +477,10 @@ def test_ended_processes(name: str, runs: Runs, whole: Path, tmp_path: Path) -> 
         os.kill(pid, number)
     assert runs.wait(pid) == 0, (tmp_path / "errors").read_text()
     *_, last = steps_on_disk(tmp_path)
-    assert f"Ended by {number.name} at step {last}. To go on: SoftModSAC.resume({str(tmp_path)!r}" in (
-        tmp_path / "output"
-    ).read_text()
+    assert (
+        f"Ended by {number.name} at step {last}. To go on: SoftModSAC.resume({str(tmp_path)!r}"
+        in (tmp_path / "output").read_text()
+    )
     assert not (tmp_path / "final.pkl").exists()
     assert runs.wait(runs.start(tmp_path)) == 0, (tmp_path / "errors").read_text()
     assert lines(tmp_path / "starts") == [0, last]
@@ -483,7 +494,7 @@ def test_a_second_sigterm_ends_a_process_at_once(runs: Runs, whole: Path, tmp_pa
     until(lambda: "Once more ends at once" in (tmp_path / "errors").read_text())
     os.kill(pid, signal.SIGTERM)
     assert runs.wait(pid) == -signal.SIGTERM
-    before = max(steps_on_disk(tmp_path), default=0)
+    before = newest_step(tmp_path)
     assert runs.wait(runs.start(tmp_path)) == 0, (tmp_path / "errors").read_text()
     assert lines(tmp_path / "starts") == [0, before]
     check(tmp_path, whole)
