@@ -208,13 +208,15 @@ def test_another_number_of_threads(tmp_path: Path) -> None:
         SoftModSAC.resume(tmp_path, make_env())
 
 
-def test_other_callbacks_begin_anew(tmp_path: Path) -> None:
+def test_callbacks_are_told_by_their_classes(tmp_path: Path) -> None:
+    """Whatever their order; one that is new begins anew, and one that is gone is not missed."""
     interrupted(tmp_path)
     model = SoftModSAC.resume(tmp_path, make_env())
-    other = CheckpointCallback(tmp_path)
-    with pytest.warns(UserWarning, match="The callbacks begin anew: they are CheckpointCallback now, and were Checkp"):
-        model.learn(callback=other)
-    assert other.n_calls == 12
+    same, new = CheckpointCallback(tmp_path), Curriculum("here", 1.0)
+    with pytest.warns(UserWarning, match=r"Callbacks that the checkpoint does not know begin anew: Curriculum\."):
+        model.learn(callback=[new, same])
+    assert same.n_calls == 20
+    assert new.seen == [M * (i + 1) for i in range(8, 20)]
 
 
 class Curriculum(BaseCallback):
