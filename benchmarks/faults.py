@@ -6,6 +6,8 @@ bad-inputs    500 bad arguments, shapes, files and paths (tests/bad_inputs.py): 
               the package's own that names what is bad, without a hang and without half a file.
 worker-kills  50 times SIGKILL for a worker process at a random moment of one training run, with restart_failed=True:
               the run has to end, with as many episodes of each task begun as of every other (or one more).
+kills         SIGKILL for 200 trainings on a small synthetic set and 10 on Meta-World, at random moments, each resumed
+              until it is finished: none may be lost, nor differ in a bit from one that nobody killed.
 soak          2 million steps of stub envs through MultiTaskVecEnv and MultiTaskReplayBuffer: memory (of this process
               and of the workers), open files and shared memory must not grow after the first tenth.
 
@@ -274,10 +276,22 @@ def _rss(pid: int) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
+def kills(args: argparse.Namespace) -> list[Row]:
+    """Runs that are killed and resumed."""
+    from kills import kill_sets
+
+    rows = []
+    for found in kill_sets({"restless": 20, "metaworld": 1} if args.quick else {"restless": 200, "metaworld": 10}, 0):
+        of = f"{found['set']}: of {found['kills']} kills in {found['runs']} runs, "
+        rows += [Row(of + what, found[what], "0", found[what] == 0) for what in ("lost", "different")]
+    return rows
+
+
 #: By name: from the arguments of the command to rows of the table.
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "bad-inputs": bad_inputs,
     "worker-kills": worker_kills,
+    "kills": kills,
     "soak": soak,
 }
 

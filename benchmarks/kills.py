@@ -1,16 +1,12 @@
-"""Trainings that are killed at random moments and resumed, against those that were not: nothing is lost or differs.
+"""Trainings that are killed at random moments and resumed, against those that were not: a section of faults.py.
 
-    python benchmarks/kills.py [--synthetic 200] [--metaworld 10] [--seed 0]
-
-Numbers of processes to kill with SIGKILL. "lost" counts the kills after which a run did not go on from the newest
-checkpoint that was on the disk, "different" the finished runs that differ in a bit from the one that nobody killed: in
-parameters, optimizers, temperatures, replay buffer, random generators, the envs' next steps, or what was logged.
+"lost" counts the kills after which a run did not go on from the newest checkpoint that was on the disk, "different" the
+finished runs that differ in a bit from the one that nobody killed: in parameters, optimizers, temperatures, replay
+buffer, random generators, the envs' next steps, or what was logged.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import pickle
 import random
@@ -21,11 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the training is that of the tests
-
-from resumable_run import PATIENCE, Runs
-
-RESULTS = Path(__file__).parent / "results" / "kills.json"
+from resumable_run import PATIENCE, Runs  # of the tests; faults.py knows the way there
 
 
 def newest_step(folder: Path) -> int:
@@ -88,36 +80,14 @@ def kill_runs(runs: Runs, kind: str, wanted: int, rng: random.Random, parent: Pa
     return row
 
 
-def kills(args: argparse.Namespace) -> list[dict[str, Any]]:
+def kill_sets(wanted: dict[str, int], seed: int) -> list[dict[str, Any]]:
     """A row of counts for each set.
 
-    :param args: ``synthetic`` and ``metaworld``, the numbers of kills, and ``seed``
+    :param wanted: the number of kills for each kind of :func:`resumable_run.run`
     """
-    runs, rng = Runs(), random.Random(args.seed)
+    runs, rng = Runs(), random.Random(seed)
     try:
         with tempfile.TemporaryDirectory() as parent:
-            wanted = {"restless": args.synthetic, "metaworld": args.metaworld}
-            return [kill_runs(runs, kind, number, rng, Path(parent)) for kind, number in wanted.items() if number]
+            return [kill_runs(runs, kind, number, rng, Path(parent)) for kind, number in wanted.items()]
     finally:
         runs.close()
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--synthetic", type=int, default=200)
-    parser.add_argument("--metaworld", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rows = kills(args)
-    print(f"\n{'set':12}{'kills':>6}{'runs':>6}{'lost':>6}{'different':>11}{'seconds':>9}")
-    for row in rows:
-        print("{set:12}{kills:>6}{runs:>6}{lost:>6}{different:>11}{seconds:>9}".format(**row))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1))
-    if any(row["lost"] or row["different"] for row in rows):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
