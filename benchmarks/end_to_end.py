@@ -1,6 +1,6 @@
 """The whole loop: environment steps a second of `learn` on real Meta-World, beside what its two parts allow.
 
-    python benchmarks/end_to_end.py [--cases MT10-250 MT10-1280 ...] [--rounds 4] [--device cpu|cuda] [--threads 1]
+    python benchmarks/end_to_end.py [--cases MT10-250 MT10-1280 ...] [--rounds 3] [--device cpu|cuda] [--threads 1]
 
 A case is a task set, a batch size and, with "-small", the laptop's network on one thread of torch, as the laptop's
 settings have it, instead of the authors' shallow one on all. One gradient step for each step of all envs. In each round
@@ -146,7 +146,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2, help="of a contender in a round, at least")
     parser.add_argument("--threads", type=int, default=th.get_num_threads(), help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu")

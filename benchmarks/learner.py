@@ -185,7 +185,7 @@ def main() -> None:
     official = [name for name in NETWORKS if name.startswith("official")]
     parser.add_argument("--networks", nargs="+", default=official, choices=NETWORKS, metavar="NETWORK")
     parser.add_argument("--options", nargs="+", metavar="OPTION", help="default: compile, bf16 and those of GPUs")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
