@@ -263,7 +263,7 @@ def _dump(state: dict[str, Any], path: Path) -> None:
 
 def _save(model: MultiTaskSAC, path: Path) -> None:
     content = io.BytesIO()
-    model.save(content)  # straight into a file, torch and zipfile would hide that the disk is full
+    model.save(content)  # SB3 would leave a file open that the disk has no room for
     path.write_bytes(content.getbuffer())
 
 

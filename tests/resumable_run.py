@@ -32,7 +32,7 @@ from sb3_softmod.task_observation import num_tasks_of
 #: Steps of the vectorised env until the training of :func:`run` is finished.
 STEPS = 60
 #: A process that takes longer hangs: seconds.
-PATIENCE = 100
+PATIENCE = 300
 
 
 def make_env(n_workers: int = 0, **kwargs: Any) -> MultiTaskVecEnv:

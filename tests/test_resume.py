@@ -446,7 +446,7 @@ def check(folder: Path, whole: Path) -> None:
     assert all(line in found for line in expected)
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
