@@ -35,6 +35,8 @@ class ProgressFileCallback(BaseCallback):
         # learn() has just made its logger anew: there is no earlier moment.
         keep_rows(self._path, _STEPS, self.num_timesteps)
         self.logger.output_formats.append(_ContinuedCSV(self._path))
+        # Where a failing gradient step is dumped to; without TensorBoard it would be a temporary folder.
+        self.logger.dir = str(self._path.parent)
 
     def _on_step(self) -> bool:
         return True

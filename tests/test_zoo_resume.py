@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ def ended_run(folder: Path, *, steps: int, how: str | None = None, **kwargs: Any
     """A run that ended after some steps; its folder."""
     folder.mkdir(exist_ok=True)
     marker = folder / "ended"
-    callback = (
-        f"callback:[{{'zoo_failures.EndOnce': {{'steps': {steps}, 'marker': '{marker}', 'signal_name': {how!r}}}}}]"
-    )
+    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': {steps}, 'marker': '{marker}', 'how': {how!r}}}}}]"
     params = [callback, *kwargs.pop("params", ())]
-    if how is None:
+    if how == "NaN":
+        assert train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs) == 2
+    elif how is None:
         with pytest.raises(ZeroDivisionError):
             train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs)
     else:
@@ -102,10 +103,24 @@ def test_with_worker_processes(whole: tuple[Path, tuple[str, ...]], tmp_path: Pa
     assert_same(run, expected)
 
 
+def test_numbers_that_go_wrong(
+    whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They end the run before a checkpoint or a model has them; it goes on from the checkpoint before."""
+    expected, params = whole
+    run = ended_run(tmp_path, steps=200, how="NaN", params=params)
+    assert manifest(run)["status"] == "failed"
+    (dump,) = run.glob("nonfinite-*.pt")
+    error = capsys.readouterr().err
+    assert re.search(rf"the loss of the critic holds NaN .* The update is in {dump}", error)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, expected)
+
+
 def test_without_checkpoints_in_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--save-freq 0 leaves the checkpoint of a signal alone."""
     marker = tmp_path / "ended"
-    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': 90, 'marker': '{marker}', 'signal_name': 'SIGTERM'}}}}]"
+    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': 90, 'marker': '{marker}', 'how': 'SIGTERM'}}}}]"
     assert train(tmp_path, "--save-freq", "0", params=[callback]) == 0
     run = run_of(tmp_path, "softmod_deep")
     assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["000000000090"]

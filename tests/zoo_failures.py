@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 
@@ -29,19 +30,23 @@ class EndOnce(FailAfter):
 
     :param steps: environment steps
     :param marker: a file that it makes when it ends a training
-    :param signal_name: the signal that it sends to this process; default raises instead
+    :param how: the name of a signal that it sends to this process, or "NaN", that it puts into a parameter; default
+        raises instead
     """
 
-    def __init__(self, steps: int, marker: str, signal_name: str | None = None) -> None:
+    def __init__(self, steps: int, marker: str, how: str | None = None) -> None:
         super().__init__(steps)
         self.marker = Path(marker)
-        self.signal_name = signal_name
+        self.how = how
 
     def _on_step(self) -> bool:
         if self.num_timesteps < self.steps or self.marker.exists():
             return True
         self.marker.touch()
-        if self.signal_name is None:
+        if self.how is None:
             return super()._on_step()
-        signal.raise_signal(signal.Signals[self.signal_name])
+        if self.how == "NaN":
+            next(self.model.policy.critic.parameters()).data[0, 0] = th.nan  # type: ignore[union-attr]
+        else:
+            signal.raise_signal(signal.Signals[self.how])
         return True
