@@ -30,7 +30,7 @@ from sb3_softmod.checkpoint_callback import CheckpointCallback
 from sb3_softmod.task_observation import num_tasks_of
 
 #: Steps of the vectorised env until the training of :func:`run` is finished.
-STEPS = 60
+STEPS = 45
 #: A process that takes longer hangs: seconds.
 PATIENCE = 300
 
@@ -117,6 +117,24 @@ def everything(model: MultiTaskSAC) -> dict[str, bytes]:
     steps = [env.step(action)[:3] for _ in range(30)]  # which is more than an episode
     found["what the envs do next"] = pickle.dumps(steps)
     return found
+
+
+class After(BaseCallback):
+    """Does something in a certain step."""
+
+    def __init__(self, calls: int, then: Callable[[], Any], stop: bool = False) -> None:
+        super().__init__()
+        self._calls, self._then, self._stop = calls, then, stop
+
+    def _on_step(self) -> bool:
+        if self.n_calls != self._calls:
+            return True
+        self._then()
+        return not self._stop
+
+
+def never() -> After:
+    return After(10**6, lambda: None)
 
 
 class Pause(BaseCallback):
