@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 
 from sb3_softmod.errors import ConfigurationError, FileError
-from sb3_softmod.files import as_path, make_folder
+from sb3_softmod.files import as_path, make_folder, replacing
 
 PROGRESS = "progress.csv"
 _STEPS = "time/total_timesteps"
@@ -61,13 +61,13 @@ def keep_rows(path: Path, column: str, steps: int) -> None:
     """
     if not path.exists():
         return
-    header, *rows = [line for line in path.read_text(errors="replace").splitlines(True) if line.endswith("\n")] or [""]
+    with path.open(newline="", errors="replace") as file:  # line ends as they are
+        header, *rows = [line for line in file if line.endswith("\n")] or [""]
     names = next(csv.reader([header]), [])
     index = names.index(column) if column in names else 0
     kept = [row for row in rows if len(cells := next(csv.reader([row]))) > index and _number(cells[index]) <= steps]
-    new = path.with_suffix(".tmp")
-    new.write_text("".join([header, *kept]))
-    new.replace(path)
+    with replacing(path) as draft, draft.open("w", newline="") as file:
+        file.write("".join([header, *kept]))
 
 
 def read_progress(

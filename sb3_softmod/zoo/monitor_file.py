@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.files import replacing
 
 
 class MonitorFile(VecEnvWrapper):
@@ -62,11 +63,10 @@ class MonitorFile(VecEnvWrapper):
             raise ConfigurationError("The progress is of envs without MonitorFile, but these have it.")
         found = set_progress_of(self.venv, progress["envs"])
         self._rows, self._start = progress["rows"], progress["start"]
-        lines = self._path.read_text().splitlines(True)[: self._rows + 2]  # two lines before the first row
-        new = self._path.with_suffix(".tmp")
-        new.write_text("".join(lines))
-        new.replace(self._path)
         self._file.close()
+        lines = self._path.read_bytes().splitlines(True)[: self._rows + 2]  # two lines before the first row
+        with replacing(self._path) as draft:
+            draft.write_bytes(b"".join(lines))
         self._file = ResultsWriter(str(self._path), extra_keys=self._columns, override_existing=False)
         return found
 
