@@ -184,15 +184,14 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[256, 1280], help="rounded down to 10 tasks")
     official = [name for name in NETWORKS if name.startswith("official")]
     parser.add_argument("--networks", nargs="+", default=official, choices=NETWORKS, metavar="NETWORK")
-    parser.add_argument("--options", nargs="+", metavar="OPTION", help="default: compile, bf16 and those of GPUs")
+    parser.add_argument("--options", nargs="+", metavar="OPTION", help="default: all that the device has")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     th._dynamo.config.recompile_limit = 256  # many learners in one process
     known = {**OPTIONS, **(GPU_OPTIONS if args.device == "cuda" else {})}
-    chosen = args.options or [name for name in known if name != "bf16 + compile"]
-    options = {name: known[name] for name in ["plain", *chosen]}
+    options = {name: known[name] for name in ["plain", *(args.options or known)]}
 
     machine = f"{len(os.sched_getaffinity(0))} cores, {th.get_num_threads()} threads of torch, {args.device}"
     print(f"{args.rounds} rounds of {args.steps} steps, {machine}")

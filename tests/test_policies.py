@@ -48,6 +48,21 @@ def test_the_task_decides() -> None:
     assert len(np.unique(actions.round(6), axis=0)) == 4
 
 
+def test_the_training_mode_reaches_every_layer() -> None:
+    policy = make_policy()
+    for mode in (True, True, False, False, True):
+        policy.set_training_mode(mode)
+        for module in (policy.actor, policy.critic):
+            assert {layer.training for layer in module.modules()} == {mode}
+
+
+def test_networks_learn_after_they_acted() -> None:
+    policy, batch = make_policy(), observations(5)
+    policy.predict(batch)
+    policy.actor(th.as_tensor(batch)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.actor.parameters())
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.errors import ConfigurationError
+
+SelfNetwork = TypeVar("SelfNetwork", bound="MultiTaskNetwork")
 
 #: No network is wider or deeper: a slip of the keyboard must not fill the memory.
 _LARGEST = 65_536
@@ -49,6 +52,13 @@ class MultiTaskNetwork(nn.Module, ABC):
         :param task: ``[B, M]``, one-hot rows (or any rows that sum to 1)
         :return: ``[E, B, output_dim]``
         """
+
+    def train(self: SelfNetwork, mode: bool = True) -> SelfNetwork:
+        """As in torch, but at once where the mode is that already.
+
+        SB3 sets it at every action, and a walk through all layers takes a twentieth of the time that acting does.
+        """
+        return self if self.training is mode else super().train(mode)
 
     def auxiliary_loss(self, losses: Tensor, task: Tensor) -> Tensor | None:
         """A loss of the network's own, to be minimised along with the loss of its output.

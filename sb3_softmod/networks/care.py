@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedMLP, softmax
+from sb3_softmod.networks.layers import BatchedMLP, relu, softmax
 
 
 class CARENetwork(MultiTaskNetwork):
@@ -66,7 +66,7 @@ class CARENetwork(MultiTaskNetwork):
         return self._attend(self._context(task))
 
     def _context(self, task: Tensor) -> Tensor:
-        return self.context(th.relu(task @ self.task_embedding))
+        return self.context(relu(task @ self.task_embedding))
 
     def _attend(self, context: Tensor) -> Tensor:
         return softmax(self.attention(context))

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, relu
 
 
 class FiLMNetwork(MultiTaskNetwork):
@@ -43,10 +43,10 @@ class FiLMNetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
-        modulation = self.modulation(th.relu(task @ self.task_embedding))
+        modulation = self.modulation(relu(task @ self.task_embedding))
         scales, shifts = (part.split(self.hidden, -1) for part in modulation.chunk(2, -1))
         *hidden_layers, last = self.layers
         out = inputs
         for layer, scale, shift in zip(hidden_layers, scales, shifts, strict=True):
-            out = th.relu((1 + scale) * layer(out) + shift)
+            out = relu((1 + scale) * layer(out) + shift)
         return last(out)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sb3_softmod.checks import require_number
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
-from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
+from sb3_softmod.networks.layers import BatchedMLP, at_least_float32, relu
 
 
 class HardRoutingNetwork(MultiTaskNetwork):
@@ -73,7 +73,7 @@ class HardRoutingNetwork(MultiTaskNetwork):
             self._drawn = routes
         g = self.state_encoder(inputs)
         for k, layer in enumerate(self.module_layers):
-            g = th.einsum("ebj,ejbd->ebd", routes[:, :, k], layer(th.relu(g) if k else g))
+            g = th.einsum("ebj,ejbd->ebd", routes[:, :, k], layer(relu(g) if k else g))
         return g
 
     def routes(self, task: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, relu
 
 
 class MultiHeadNetwork(MultiTaskNetwork):
@@ -40,7 +40,7 @@ class MultiHeadNetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
-        return self.heads(th.relu(self.trunk(with_task(inputs, task))), task)
+        return self.heads(relu(self.trunk(with_task(inputs, task))), task)
 
 
 class TaskHeads(BatchedLinear):

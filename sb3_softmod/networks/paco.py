@@ -9,7 +9,7 @@ import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, relu
 
 
 class PaCoNetwork(MultiTaskNetwork):
@@ -52,5 +52,5 @@ class PaCoNetwork(MultiTaskNetwork):
         weights = task @ self.composition  # [E, B, K]
         out = inputs
         for k, layer in enumerate(self.parameter_sets):
-            out = th.einsum("ebk,ekbd->ebd", weights, layer(th.relu(out) if k else out))
+            out = th.einsum("ebk,ekbd->ebd", weights, layer(relu(out) if k else out))
         return out

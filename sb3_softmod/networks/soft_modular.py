@@ -14,7 +14,7 @@ from sb3_softmod.checks import require_choice, require_flag
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, softmax
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, mix, relu, softmax
 
 Variant = Literal["paper", "official"]
 Preset = Literal["shallow", "deep"]
@@ -243,12 +243,12 @@ class SoftModularNetwork(MultiTaskNetwork):
         if self.options.condition_on_obs:
             e = e * embedding
         for layer in self.routing_encoder:
-            e = layer(th.relu(e))
+            e = layer(relu(e))
 
         probabilities: list[Tensor] = []
         context = e  # what the next W_u reads
         for k, down in enumerate(self.routing_down):
-            logits = down(th.relu(self.routing_up[k - 1](context) * e if k else e))
+            logits = down(relu(self.routing_up[k - 1](context) * e if k else e))
             if k == self.options.num_layers - 1:  # the routed head's vector over the last modules
                 probabilities.append(softmax(logits))
                 break
@@ -262,14 +262,14 @@ class SoftModularNetwork(MultiTaskNetwork):
 
     def _forward_modules(self, embedding: Tensor, probabilities: list[Tensor]) -> Tensor:
         relu_first = self.options.module_activation == "before_mixing"
-        g = th.relu(embedding) if self.options.activate_embedding else embedding
+        g = relu(embedding) if self.options.activate_embedding else embedding
         for layer, p in zip(self.module_layers, probabilities, strict=True):
             out = layer(g)  # [E, n, B, d]
             if p.dim() == 3:  # the routed head's vector: [E, B, n]
-                return self.head(th.relu(th.einsum("ebj,ejbd->ebd", p, out)))
-            g = th.einsum("ebij,ejbd->eibd", p, th.relu(out) if relu_first else out)
+                return self.head(relu(mix(p.unsqueeze(-2), out)).squeeze(1))
+            g = mix(p, relu(out) if relu_first else out)
             if not relu_first:
-                g = th.relu(g)
+                g = relu(g)
         return self.head(g).sum(1)
 
     @classmethod
