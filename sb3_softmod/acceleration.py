@@ -122,7 +122,7 @@ class Acceleration:
         return (
             f"Learner on {self.device}: precision {self.precision}, compile {switch[self.compile]}, "
             f"CUDA graphs {switch[self.cuda_graphs]}, replay buffer on {self.storage}."
-            + " The first gradient step compiles the networks, which takes minutes."
+            + " The first gradient step compiles the networks, which takes a minute or two."
             * self.compile
         )
 

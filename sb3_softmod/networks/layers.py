@@ -140,7 +140,8 @@ def mix(weights: Tensor, outputs: Tensor) -> Tensor:
 def softmax(logits: Tensor) -> Tensor:
     """Softmax over the last axis; in float32 where autocast gave fewer bits.
 
-    Of rows as short as a routing layer's, torch is several times faster along the first axis than along the last.
+    Of rows as short as a routing layer's, torch is several times faster along the first axis than along the last; and
+    contiguous, since the small products that mix modules are several times slower on anything else.
     """
     return at_least_float32(logits).movedim(-1, 0).softmax(0).movedim(0, -1).contiguous()
 
