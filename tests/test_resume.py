@@ -90,11 +90,11 @@ TRAININGS: dict[str, tuple[Callable[[], Any], Callable[[Any], MultiTaskSAC]]] = 
 def test_from_any_moment(name: str, tmp_path: Path) -> None:
     env_of, model_of = TRAININGS[name]
     alone = model_of(env_of())
-    steps = 24 * max(M, alone.n_envs)
+    steps = 36 * max(M, alone.n_envs)
     log_alone = logged(alone)
     alone.learn(steps, log_interval=1)
     assert len(log_alone) >= 2
-    assert alone._n_updates > 5
+    assert alone._n_updates >= 10
     expected = everything(alone)
 
     watched = model_of(env_of())
