@@ -13,9 +13,10 @@ learning rate of 1e-4 for the temperatures and log standard deviations of at lea
 rewards (mtrl).
 
 Unknown: the networks and settings of Mix-Expert and Hard Routing, and anything of single-task SAC's training, whose
-scripts were not released; CARE's commands and PaCo's settings on MT50 (only MT10's were released); how long episodes on
-MT50 were, for the authors' file allows 1,000 steps, but the tasks of their Meta-World, which is not public any more,
-end earlier by themselves; and what Table 2 counts, see :data:`sb3_softmod.plots.tables.NOTE`.
+scripts were not released; CARE's command and PaCo's settings on MT50 (those of MT10 were released; the numbers below
+are of a file for Meta-World+'s code whose author is not known); how long episodes on MT50 were, for the authors' file
+allows 1,000 steps and their version of Meta-World, in which tasks end by themselves, was not at hand; and what Table 2
+counts, see :data:`sb3_softmod.plots.tables.NOTE`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ ENV_STEPS: dict[str, Published] = {
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
     "moore": Published(20_000_000, 100_000_000, "MOORE, run/metaworld: n_epochs 20 of n_steps 100,000 of each task"),
     # The authors' own file goes on to 50 million on MT10.
-    "paco": Published(20_000_000, 100_000_000, "Meta-World+: total_steps"),
+    "paco": Published(20_000_000, 100_000_000, "Meta-World+, examples/paco_mt10.py; of MT50 unknown, see above"),
 }
 
 #: Of the actor and of each critic: 1 in the code, whose critics' losses lack SB3's factor 1/2. For every method of the
@@ -81,6 +82,6 @@ _NETWORKS = "Meta-World+, config/nn.py, after the paper"
 #: Options of the networks that depend on the task set, by method.
 SIZES: dict[str, dict[str, Published]] = {
     "care": {"num_encoders": Published(6, 10, f"{_NETWORKS}; mtrl's command for MT10 has 4")},
-    "paco": {"num_parameter_sets": Published(5, 20, "PaCo, metaworld_mt10_paco_conf.py; of MT50 Meta-World+")},
+    "paco": {"num_parameter_sets": Published(5, 20, "PaCo, metaworld_mt10_paco_conf.py; of MT50 unknown, see above")},
     "moore": {"num_experts": Published(4, 6, f"{_NETWORKS}; MOORE's scripts leave it open")},
 }

@@ -24,7 +24,8 @@ REFERENCE = "softmod_deep"
 #: MT-MH-SAC with and without the one-hot task among its inputs; heads of 8 or 4 outputs; actor, critics, both, target
 #: critics too; shallow and deep, Eqs. 5 to 9 and the released code, f of 1 to 3 layers, D of 64 to 400, 0 to 2 layers
 #: before the routing. 49 fit all six ratios, all of them on MT50, 48 of the actor alone: a fit proves little. The two
-#: named here change the fewest of the sizes that the paper gives of Ours (Deep).
+#: named here change the fewest of the sizes that the paper gives of Ours (Deep). In none have shallow and deep the same
+#: number of parameters, as the paper says: the released networks come closest, with 1.15 times as many in the deep.
 NOTE = (
     "* Ours differs, rounded as in the paper: with the sizes that it gives and Eqs. 5 to 9, Ours (Deep) is larger than "
     "MT-MH-SAC. What it counted is not known. Its column fits the actors alone on the tasks of then (12 numbers of "
