@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
+from zoo_runs import train
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, make_metaworld_env
 from sb3_softmod.evaluation import MetaWorldAgent, evaluate_tasks
+from sb3_softmod.run_evaluation import evaluate_run
 from sb3_softmod.task_evaluation import TaskEvaluation, wilson_interval
 
 TASKS = ["reach-v3", "door-open-v3", "window-close-v3"]
@@ -205,3 +207,15 @@ def test_printed() -> None:
     assert ["a", "50", "%", "37", "%", "to", "63", "%", "25", "%", "100", "200"] in lines
     assert ["b", "20", "150"] in lines
     assert ["mean", "50", "%", "25", "%", "60", "175"] in lines
+
+
+def test_the_horizon_of_a_protocol_goes_before_that_of_a_run(tmp_path: Path) -> None:
+    """A run with episodes of 5 steps; its rewards stay those of its training."""
+    assert train(tmp_path, algo="mt_sac", env="reach-v3", steps=20, env_kwargs=["reward_version:'v1'"]) == 0
+    (folder,) = (tmp_path / "mt_sac").glob("reach-v3_*")
+    by_metaworld = evaluate_run(folder, protocol="metaworld", n_eval_episodes=1)
+    assert by_metaworld.settings["horizon"] == 500
+    assert by_metaworld.length[0] > 5
+    for protocol in ("paper", None):
+        assert evaluate_run(folder, protocol=protocol, n_eval_episodes=1).length == [5.0]
+    assert by_metaworld.settings["reward_version"] == "v1"
