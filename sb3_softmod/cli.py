@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="evaluate the policies of runs, for the tables")
     evaluate.add_argument("runs", type=Path, nargs="+", help="run folders, for instance logs/mt_sac/MT3_1")
-    evaluate.add_argument("--protocol", help="metaworld (each of 50 goals once) or paper (100 episodes, random goals)")
+    protocols = "metaworld (each of 50 goals once, up to 500 steps) or paper (100 episodes, random goals)"
+    evaluate.add_argument("--protocol", help=protocols)
     evaluate.add_argument("--episodes", type=int, help="of each task (default: the protocol's, or 50)")
     evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
     evaluate.add_argument("--best", action="store_true", help="the best model of training instead of the last")

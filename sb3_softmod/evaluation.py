@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sb3_softmod.checks import require_choice, require_flag, require_integer, require_names
 from sb3_softmod.envs.make import make_task_set_env
-from sb3_softmod.envs.metaworld import Goals, resolve_task_names
+from sb3_softmod.envs.metaworld import MAX_HORIZON, Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
@@ -23,9 +23,10 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.task_evaluation import TaskEvaluation
 from sb3_softmod.task_observation import num_tasks_of, task_ids, task_names_of
 
-#: How others evaluate: Meta-World's protocol, and section 5.2 of the paper.
+#: How others evaluate: Meta-World's protocol, whose envs time out after 500 steps (metaworld.evaluation and
+#: SawyerXYZEnv.max_path_length), and section 5.2 of the paper, with the horizon of its training.
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "metaworld": dict(goals="each-once", n_eval_episodes=50, terminate_on_success=True),
+    "metaworld": dict(goals="each-once", n_eval_episodes=50, terminate_on_success=True, horizon=MAX_HORIZON),
     "paper": dict(goals="random", n_eval_episodes=100, terminate_on_success=False),
 }
 Protocol = Literal["metaworld", "paper"]
@@ -53,12 +54,13 @@ def evaluate_tasks(
     where the envs go from task to task, the episodes that began first count.
 
     ``evaluate_tasks(model, "MT10", protocol="metaworld", seed=1)`` plays Meta-World's protocol: each of a task's 50
-    goals once, up to the first success. ``protocol="paper"`` plays the paper's, 100 episodes with random goals.
+    goals once, up to the first success, for at most 500 steps, however long the episodes of the training were.
+    ``protocol="paper"`` plays the paper's, 100 episodes of 200 steps with random goals.
 
     :param model: anything with ``predict``
     :param env: a multi-task env, which is reset; or the name of a task set, of a Meta-World task, or a list of these:
         envs are made for it, with the observation statistics of the model, and closed
-    :param protocol: sets number of episodes and goals, and whether an episode ends with its first success
+    :param protocol: sets number of episodes and goals, whether an episode ends with its first success, and the horizon
     :param n_eval_episodes: episodes of each task; default that of the protocol, or 50
     :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default that of the protocol or of the set
     :param seed: of the envs that are made: of the goals and their order; None draws one

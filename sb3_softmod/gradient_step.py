@@ -221,13 +221,16 @@ class GradientStep:
         return metrics
 
     def _clip_gradients(self, module: th.nn.Module) -> None:
-        if self.model.max_grad_norm is None:
+        limit = self.model.max_grad_norm
+        if limit is None:
             return
+        if isinstance(limit, (list, tuple)):
+            limit = limit[0 if module is self.actor else 1]
         if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
-            module.network.clip_grad_norm_(self.model.max_grad_norm)
+            module.network.clip_grad_norm_(limit)
         else:  # a policy of SB3: each of its Q-networks by itself
             for network in getattr(module, "q_networks", [module]):
-                clip_grad_norm_(network.parameters(), self.model.max_grad_norm)
+                clip_grad_norm_(network.parameters(), limit)
 
 
 def _q_values(critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:

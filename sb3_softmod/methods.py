@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sb3_softmod.checks import require_choice
+from sb3_softmod.published_settings import ENV_STEPS, MAX_GRAD_NORM, SCHEDULE, SIZES
 
 if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import GymEnv
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from sb3_softmod.networks import MultiTaskNetwork
     from sb3_softmod.policies import MultiTaskSACPolicy
 
-#: Environment steps, over all tasks, that the paper trains for (section 5.2).
-_STEPS = {"MT10": 15_000_000, "MT50": 50_000_000}
-_BASELINE_STEPS = {"MT10": 20_000_000, "MT50": 100_000_000}
+#: The authors' code clips for every method of the paper.
+_CLIPPED = {"max_grad_norm": MAX_GRAD_NORM["MT10"]}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Method:
     :param policy: a name in :data:`sb3_softmod.policies.POLICIES`, or a policy class of your own
     :param policy_kwargs: options of the policy's network
     :param options: arguments of :class:`.MultiTaskSAC`
-    :param env_steps: the paper's budget by task set, environment steps over all tasks
+    :param env_steps: the published budget by task set, environment steps over all tasks
+    :param sizes: further options of the network, whose values differ from task set to task set
     :param relative_params: parameters relative to Ours (Deep) in the paper's Table 2
     """
 
@@ -42,7 +43,8 @@ class Method:
     policy: str | type[MultiTaskSACPolicy]
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    env_steps: Mapping[str, int] = field(default_factory=lambda: dict(_STEPS))
+    env_steps: Mapping[str, int] = field(default_factory=lambda: dict(ENV_STEPS["ours"]))
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     relative_params: float | None = None
 
     @property
@@ -52,16 +54,41 @@ class Method:
 
         return (POLICIES[self.policy] if isinstance(self.policy, str) else self.policy).network_class
 
+    def network_options(self, tasks: object) -> dict[str, Any]:
+        """Options of the network on a task set.
+
+        :param tasks: "MT10" or "MT50"; for anything else, the options that do not depend on it
+        """
+        sizes = {name: by_set[tasks] for name, by_set in self.sizes.items() if tasks in by_set}  # type: ignore[index]
+        return {**self.policy_kwargs, **sizes}
+
     def make(self, env: GymEnv | str, **overrides: Any) -> MultiTaskSAC:
-        """A model that is ready to learn.
+        """A model that is ready to learn; on the tasks of MT10 and MT50, with the published schedule and sizes.
 
         :param env: a multi-task env, or the name of a Meta-World task or set
         :param overrides: further arguments of :class:`.MultiTaskSAC`; ``policy_kwargs`` are added to the method's own
         """
+        from sb3_softmod.envs.make import as_env
         from sb3_softmod.multitask_sac import MultiTaskSAC
 
-        policy_kwargs = {**self.policy_kwargs, **(overrides.pop("policy_kwargs", None) or {})}
-        return MultiTaskSAC(self.policy, env, **{**self.options, **overrides}, policy_kwargs=policy_kwargs)
+        env = as_env(env, overrides.get("seed"))
+        tasks = _published_set(env)
+        schedule = {} if tasks is None else {name: by_set[tasks] for name, by_set in SCHEDULE.items()}
+        policy_kwargs = {**self.network_options(tasks), **(overrides.pop("policy_kwargs", None) or {})}
+        return MultiTaskSAC(self.policy, env, **{**schedule, **self.options, **overrides}, policy_kwargs=policy_kwargs)
+
+
+def _published_set(env: Any) -> str | None:
+    """Whether an env's tasks are those of MT10 or of MT50."""
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from sb3_softmod.envs.metaworld import resolve_task_names
+
+    try:
+        names = env.get_attr("task_names")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("task_names")
+    except AttributeError:  # the model says what the env lacks
+        return None
+    return next((tasks for tasks in ("MT10", "MT50") if set(names) == set(resolve_task_names(tasks))), None)
 
 
 def get_method(name: str) -> Method:
@@ -73,14 +100,14 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _multi_head(title: str, layers: int, units: int, relative_params: float, **options: Any) -> Method:
+def _multi_head(title: str, layers: int, units: int, relative_params: float) -> Method:
     return Method(
         title=title,
         source="Table 2, Figure 6a",
         policy="MultiHeadPolicy",
         policy_kwargs=dict(net_arch=[units] * layers),
-        options=options,
-        env_steps=_BASELINE_STEPS,
+        options=_CLIPPED,
+        env_steps=ENV_STEPS["mt_sac"],
         relative_params=relative_params,
     )
 
@@ -92,7 +119,7 @@ METHODS: dict[str, Method] = {
         source="Table 1, Figure 5",
         policy="SoftModPolicy",
         policy_kwargs=dict(preset="shallow"),
-        options=dict(loss_weighting="alpha"),
+        options=dict(loss_weighting="alpha", **_CLIPPED),
         relative_params=1.0,
     ),
     "softmod_deep": Method(
@@ -100,7 +127,7 @@ METHODS: dict[str, Method] = {
         source="Tables 1 and 2, Figures 5 and 6a",
         policy="SoftModPolicy",
         policy_kwargs=dict(preset="deep"),
-        options=dict(loss_weighting="alpha"),
+        options=dict(loss_weighting="alpha", **_CLIPPED),
         relative_params=1.0,
     ),
     "softmod_shallow_wo_balance": Method(
@@ -108,21 +135,21 @@ METHODS: dict[str, Method] = {
         source="Figure 6b",
         policy="SoftModPolicy",
         policy_kwargs=dict(preset="shallow"),
-        options=dict(loss_weighting="uniform"),
+        options=dict(loss_weighting="uniform", **_CLIPPED),
     ),
     "softmod_shallow_wo_obs_balance": Method(
         title="Ours (Shallow, w/o Obs & Balance)",
         source="Figure 6b",
         policy="SoftModPolicy",
         policy_kwargs=dict(preset="shallow", condition_on_obs=False),
-        options=dict(loss_weighting="uniform"),
+        options=dict(loss_weighting="uniform", **_CLIPPED),
     ),
     "softmod_official": Method(
         title="Ours (Shallow), released code",
         source="the authors' released network, loss weights and gradient clipping",
         policy="SoftModPolicy",
         policy_kwargs=dict(preset="shallow", variant="official"),
-        options=dict(loss_weighting="log_alpha", max_grad_norm=1.0),
+        options=dict(loss_weighting="log_alpha", **_CLIPPED),
     ),
     "single_task_sac": Method(
         title="Single-task SAC",
@@ -133,13 +160,15 @@ METHODS: dict[str, Method] = {
         title="MT-SAC",
         source="Table 1, Figure 5",
         policy="MTMlpPolicy",
-        env_steps=_BASELINE_STEPS,
+        options=_CLIPPED,
+        env_steps=ENV_STEPS["mt_sac"],
     ),
     "mt_mh_sac": Method(
         title="MT-MH-SAC",
         source="Tables 1 and 2, Figures 5 and 6",
         policy="MultiHeadPolicy",
-        env_steps=_BASELINE_STEPS,
+        options=_CLIPPED,
+        env_steps=ENV_STEPS["mt_sac"],
         relative_params=1.2,
     ),
     "mt_mh_sac_4": _multi_head("MT-MH-SAC-4", 4, 400, 1.6),
@@ -151,20 +180,42 @@ METHODS: dict[str, Method] = {
         title="MT-MH-SAC-Balance",
         source="Figure 6c",
         policy="MultiHeadPolicy",
-        options=dict(loss_weighting="alpha"),
-        env_steps=_BASELINE_STEPS,
+        options=dict(loss_weighting="alpha", **_CLIPPED),
+        env_steps=ENV_STEPS["mt_sac"],
     ),
-    "mix_expert": Method(title="Mix-Expert", source="Table 1, Figure 5", policy="MixtureOfExpertsPolicy"),
-    "hard_routing": Method(title="Hard Routing", source="Table 1, Figure 5", policy="HardRoutingPolicy"),
-    "care": Method(title="CARE", source="Sodhani et al. 2021, without metadata", policy="CAREPolicy"),
-    "paco": Method(title="PaCo", source="Sun et al. 2022", policy="PaCoPolicy"),
-    "moore": Method(title="MOORE", source="Hendawy et al. 2024", policy="MOOREPolicy"),
-    "film": Method(title="FiLM", source="Perez et al. 2018", policy="FiLMPolicy"),
+    "mix_expert": Method(
+        title="Mix-Expert", source="Table 1, Figure 5", policy="MixtureOfExpertsPolicy", options=_CLIPPED
+    ),
+    "hard_routing": Method(
+        title="Hard Routing", source="Table 1, Figure 5", policy="HardRoutingPolicy", options=_CLIPPED
+    ),
+    "care": Method(
+        title="CARE",
+        source="Sodhani et al. 2021, without metadata",
+        policy="CAREPolicy",
+        env_steps=ENV_STEPS["care"],
+        sizes=SIZES["care"],
+    ),
+    "paco": Method(
+        title="PaCo",
+        source="Sun et al. 2022",
+        policy="PaCoPolicy",
+        env_steps=ENV_STEPS["paco"],
+        sizes=SIZES["paco"],
+    ),
+    "moore": Method(
+        title="MOORE",
+        source="Hendawy et al. 2024",
+        policy="MOOREPolicy",
+        env_steps=ENV_STEPS["moore"],
+        sizes=SIZES["moore"],
+    ),
+    "film": Method(title="FiLM", source="Perez et al. 2018", policy="FiLMPolicy", env_steps=ENV_STEPS["film"]),
     "mt_sac_pcgrad": Method(
         title="MT-SAC + PCGrad",
         source="Yu et al. 2020",
         policy="MTMlpPolicy",
         options=dict(gradient_surgery="pcgrad"),
-        env_steps=_BASELINE_STEPS,
+        env_steps=ENV_STEPS["mt_sac_pcgrad"],
     ),
 }

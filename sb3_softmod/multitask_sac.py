@@ -65,13 +65,16 @@ class MultiTaskSAC(SavingSAC):
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
     :param env: a multi-task env, or the name of a Meta-World task or set ("MT10"), made with ``seed``
-    :param learning_starts: environment steps with random actions before learning; default 100 a task
+    :param learning_starts: environment steps before learning; default 100 a task
+    :param policy_at_warmup: take them by the untrained policy, as the authors' code does, instead of at random
     :param batch_size: samples in a gradient step; default 128 a task
     :param replay_buffer_class: default :class:`.MultiTaskReplayBuffer`, whose batches are balanced
     :param ent_coef: "auto" (learned from 1), "auto_0.1" (learned from 0.1), a number, or one for each task
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
         see :func:`.loss_weights`
-    :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself (the authors' code: 1)
+    :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
+        actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
+        that half: ``[1, 0.5]``)
     :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
         for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
     :param on_nonfinite: what to do about an update whose loss, gradient or temperature is NaN or infinite, and which is
@@ -109,7 +112,7 @@ class MultiTaskSAC(SavingSAC):
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
         loss_weighting: LossWeighting = "uniform",
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
         on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
@@ -121,6 +124,7 @@ class MultiTaskSAC(SavingSAC):
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
+        policy_at_warmup: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -173,6 +177,7 @@ class MultiTaskSAC(SavingSAC):
         self.gradient_surgery = gradient_surgery
         self.on_nonfinite = on_nonfinite
         self.nonfinite_updates = 0  # that were dropped so far
+        self.policy_at_warmup = policy_at_warmup
         self.overlap = overlap
         self.precision = precision
         self.compile = compile
@@ -361,6 +366,11 @@ class MultiTaskSAC(SavingSAC):
         if self.overlap:
             env = Overlapped(env, self._learn_postponed)
         return super().collect_rollouts(env, callback, *args, **kwargs)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return super()._sample_action(0 if self.policy_at_warmup else learning_starts, action_noise, n_envs)
 
     def _learn_postponed(self) -> None:
         if self._postponed is not None:

@@ -43,7 +43,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "sde_sample_freq": (-1, None),
     "_stats_window_size": (1, None),
 }
-_FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup")
+_FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
 
 
 def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
@@ -97,14 +97,24 @@ def check_options(model: MultiTaskSAC) -> None:
     require_choice("on_nonfinite", model.on_nonfinite, ON_NONFINITE)
     if not isinstance(model.cuda_graphs, bool) and model.cuda_graphs != "auto":
         raise ConfigurationError(f"cuda_graphs must be 'auto', True or False, not {model.cuda_graphs!r}.")
-    if model.max_grad_norm is not None:
-        require_number("max_grad_norm", model.max_grad_norm, above=0)
+    _check_max_grad_norm(model.max_grad_norm)
     require_seed(model.seed)
     _check_train_freq(model)
     _check_parts(model)
     if model.gradient_surgery is not None:
         _check_gradient_surgery(model)
     _check_buffer_device(model)
+
+
+def _check_max_grad_norm(given: Any) -> None:
+    if given is None:
+        return
+    if isinstance(given, (list, tuple)) and len(given) != 2:
+        raise ConfigurationError(
+            f"max_grad_norm must be one number, or two: of the actor and of each critic, not {given!r}."
+        )
+    for norm in given if isinstance(given, (list, tuple)) else [given]:
+        require_number("max_grad_norm", norm, above=0)
 
 
 def _check_train_freq(model: MultiTaskSAC) -> None:

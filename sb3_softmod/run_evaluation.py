@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.evaluation import Protocol, evaluate_tasks
+from sb3_softmod.evaluation import PROTOCOLS, Protocol, evaluate_tasks
 from sb3_softmod.multitask_sac import MultiTaskSAC
 from sb3_softmod.runs import FINAL, Run, load_run
 from sb3_softmod.task_evaluation import TaskEvaluation
@@ -49,8 +49,8 @@ def evaluate_run(
     best: bool = False,
     progress_bar: bool = False,
 ) -> TaskEvaluation:
-    """Evaluate the policy of a run on its tasks, with the horizon and the rewards of its training, and write
-    ``evaluation.json`` into its folder, which tables then read.
+    """Evaluate the policy of a run on its tasks, with the rewards and, unless the protocol has one, the horizon of its
+    training, and write ``evaluation.json`` into its folder, which tables then read.
 
     :param folder: of the run
     :param protocol: see :func:`.evaluate_tasks`
@@ -62,13 +62,14 @@ def evaluate_run(
     """
     run = load_run(folder)
     model = load_model(run, best=best)
+    of_protocol = PROTOCOLS.get(protocol or "", {})
     found = evaluate_tasks(
         model,
         run.benchmark,
         protocol=protocol,
         n_eval_episodes=n_eval_episodes,
         seed=goals_seed(run) if seed is None else seed,
-        env_kwargs=env_options(run),
+        env_kwargs={name: value for name, value in env_options(run).items() if name not in of_protocol},
         progress_bar=progress_bar,
     )
     found.settings["model"] = "best" if best else "last"

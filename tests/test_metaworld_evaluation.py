@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
+from zoo_runs import train
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, make_metaworld_env
 from sb3_softmod.evaluation import MetaWorldAgent, evaluate_tasks
+from sb3_softmod.run_evaluation import evaluate_run
 from sb3_softmod.task_evaluation import TaskEvaluation, wilson_interval
 
 TASKS = ["reach-v3", "door-open-v3", "window-close-v3"]
@@ -48,7 +50,7 @@ class Idle:
         return np.zeros((len(observations), 4)), None
 
 
-def by_metaworld(model: Any, seed: int, episodes: int) -> tuple[list[float], list[list[float]]]:
+def by_metaworld(model: Any, seed: int, episodes: int, horizon: int | None) -> tuple[list[float], list[list[float]]]:
     """Success rates and returns of each task, by Meta-World's own envs and evaluator."""
     makers = [
         partial(
@@ -58,7 +60,7 @@ def by_metaworld(model: Any, seed: int, episodes: int) -> tuple[list[float], lis
             num_tasks=len(TASKS),
             env_id=task_id,
             use_one_hot=True,
-            max_episode_steps=200,
+            max_episode_steps=horizon,
             task_select="pseudorandom",  # each goal once, in an order of its own
         )
         for task_id, name in enumerate(TASKS)
@@ -70,11 +72,12 @@ def by_metaworld(model: Any, seed: int, episodes: int) -> tuple[list[float], lis
     return [success[name] for name in TASKS], [returns[name] for name in TASKS]
 
 
-@pytest.mark.parametrize("model", [Expert(), Expert(1)], ids=["expert", "clumsy"])
-def test_equals_meta_worlds_own_evaluator(model: Any) -> None:
+@pytest.mark.parametrize(("model", "horizon"), [(Expert(), None), (Expert(1), 200)], ids=["expert", "clumsy"])
+def test_equals_meta_worlds_own_evaluator(model: Any, horizon: int | None) -> None:
     """Same goals, each of the 50 once: the same success rates, and returns to rounding."""
-    success, returns = by_metaworld(model, seed=3, episodes=50)
-    ours = evaluate_tasks(model, TASKS, protocol="metaworld", seed=3)
+    success, returns = by_metaworld(model, seed=3, episodes=50, horizon=horizon)
+    env_kwargs = None if horizon is None else dict(horizon=horizon)
+    ours = evaluate_tasks(model, TASKS, protocol="metaworld", seed=3, env_kwargs=env_kwargs)
     assert ours.success_rate == success
     assert success[0] >= 0.95
     assert success[1] >= 0.9 if not model.clumsy else success[1] == 0
@@ -101,6 +104,10 @@ def test_the_protocols() -> None:
     changed = evaluate_tasks(Idle(), TASKS, protocol="metaworld", n_eval_episodes=3, env_kwargs=dict(horizon=2), seed=0)
     assert changed.episodes == [3] * 3
     assert (changed.settings["goals"], changed.settings["terminate_on_success"]) == ("each-once", True)
+    assert changed.length == [2.0] * 3
+    whole = evaluate_tasks(Idle(), TASKS, protocol="metaworld", n_eval_episodes=1, seed=0)
+    assert whole.length == [500.0] * 3
+    assert whole.settings["horizon"] == 500
 
 
 def test_a_model_of_normalised_observations_brings_its_statistics(tmp_path: Path) -> None:
@@ -200,3 +207,15 @@ def test_printed() -> None:
     assert ["a", "50", "%", "37", "%", "to", "63", "%", "25", "%", "100", "200"] in lines
     assert ["b", "20", "150"] in lines
     assert ["mean", "50", "%", "25", "%", "60", "175"] in lines
+
+
+def test_the_horizon_of_a_protocol_goes_before_that_of_a_run(tmp_path: Path) -> None:
+    """A run with episodes of 5 steps; its rewards stay those of its training."""
+    assert train(tmp_path, algo="mt_sac", env="reach-v3", steps=20, env_kwargs=["reward_version:'v1'"]) == 0
+    (folder,) = (tmp_path / "mt_sac").glob("reach-v3_*")
+    by_metaworld = evaluate_run(folder, protocol="metaworld", n_eval_episodes=1)
+    assert by_metaworld.settings["horizon"] == 500
+    assert by_metaworld.length[0] > 5
+    for protocol in ("paper", None):
+        assert evaluate_run(folder, protocol=protocol, n_eval_episodes=1).length == [5.0]
+    assert by_metaworld.settings["reward_version"] == "v1"

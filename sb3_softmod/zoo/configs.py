@@ -139,7 +139,7 @@ def complete(
 
     :param hyperparams: those of the file for this env, changed by those of the command line
     :param method: its policy and options stand behind them; ``policy_kwargs`` are joined, one by one
-    :param task_set: for which the method may know the number of steps
+    :param task_set: for which the method may know the number of steps and the size of its network
     :param config: the whole file
     :raises ConfigurationError: if nobody says how long to train
     """
@@ -156,7 +156,7 @@ def complete(
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
     layers: list[Any] = [
         config.get("policies", {}).get(out["policy"].rpartition(".")[2]),
-        method.policy_kwargs if out["policy"] == policy else None,
+        method.network_options(task_set.tasks) if out["policy"] == policy else None,
         block_of(config, task_set.name).get("policy_kwargs"),
         hyperparams.get("policy_kwargs"),
     ]
