@@ -150,6 +150,6 @@ def test_statistics_go_to_the_evaluation_env() -> None:
 
 def test_an_evaluation_env_that_is_not_normalised_is_refused_at_once() -> None:
     model = make_model(MultiTaskVecNormalize(make_point_mass_env(M)))
-    with pytest.raises(ConfigurationError, match="the evaluation env does not: wrap it in MultiTaskVecNormalize"):
+    with pytest.raises(ConfigurationError, match="the env sends raw ones: wrap it in MultiTaskVecNormalize"):
         model.learn(10 * M, MultiTaskEvalCallback(make_point_mass_env(M), eval_freq=5))
     assert model.num_timesteps == 0
