@@ -65,11 +65,17 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     :param rng: for what is random in them
     """
     import bad_arguments
+    import bad_evaluations
     import bad_files
     import bad_run_folders
 
     found: dict[str, list[BadInput]] = {}
-    for case in (*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
+    for case in (
+        *bad_arguments.every(),
+        *bad_evaluations.every(),
+        *bad_files.every(rng),
+        *bad_run_folders.every(rng),
+    ):
         found.setdefault(case.family, []).append(case)
     return found
 
