@@ -170,7 +170,7 @@ class MultiTaskEvalCallback(EvalCallback):
     def _tell_of_improvement(self, is_best: bool) -> None:
         """SB3's callback takes a ``best_mean_reward`` above the last that it saw for a new best model."""
         for each in callbacks_of(self):
-            if isinstance(each, StopTrainingOnNoModelImprovement) and each.parent is self:
+            if isinstance(each, StopTrainingOnNoModelImprovement):
                 each.last_best_mean_reward = -np.inf if is_best else np.inf
 
     def _files(self) -> list[Path]:

@@ -38,7 +38,7 @@ def observations() -> Iterator[BadInput]:
     ):
         mentions = "at least one observation" if isinstance(empty, np.ndarray) else "(n, 4)"
         yield BadInput("evaluation", f"predict: {text}", later(model().predict, empty), mentions)
-    for text, task in {
+    tasks: dict[str, list[float]] = {
         "no task": [0, 0],
         "two tasks": [1, 1],
         "half a task": [0.5, 0],
@@ -46,7 +46,8 @@ def observations() -> Iterator[BadInput]:
         "a normalised task": [1.4, -0.6],
         "NaN for a task": [np.nan, 0],
         "infinity for a task": [np.inf, 0],
-    }.items():
+    }
+    for text, task in tasks.items():
         row = np.array([0.1, 0.2, *task], np.float32)
         batch = np.stack([[0.1, 0.2, 1, 0], row, row]).astype(np.float32)
         for what, given, mentions in (
@@ -118,6 +119,14 @@ UNFIT: dict[str, tuple[Callable[[], VecEnv], str]] = {
 }
 
 
+def in_new(play: Callable[[VecEnv], Any], make: Callable[[], VecEnv]) -> Callable[[Path], Any]:
+    return lambda folder: play(make())
+
+
+def made(make: Callable[[], VecEnv]) -> Callable[[VecEnv], VecEnv]:
+    return lambda training_env: make()
+
+
 def envs() -> Iterator[BadInput]:
     """Those that do not fit the model are refused by all that plays in them."""
     for text, (make, mentions) in UNFIT.items():
@@ -125,9 +134,7 @@ def envs() -> Iterator[BadInput]:
             ("evaluate_tasks", lambda env: evaluate_tasks(model(), env, n_eval_episodes=1)),
             ("rollout", lambda env: rollout(model(), env, 1)),
         ):
-            yield BadInput(
-                "evaluation", f"{what}: an env with {text}", lambda _, play=play, make=make: play(make()), mentions
-            )
+            yield BadInput("evaluation", f"{what}: an env with {text}", in_new(play, make), mentions)
     unreported = DummyVecEnv([partial(Unreported, task) for task in range(M)])
     yield BadInput(
         "evaluation",
@@ -178,26 +185,37 @@ def in_folder(name: str) -> BadInput:
     )
 
 
+def _again(env: Any) -> list[TaskEnv]:
+    """Other TaskEnvs around the simulators of an env."""
+    return [TaskEnv(each.env, each.task_id, NAMES) for each in env.envs]
+
+
+#: Makes an evaluation env that steps the envs of a training env.
+SHARED: dict[str, Callable[[Any], VecEnv]] = {
+    "the training env": lambda env: env,
+    "the training env with statistics": lambda env: MultiTaskVecNormalize(env, norm_obs=False),
+    "the training env with a monitor": lambda env: VecMonitor(env),
+    "the envs of the training env": lambda env: DummyVecEnv([partial(_same, each) for each in env.envs]),
+    "the simulators of the training env": lambda env: DummyVecEnv([partial(_same, each) for each in _again(env)]),
+    "the simulators in a MultiTaskVecEnv": lambda env: MultiTaskVecEnv(
+        [partial(_same, each) for each in _again(env)], n_workers=0
+    ),
+}
+
+
+def _same(env: Any, copy: int = 0) -> Any:
+    return env
+
+
 def callbacks() -> Iterator[BadInput]:
     """What the first evaluation would refuse is refused when the training begins."""
     for text, (make, mentions) in UNFIT.items():
-        yield BadInput("evaluation", f"callback: {text}", begins(lambda _, make=make: make()), mentions)
+        yield BadInput("evaluation", f"callback: {text}", begins(made(make)), mentions)
     normalised = partial(MultiTaskVecNormalize, norm_reward=False)
     yield BadInput(
         "evaluation", "callback: raw observations", begins(lambda _: odd(), normalised), "MultiTaskVecNormalize"
     )
-    for text, share in {
-        "the training env": lambda env: env,
-        "the training env with statistics": lambda env: MultiTaskVecNormalize(env, norm_obs=False),
-        "the training env with a monitor": lambda env: VecMonitor(env),
-        "the envs of the training env": lambda env: DummyVecEnv([lambda each=each: each for each in env.envs]),
-        "the simulators of the training env": lambda env: DummyVecEnv(
-            [lambda each=each: TaskEnv(each.env, each.task_id, NAMES) for each in env.envs]
-        ),
-        "the simulators in a MultiTaskVecEnv": lambda env: MultiTaskVecEnv(
-            [lambda copy, each=each: each for each in env.envs], n_workers=0
-        ),
-    }.items():
+    for text, share in SHARED.items():
         yield BadInput("evaluation", f"callback: {text}", begins(share), "envs of the training env")
     for name in ("evaluations.npz", "evaluations.csv", "best_model.zip"):
         yield in_folder(name)

@@ -207,19 +207,6 @@ def test_no_model_improvement_is_no_new_best_model(wrap: Callable[[BaseCallback]
     assert evaluations(WORSE, callback_after_eval=wrap(patient)).num_evaluations == 4
 
 
-def test_ever_better_models_do_not_end_the_training_of_another_callback() -> None:
-    """Where one evaluation calls another, each tells its own."""
-    inner = MultiTaskEvalCallback(
-        staged(WORSE),
-        n_eval_episodes=2,
-        eval_freq=1,
-        verbose=0,
-        callback_after_eval=StopTrainingOnNoModelImprovement(1),
-    )
-    assert evaluations(IMPROVING, callback_after_eval=inner).num_evaluations == 3
-    assert inner.num_evaluations == 3
-
-
 @pytest.mark.parametrize(
     ("stages", "threshold", "ended"),
     [(WORSE, 2.5, 4), (WORSE, 3.0, 4), (WORSE, 5.0, 5), (IMPROVING, -0.1, 1), ([(2, -9.0), *WORSE], 0.5, 3)],

@@ -48,6 +48,8 @@ class Level(gym.Env[np.ndarray, np.ndarray]):
 class Raw(DummyVecEnv):
     """Keeps the observations that it sends."""
 
+    sent: list[Any]
+
     def reset(self) -> Any:
         self.sent = [super().reset()]
         return self.sent[0]
@@ -76,7 +78,7 @@ class Seeing(MultiTaskSAC):
         return super().predict(observation, *args, deterministic=deterministic, **kwargs)
 
 
-def learner(env: VecEnv, cls: type[MultiTaskSAC] = MultiTaskSAC, **kwargs: Any) -> MultiTaskSAC:
+def learner(env: VecEnv, cls: type[MultiTaskSAC] = MultiTaskSAC, **kwargs: Any) -> Any:
     small: dict[str, Any] = dict(policy_kwargs=TINY["MTMlpPolicy"], batch_size=12, buffer_size=3000, device="cpu")
     return cls("MTMlpPolicy", env, seed=0, **{**small, **kwargs})
 
@@ -222,7 +224,7 @@ def test_the_envs_that_a_model_is_learning_in_are_refused(moment: str) -> None:
     with pytest.raises(ConfigurationError, match=r"is learning in these envs.*evaluate in envs of their own"):
         model.learn(20, type("Now", (Evaluates,), {moment: evaluate})())
     model.learn(20)  # nothing of the refusal remains
-    evaluate_tasks(model, model.get_env(), n_eval_episodes=1)  # type: ignore[arg-type]
+    evaluate_tasks(model, model.get_env(), n_eval_episodes=1)
     check_stored(model, 20)
 
 

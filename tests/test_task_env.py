@@ -128,7 +128,7 @@ def test_is_success_in_a_vector(n_workers: int) -> None:
 def test_an_env_that_speaks_of_success_alone_fails_otherwise() -> None:
     """Its other episodes count too, in whatever order."""
     statistics = EpisodeStatistics(1, window=4)
-    quiet, loud = (TaskEnv(Says(*infos), 0, ["a"]) for infos in ([{}, {}], [{}, YES]))
+    quiet, loud = TaskEnv(Says({}, {}), 0, ["a"]), TaskEnv(Says({}, YES), 0, ["a"])
     for env, rate in ((quiet, None), (loud, 0.5), (quiet, 1 / 3), (quiet, 0.25), (quiet, 0.25), (quiet, None)):
         statistics.add(played(env))
         found = statistics.means().get("success_rate")
