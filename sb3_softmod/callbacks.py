@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnNoModelImprovement
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError, SoftModError
+from sb3_softmod.evaluated_env import check_env, check_open, shares_envs, take_statistics
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
-from sb3_softmod.files import as_path, make_folder
+from sb3_softmod.files import as_path, check_writable, replacing
 from sb3_softmod.progress_file import keep_rows
+from sb3_softmod.task_evaluation import mean_over_tasks
 from sb3_softmod.task_observation import num_tasks_of
-from sb3_softmod.training_state import plain_attributes, settings_of
+from sb3_softmod.training_state import callbacks_of, plain_attributes, settings_of
 
 
 class MultiTaskEvalCallback(EvalCallback):
@@ -34,9 +36,16 @@ class MultiTaskEvalCallback(EvalCallback):
       ``ep_lengths [n, M]`` and ``successes [n, M]``, means over a task's episodes, and ``task_names [M]``;
     - ``evaluations.csv``, a row for each evaluation and task.
 
-    The statistics of a ``VecNormalize`` of the training env are copied to that of the evaluation env.
+    The evaluation env gets statistics and settings of the training env's ``MultiTaskVecNormalize``. An env in which a
+    model cannot be evaluated is refused when the training begins.
 
-    :param eval_env: of all tasks; not the training env
+    SB3's callbacks for early stopping do as ``callback_after_eval``, or in a ``CallbackList`` there, what their names
+    say. ``StopTrainingOnNoModelImprovement`` counts the evaluations without a new best model, best as above.
+    ``StopTrainingOnRewardThreshold`` sees ``best_mean_reward``: as in SB3 the highest mean return of any evaluation,
+    here the mean over the tasks, unnormalised; the best model may have a lower one. To stop at a success rate, compare
+    ``self.parent.best_success_rate`` in a callback of your own.
+
+    :param eval_env: of all tasks; not the training env, nor around the same envs
     :param callback_on_new_best: called when there is a new best model
     :param callback_after_eval: called after each evaluation
     :param n_eval_episodes: episodes of each task
@@ -61,7 +70,12 @@ class MultiTaskEvalCallback(EvalCallback):
     ) -> None:
         if not isinstance(eval_env, VecEnv):
             raise ConfigurationError(f"eval_env must be a VecEnv of all tasks, not {eval_env!r}.")
+        check_open(eval_env)
         num_tasks_of(eval_env)
+        children = {"callback_on_new_best": callback_on_new_best, "callback_after_eval": callback_after_eval}
+        for name, child in children.items():
+            if child is not None and not isinstance(child, BaseCallback):
+                raise ConfigurationError(f"{name} must be a BaseCallback (CallbackList for several), not {child!r}.")
         require_integer("n_eval_episodes", n_eval_episodes, 1)
         require_integer("eval_freq", eval_freq, -1)
         require_flag("deterministic", deterministic)
@@ -79,13 +93,13 @@ class MultiTaskEvalCallback(EvalCallback):
             deterministic,
             verbose=verbose,
         )
-        #: Of the last evaluation and of the best model, the mean over the tasks; NaN where no task reports success.
+        #: Of the last evaluation and the best of all, the mean over the tasks; NaN where no task reports success.
         self.last_success_rate = self.best_success_rate = np.nan
         self.num_evaluations = 0
         self._best = (-np.inf, -np.inf)
 
     def summary(self) -> dict[str, float | None]:
-        """Success rate and return of the last evaluation and of the best model; None for what there is not."""
+        """Success rate and return of the last evaluation, and the highest of each; None for what there is not."""
         names = ("last_success_rate", "last_mean_reward", "best_success_rate", "best_mean_reward")
         values = {name: getattr(self, name) for name in names}
         return {name: value if np.isfinite(value) else None for name, value in values.items()}
@@ -109,38 +123,40 @@ class MultiTaskEvalCallback(EvalCallback):
                 self._write_arrays()
 
     def _init_callback(self) -> None:
-        if self._normalises_observations() and unwrap_vec_normalize(self.eval_env) is None:
+        check_env(self.model, self.eval_env)
+        if shares_envs(self.training_env, self.eval_env):
             raise ConfigurationError(
-                "The training env normalises observations, and the evaluation env does not: wrap it in "
-                "MultiTaskVecNormalize(env, training=False)."
+                "The evaluation env steps the envs of the training env: an evaluation would end their episodes, and "
+                "the replay buffer would hold transitions that never happened. Make envs of their own for it."
             )
-        for folder in (self.best_model_save_path, self.log_path and os.path.dirname(self.log_path)):
-            if folder:
-                make_folder(folder)
+        for path in self._files():
+            check_writable(path)
         if self.callback_on_new_best is not None:
             self.callback_on_new_best.init_callback(self.model)
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
             return True
-        self._copy_statistics()
+        take_statistics(self.model, self.eval_env)
         found = evaluate_tasks(
             self.model, self.eval_env, n_eval_episodes=self.n_eval_episodes, deterministic=self.deterministic
         )
         self.num_evaluations += 1
         # SB3's names: other callbacks of SB3 read them.
-        self.last_mean_reward = float(np.mean(found.mean_return))
-        reported = np.array(found.success_rate)[np.isfinite(found.success_rate)]
-        self.last_success_rate = float(reported.mean()) if reported.size else np.nan
+        self.last_mean_reward = mean_over_tasks(found.mean_return)
+        self.best_mean_reward = max(self.best_mean_reward, self.last_mean_reward)
+        self.last_success_rate = found.mean_success_rate
         if self.log_path is not None:
             self._write(found)
         self._log(found)
 
         go_on = True
         score = (-np.inf if np.isnan(self.last_success_rate) else self.last_success_rate, self.last_mean_reward)
-        if score > self._best:
+        is_best = score > self._best
+        self._tell_of_improvement(is_best)
+        if is_best:
             self._best = score
-            self.best_success_rate, self.best_mean_reward = self.last_success_rate, self.last_mean_reward
+            self.best_success_rate = self.last_success_rate
             if self.verbose >= 1:
                 print("New best model!")
             if self.best_model_save_path is not None:
@@ -151,17 +167,20 @@ class MultiTaskEvalCallback(EvalCallback):
             go_on = go_on and self._on_event()
         return go_on
 
-    def _normalises_observations(self) -> bool:
-        normalize = self.model.get_vec_normalize_env()
-        return normalize is not None and normalize.norm_obs
+    def _tell_of_improvement(self, is_best: bool) -> None:
+        """SB3's callback takes a ``best_mean_reward`` above the last that it saw for a new best model."""
+        for each in callbacks_of(self):
+            if isinstance(each, StopTrainingOnNoModelImprovement):
+                each.last_best_mean_reward = -np.inf if is_best else np.inf
 
-    def _copy_statistics(self) -> None:
-        source, target = self.model.get_vec_normalize_env(), unwrap_vec_normalize(self.eval_env)
-        if source is not None and target is not None:
-            target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)
+    def _files(self) -> list[Path]:
+        """All that are written."""
+        tables = [Path(f"{self.log_path}.{ending}") for ending in ("npz", "csv")] if self.log_path is not None else []
+        model = self.best_model_save_path
+        return [*tables, *([Path(model) / "best_model.zip"] if model is not None else [])]
 
     def _log(self, found: TaskEvaluation) -> None:
-        means = {"mean_reward": self.last_mean_reward, "mean_ep_length": float(np.mean(found.length))}
+        means = {"mean_reward": self.last_mean_reward, "mean_ep_length": mean_over_tasks(found.length)}
         if np.isfinite(self.last_success_rate):
             means["success_rate"] = self.last_success_rate
         if self.verbose >= 1:
@@ -186,21 +205,30 @@ class MultiTaskEvalCallback(EvalCallback):
         if np.isfinite(self.last_success_rate):
             self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
         self._write_arrays()
+        self._write_table(found)
+
+    def _write_table(self, found: TaskEvaluation) -> None:
         columns = ("episodes", "success_rate", "success_at_end_rate", "mean_return", "length")
-        with open(f"{self.log_path}.csv", "w" if len(self.evaluations_timesteps) == 1 else "a", newline="") as file:
-            table = csv.writer(file)
-            if len(self.evaluations_timesteps) == 1:
-                table.writerow(["timesteps", "task", *columns])
-            rows = zip(found.task_names, *(getattr(found, column) for column in columns), strict=True)
-            table.writerows([self.num_timesteps, *row] for row in rows)
+        path = Path(f"{self.log_path}.csv")
+        goes_on = len(self.evaluations_timesteps) > 1 and path.exists()
+        with replacing(path) as draft:
+            if goes_on:
+                shutil.copyfile(path, draft)
+            with draft.open("a" if goes_on else "w", newline="") as file:
+                table = csv.writer(file)
+                if not goes_on:
+                    table.writerow(["timesteps", "task", *columns])
+                rows = zip(found.task_names, *(getattr(found, column) for column in columns), strict=True)
+                table.writerows([self.num_timesteps, *row] for row in rows)
 
     def _write_arrays(self) -> None:
         successes = dict(successes=self.evaluations_successes) if self.evaluations_successes else {}
-        np.savez(
-            self.log_path,  # type: ignore[arg-type]
-            timesteps=self.evaluations_timesteps,
-            results=self.evaluations_results,
-            ep_lengths=self.evaluations_length,
-            task_names=self._task_names,
-            **successes,  # type: ignore[arg-type]
-        )
+        with replacing(f"{self.log_path}.npz") as draft, draft.open("wb") as file:
+            np.savez(
+                file,
+                timesteps=self.evaluations_timesteps,
+                results=self.evaluations_results,
+                ep_lengths=self.evaluations_length,
+                task_names=self._task_names,
+                **successes,  # type: ignore[arg-type]
+            )

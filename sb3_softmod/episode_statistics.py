@@ -47,13 +47,20 @@ class EpisodeStatistics:
     def means(self) -> dict[str, np.ndarray]:
         """The mean of each metric for each task.
 
-        :return: metric to ``[M]``, NaN for a task without episodes; a metric that no task reports is left out
+        :return: metric to ``[M]``, NaN for a task without episodes; a metric that no task reports is left out. Of a
+            task some of whose episodes report success, the others count as failures
         """
         out = {}
         for metric in METRICS:
-            values = [[episode[metric] for episode in task if metric in episode] for task in self._episodes]
-            if any(values):
-                out[metric] = np.array([np.mean(v) if v else np.nan for v in values])
+            reports = [any(metric in episode for episode in task) for task in self._episodes]
+            if any(reports):
+                out[metric] = np.array(
+                    [
+                        # An env may speak of success only when there is one.
+                        np.mean([episode.get(metric, 0.0) for episode in task]) if reported else np.nan
+                        for task, reported in zip(self._episodes, reports, strict=True)
+                    ]
+                )
         return out
 
     def progress(self) -> list[np.ndarray]:

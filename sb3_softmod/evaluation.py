@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from sb3_softmod.checks import require_choice, require_flag, require_integer, require_names
@@ -20,6 +20,7 @@ from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_s
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.evaluated_env import learned_normalized, playing, statistics_of
 from sb3_softmod.task_evaluation import TaskEvaluation
 from sb3_softmod.task_observation import num_tasks_of, task_ids, task_names_of
 
@@ -51,15 +52,17 @@ def evaluate_tasks(
     """Play the same number of episodes of every task, all envs at once.
 
     Short episodes do not count more often than long ones: each env of a task plays a fixed share of its episodes, and
-    where the envs go from task to task, the episodes that began first count.
+    where the envs go from task to task, the episodes that began first count. Meanwhile a ``MultiTaskVecNormalize`` of
+    the env does what that of the model does, and learns nothing.
 
     ``evaluate_tasks(model, "MT10", protocol="metaworld", seed=1)`` plays Meta-World's protocol: each of a task's 50
     goals once, up to the first success, for at most 500 steps, however long the episodes of the training were.
     ``protocol="paper"`` plays the paper's, 100 episodes of 200 steps with random goals.
 
     :param model: anything with ``predict``
-    :param env: a multi-task env, which is reset; or the name of a task set, of a Meta-World task, or a list of these:
-        envs are made for it, with the observation statistics of the model, and closed
+    :param env: a multi-task env, which is reset (the next ``learn`` of a model that learns in it begins new episodes);
+        or the name of a task set, of a Meta-World task, or a list of these: envs are made for it, with the observation
+        statistics of the model, and closed
     :param protocol: sets number of episodes and goals, whether an episode ends with its first success, and the horizon
     :param n_eval_episodes: episodes of each task; default that of the protocol, or 50
     :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default that of the protocol or of the set
@@ -69,9 +72,8 @@ def evaluate_tasks(
     :param deterministic: act by the mean instead of a sample
     :param n_workers: of the envs that are made; the result is the same for every number
     :param progress_bar: show one
-    :raises ConfigurationError: for fewer than one episode, an unknown protocol, tasks that are not the model's, options
-        of envs beside an env; or if the model was trained on normalised observations and the env has no
-        ``VecNormalize``
+    :raises ConfigurationError: for fewer than one episode, an unknown protocol, tasks, spaces or normalisation that are
+        not the model's, options of envs beside an env, or the envs in which the model is learning at this moment
     """
     of_protocol: dict[str, Any] = {}
     if not hasattr(model, "predict"):
@@ -129,10 +131,7 @@ def make_evaluation_env(
         raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
     copies = max(1, min(most_copies, _ENVS // len(names)))
     env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options or {}, n_workers=n_workers)
-    normalize = getattr(model, "get_vec_normalize_env", lambda: None)()
-    statistics = getattr(model, "normalization", None)
-    if isinstance(normalize, MultiTaskVecNormalize):
-        statistics = normalize.statistics()
+    statistics = statistics_of(model)
     if statistics is not None:
         env = MultiTaskVecNormalize(env, training=False)
         env.set_statistics({**statistics, "norm_reward": False})
@@ -140,12 +139,17 @@ def make_evaluation_env(
 
 
 def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:
-    _check_normalised(model, env)
-    num_tasks, n_eval_episodes = num_tasks_of(env), settings["n_eval_episodes"]
-    statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
-    with _frozen_normalization(env), tqdm(total=None, unit="episode", disable=not progress_bar) as progress:
+    n_eval_episodes = settings["n_eval_episodes"]
+    with playing(model, env), tqdm(total=None, unit="episode", disable=not progress_bar) as progress:
+        num_tasks = num_tasks_of(env)
+        statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
         _play(model, env, statistics, num_tasks, n_eval_episodes, settings["deterministic"], progress)
     means = statistics.means()
+    if not means:
+        raise ConfigurationError(
+            "No episode was reported: the last info of each must hold 'episode' and 'task_id', as those of "
+            "sb3_softmod.TaskEnv do."
+        )
     missing = np.full(num_tasks, np.nan)
     return TaskEvaluation(
         task_names=task_names_of(env),
@@ -192,31 +196,6 @@ def _play(
             progress.update(int(ended.sum()))
 
 
-def _check_normalised(model: Any, env: VecEnv) -> None:
-    trained_so = getattr(model, "normalization", None) is not None or (
-        getattr(model, "get_vec_normalize_env", lambda: None)() is not None
-    )
-    if trained_so and unwrap_vec_normalize(env) is None:
-        raise ConfigurationError(
-            "The model was trained on normalised observations, and the env sends raw ones: evaluate it on the env of "
-            "load(path, env=...).get_env(), or wrap the env in MultiTaskVecNormalize with the same statistics."
-        )
-
-
-@contextmanager
-def _frozen_normalization(env: VecEnv) -> Iterator[None]:
-    """Leave the statistics of a ``VecNormalize`` as training made them."""
-    normalize = unwrap_vec_normalize(env)
-    if normalize is None:
-        yield
-        return
-    training, normalize.training = normalize.training, False
-    try:
-        yield
-    finally:
-        normalize.training = training
-
-
 def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
     """Deal out the episodes of each task to its envs.
 
@@ -238,10 +217,9 @@ def act(model: Any, env: VecEnv) -> Generator[tuple[np.ndarray, np.ndarray, np.n
     :param env: it is reset
     :return: for each step the observations ``[n_envs, O + M]``, the actions ``[n_envs, action_dim]`` that answer them,
         and ``[n_envs]`` whether an episode begins with them
-    :raises ConfigurationError: if the model was trained on normalised observations and the env has no ``VecNormalize``
+    :raises ConfigurationError: for an env that does not fit, see :func:`evaluate_tasks`
     """
-    _check_normalised(model, env)
-    with _frozen_normalization(env):
+    with playing(model, env):
         observations, begins = np.asarray(env.reset()), np.ones(env.num_envs, bool)
         while True:
             actions = model.predict(observations, deterministic=True)[0]
@@ -256,7 +234,9 @@ def rollout(model: Any, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray
     :param env: it is reset
     :param steps: steps of each env
     :return: observations ``[steps, n_envs, O + M]`` and actions ``[steps, n_envs, action_dim]``
+    :raises ConfigurationError: for fewer than one step, or as :func:`act`
     """
+    require_integer("steps", steps, 1)
     with closing(act(model, env)) as playing:
         observations, actions, _ = zip(*islice(playing, steps), strict=True)
     return np.stack(observations), np.stack(actions)
@@ -279,7 +259,7 @@ class MetaWorldAgent:
         normalize = getattr(self.model, "get_vec_normalize_env", lambda: None)()
         if normalize is not None:
             observations = normalize.normalize_obs(observations)
-        elif getattr(self.model, "normalization", None) is not None:
+        elif learned_normalized(self.model):
             raise ConfigurationError(
                 "The model was trained on normalised observations: load it with an env, load(path, env=...)."
             )

@@ -63,6 +63,19 @@ def make_folder(path: str | Path) -> None:
         raise FileError(f"Cannot make the folder {path}: {error.strerror or error}.") from error
 
 
+def check_writable(path: str | Path) -> None:
+    """Make the folder of a file that is to be written later, and refuse a path where that cannot be done.
+
+    :raises FileError: naming it
+    """
+    path = as_path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise FileError(f"Cannot write {path}: it is a folder.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise FileError(f"Cannot write {path}: no permission to write in its folder.")
+
+
 def read_text(path: str | Path) -> str:
     """What a file of text holds.
 

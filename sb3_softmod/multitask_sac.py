@@ -189,6 +189,8 @@ class MultiTaskSAC(SavingSAC):
         self._checkpoints = {}
         self._state_to_continue = None
         self._settings = {}
+        #: Whether ``learn`` is under way: nobody else may step the envs then.
+        self.is_learning = False
         self.normalization = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
@@ -275,9 +277,10 @@ class MultiTaskSAC(SavingSAC):
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """The actions for some observations; arguments as in SB3.
 
-        :raises ConfigurationError: for observations of another shape, or that are no numbers
+        :param observation: ``[O + M]`` or ``[B, O + M]``; the task is one-hot, or a mixture: no entry below 0, sum 1
+        :raises ConfigurationError: for observations of another shape, without a task, or that are no numbers
         """
-        check_observation(observation, self.observation_space)
+        check_observation(observation, self.observation_space, self.num_tasks)
         return super().predict(observation, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -340,6 +343,7 @@ class MultiTaskSAC(SavingSAC):
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
             total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
         check_learn(total_timesteps, callback, log_interval)
+        self.is_learning = True
         try:
             super().learn(
                 total_timesteps,
@@ -353,6 +357,7 @@ class MultiTaskSAC(SavingSAC):
             self._last_obs = self._postponed = None
             raise
         finally:
+            self.is_learning = False
             for each in reversed(_checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
                 each.release()
         self._learn_postponed()

@@ -30,6 +30,7 @@ from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.nonfinite import ON_NONFINITE
 from sb3_softmod.policies import MultiTaskSACPolicy, SingleTaskPolicy
+from sb3_softmod.task_observation import split
 
 if TYPE_CHECKING:
     from sb3_softmod.multitask_sac import MultiTaskSAC
@@ -43,6 +44,8 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "sde_sample_freq": (-1, None),
     "_stats_window_size": (1, None),
 }
+#: By how much the shares of tasks may miss 1.
+_TOLERANCE = 1e-3
 _FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
 
 
@@ -150,11 +153,12 @@ def check_spaces(owner: str, action_space: spaces.Space) -> None:
         raise ConfigurationError(f"{owner} needs actions with finite bounds, not {action_space}.")
 
 
-def check_observation(observation: Any, space: spaces.Space) -> None:
-    """Refuse what is no observation of a space, nor several.
+def check_observation(observation: Any, space: spaces.Space, num_tasks: int) -> None:
+    """Refuse what is no observation of a space, nor several, or names no task.
 
     :param observation: ``[O + M]`` or ``[B, O + M]``
-    :raises ConfigurationError: naming shape or type
+    :param num_tasks: M
+    :raises ConfigurationError: naming shape, type or row
     """
     try:
         array = np.asarray(observation)
@@ -166,6 +170,17 @@ def check_observation(observation: Any, space: spaces.Space) -> None:
         raise ConfigurationError(
             f"predict needs an observation {space.shape} or a batch of them (n, {space.shape[0]}), "  # type: ignore[index]
             f"not one of shape {array.shape}."
+        )
+    if not array.size:
+        raise ConfigurationError("predict needs at least one observation, and this batch holds none.")
+    task = split(array, num_tasks)[1]
+    sums = task @ np.ones(num_tasks, np.float32)  # at each step of acting: it must take microseconds
+    if not (task.min() >= 0 and sums.min() > 1 - _TOLERANCE and sums.max() < 1 + _TOLERANCE):  # nor NaN
+        rows = np.atleast_2d(task)
+        wrong = int(np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < _TOLERANCE)))[0])
+        raise ConfigurationError(
+            f"Observation {wrong} ends in no task: its last {num_tasks} entries must be a one-hot task, or the shares "
+            f"of several tasks, which sum to 1, not {np.array2string(rows[wrong], precision=3, threshold=12)}."
         )
 
 

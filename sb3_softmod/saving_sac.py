@@ -38,6 +38,7 @@ _OF_THIS_PROCESS = (
     "_checkpoints",
     "_state_to_continue",
     "_settings",
+    "is_learning",
 )
 
 

@@ -70,7 +70,7 @@ class TaskEvaluation:
     @property
     def mean_success_rate(self) -> float:
         """The mean over the tasks that were played and report success."""
-        return _mean(self.success_rate)
+        return mean_over_tasks(self.success_rate)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each task, by its name (needs pandas)."""
@@ -88,7 +88,7 @@ class TaskEvaluation:
         """
         content = {
             "settings": dict(self.settings),
-            "mean": {name: _mean(getattr(self, name)) for name in _METRICS},
+            "mean": {name: mean_over_tasks(getattr(self, name)) for name in _METRICS},
             "tasks": {
                 task: {
                     "episodes": self.episodes[i],
@@ -137,7 +137,7 @@ class TaskEvaluation:
             table.add_column(column, justify="right", no_wrap=True)
         columns = [getattr(self, metric) for metric in _METRICS]
         rows = list(zip(self.task_names, *columns, map(_interval, self.success_interval), strict=True))
-        rows.append(("mean", *map(_mean, columns), ""))
+        rows.append(("mean", *map(mean_over_tasks, columns), ""))
         for name, success, at_end, mean_return, length, interval in rows:
             table.add_row(name, _percent(success), interval, _percent(at_end), _number(mean_return), _number(length))
         return table
@@ -152,7 +152,8 @@ class TaskEvaluation:
 _METRICS = ("success_rate", "success_at_end_rate", "mean_return", "length")
 
 
-def _mean(values: list[float]) -> float:
+def mean_over_tasks(values: list[float]) -> float:
+    """The mean over the tasks that have a number; NaN where none has."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else math.nan
 

@@ -219,6 +219,7 @@ def _restore(state: dict[str, Any]) -> Any:
 def paths() -> Iterator[BadInput]:
     evaluation = TaskEvaluation(["a"], [1], [0.5], [0.5], [1.0], [1.0])
     snapshots = RoutingSnapshots(np.zeros(0, int), ["a"], np.zeros((0, 1)), [np.zeros((0, 1, 2, 2))])
+    for_evaluation = make_point_mass_env(2)
     reading: dict[str, Callable[[Any], Any]] = {
         "load": MultiTaskSAC.load,
         "set_parameters": lambda p: model().set_parameters(p),
@@ -240,7 +241,7 @@ def paths() -> Iterator[BadInput]:
         "to_json": evaluation.to_json,
         "RoutingSnapshots.save": snapshots.save,
         "ProgressFileCallback": _begin,
-        "MultiTaskEvalCallback": lambda p: MultiTaskEvalCallback(point_mass(), log_path=p).init_callback(model()),
+        "MultiTaskEvalCallback": lambda p: MultiTaskEvalCallback(for_evaluation, log_path=p).init_callback(model()),
     }
 
     def make(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,14 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from point_mass import GOALS, HORIZON, PointMass, make_point_mass_env
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -150,6 +157,112 @@ def test_statistics_go_to_the_evaluation_env() -> None:
 
 def test_an_evaluation_env_that_is_not_normalised_is_refused_at_once() -> None:
     model = make_model(MultiTaskVecNormalize(make_point_mass_env(M)))
-    with pytest.raises(ConfigurationError, match="the evaluation env does not: wrap it in MultiTaskVecNormalize"):
+    with pytest.raises(ConfigurationError, match="the env sends raw ones: wrap it in MultiTaskVecNormalize"):
         model.learn(10 * M, MultiTaskEvalCallback(make_point_mass_env(M), eval_freq=5))
     assert model.num_timesteps == 0
+
+
+class Staged(gym.Env[np.ndarray, np.ndarray]):
+    """Its first episodes belong to the first evaluation, and so on, two to each: of each ``(successes, return)``."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, stages: list[tuple[int, float]]) -> None:
+        self.stages, self.episode = stages, -1
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.episode += 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        stage, episode = divmod(self.episode, 3)  # one more begins, which nobody plays
+        successes, reward = self.stages[stage]
+        return np.zeros(1, np.float32), reward, True, False, {"success": episode < successes}
+
+
+def staged(stages: list[tuple[int, float]]) -> VecEnv:
+    return DummyVecEnv([lambda: TaskEnv(Staged(stages), 0, ["a"])])
+
+
+def evaluations(stages: list[tuple[int, float]], **kwargs: Any) -> MultiTaskEvalCallback:
+    """As many as took place before a callback ended the training."""
+    callback = MultiTaskEvalCallback(staged(stages), n_eval_episodes=2, eval_freq=1, verbose=0, **kwargs)
+    model = SoftModSAC("SoftModPolicy", staged([(0, 0.0)] * 99), policy_kwargs=SMALL, device="cpu")
+    model.learn(len(stages), CallbackList([callback]))
+    return callback
+
+
+IMPROVING = [(0, 0.0), (1, -1.0), (1, -0.5), (2, -2.0), (2, -1.5)]
+WORSE = [(2, 0.0), (1, 1.0), (0, 2.0), (1, 3.0), (0, 4.0)]
+
+
+@pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: CallbackList([Counter(), callback])])
+def test_no_model_improvement_is_no_new_best_model(wrap: Callable[[BaseCallback], BaseCallback]) -> None:
+    """SB3's callback goes by what decides here, not by returns."""
+    assert evaluations(IMPROVING, callback_after_eval=wrap(StopTrainingOnNoModelImprovement(0))).num_evaluations == 5
+    assert evaluations(WORSE, callback_after_eval=wrap(StopTrainingOnNoModelImprovement(0))).num_evaluations == 2
+    assert evaluations(WORSE, callback_after_eval=wrap(StopTrainingOnNoModelImprovement(1))).num_evaluations == 3
+    patient = StopTrainingOnNoModelImprovement(0, min_evals=3)
+    assert evaluations(WORSE, callback_after_eval=wrap(patient)).num_evaluations == 4
+
+
+@pytest.mark.parametrize(
+    ("stages", "threshold", "ended"),
+    [(WORSE, 2.5, 4), (WORSE, 3.0, 4), (WORSE, 5.0, 5), (IMPROVING, -0.1, 1), ([(2, -9.0), *WORSE], 0.5, 3)],
+)
+def test_a_reward_threshold_is_one_of_mean_returns(
+    stages: list[tuple[int, float]], threshold: float, ended: int
+) -> None:
+    """Of any evaluation, whether or not its model is the best."""
+    callback = evaluations(stages, callback_after_eval=StopTrainingOnRewardThreshold(threshold))
+    assert callback.num_evaluations == ended
+    assert callback.best_mean_reward == max(reward for _, reward in stages[:ended])
+
+
+def test_the_files_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Whoever opened one before an evaluation reads what was there, whole; and no draft stays behind."""
+    names = ("evaluations.npz", "evaluations.csv")
+
+    class Keeps(BaseCallback):
+        def _on_step(self) -> bool:
+            for name in names:
+                os.link(tmp_path / name, tmp_path / f"{self.n_calls}-{name}")
+            return True
+
+    evaluations(IMPROVING, log_path=str(tmp_path), callback_after_eval=Keeps())
+    for number in range(1, 6):
+        returns = [reward for _, reward in IMPROVING[:number]]
+        assert np.load(tmp_path / f"{number}-evaluations.npz")["results"][:, 0].tolist() == returns
+        with open(tmp_path / f"{number}-evaluations.csv") as file:
+            assert [float(row["mean_return"]) for row in csv.DictReader(file)] == returns
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_files_of_an_earlier_run_are_replaced_and_a_lost_one_begins_anew(tmp_path: Path) -> None:
+    class Loses(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 1:
+                assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 2
+                (tmp_path / "evaluations.csv").unlink()
+            return True
+
+    for name in ("evaluations.npz", "evaluations.csv"):
+        (tmp_path / name).write_text("of an earlier run\n")
+    evaluations(IMPROVING, log_path=str(tmp_path), callback_after_eval=Loses())
+    with open(tmp_path / "evaluations.csv") as file:
+        assert [row["timesteps"] for row in csv.DictReader(file)] == ["2", "3", "4", "5"]
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_one_task_of_a_set_is_evaluated_alone() -> None:
+    """What is not played makes no mean unknown, which would be above every threshold."""
+    envs = make_point_mass_env(M).envs  # type: ignore[attr-defined]
+    stop = StopTrainingOnRewardThreshold(0.0)
+    callback = MultiTaskEvalCallback(
+        DummyVecEnv([lambda: envs[2]]), n_eval_episodes=1, eval_freq=5, verbose=0, callback_after_eval=stop
+    )
+    make_model(make_point_mass_env(M), learning_starts=100).learn(10 * M, callback)
+    assert callback.num_evaluations == 2
+    assert callback.last_success_rate in (0.0, 1.0)
+    assert -40 < callback.best_mean_reward < 0

@@ -162,3 +162,23 @@ def make_secretive(task: int, copy: int, *, num_tasks: int = M) -> TaskEnv:
     """Of the tasks only the second has secrets."""
     env = (Secretive if task == 1 else Restless)(task)
     return TaskEnv(gym.wrappers.TimeLimit(env, HORIZON), task, [f"corner-{i}" for i in range(num_tasks)])
+
+
+class Says(PointMass):
+    """Reports at each step the infos that it was told, in each episode anew."""
+
+    def __init__(self, *infos: dict[str, Any]) -> None:
+        super().__init__(0)
+        self.infos = infos
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.t = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> Any:
+        self.t += 1
+        return (*super().step(action)[:3], self.t == len(self.infos), dict(self.infos[self.t - 1]))
+
+
+def make_saying(copy: int, *, infos: list[dict[str, Any]], **kwargs: Any) -> TaskEnv:
+    return TaskEnv(Says(*infos), 0, ["a"], **kwargs)

@@ -124,7 +124,8 @@ def make_multitask_env(
     :param max_episode_steps: a horizon for all tasks, in place of the one that an id was registered with; a function's
         env keeps a shorter one of its own. Default: each task's own
     :param envs_per_task: copies of each task
-    :param terminate_on_success: end an episode at its first ``info["success"]``
+    :param terminate_on_success: end an episode at its first ``info["success"]`` or, without that,
+        ``info["is_success"]``; warns where an episode of a task ends without either
     :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
     :param n_workers: processes that step the envs; default one for each core; 0: everything in this process

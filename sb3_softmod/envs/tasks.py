@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +22,29 @@ def draw_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1)[0])
 
 
+def success_of(info: Mapping[str, Any], task: str | int) -> bool | None:
+    """Whether a task succeeded at a step.
+
+    :param info: of that step, as the task gives it: ``success``, or else ``is_success`` (gymnasium-robotics, panda-gym,
+        SB3)
+    :param task: for the error
+    :return: None if it reports neither
+    :raises ConfigurationError: for what is neither a boolean nor a number, such as the text ``"False"``
+    """
+    found = info.get("success")
+    if found is None:
+        found = info.get("is_success")
+    if found is None or isinstance(found, bool):
+        return found
+    value = np.asarray(found)
+    if value.size != 1 or value.dtype.kind not in "biuf" or value != value:
+        raise ConfigurationError(
+            f"The task {task!r} reports {found!r} as its success: info['success'] (or info['is_success']) must be a "
+            "boolean or a number."
+        )
+    return bool(value)
+
+
 def _as_names(names: object) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise ConfigurationError(f"task_names must be a list of names, not {names!r}.")
@@ -33,14 +58,18 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     Observations become ``[observation | zeros up to O | one-hot task (M)]`` in float32. Every ``info`` gains
     ``task_id`` and ``task_name``. At the end of an episode ``info["episode"]`` holds its return ``r``, length ``l``
-    and time ``t`` (seconds since the env was made). For an env that reports ``info["success"]``, ``is_success`` says
-    whether the episode succeeded at any of its steps (the field's convention), ``is_success_at_end`` at its last.
+    and time ``t`` (seconds since the env was made).
+
+    An env reports whether it succeeds at a step as ``info["success"]``, or else as ``info["is_success"]``; here it is
+    ``success``. At the end of an episode ``is_success`` says whether it succeeded at any of its steps (the field's
+    convention), ``is_success_at_end`` at its last. A step that reports nothing after one that does is no success; an
+    episode that reports nothing has none of these.
 
     :param env: the env to wrap, with a 1-D Box observation
     :param task_id: this task's index in ``task_names``
     :param task_names: the names of all tasks of the set
     :param width: O, at least the width of this env's observation; default is that width
-    :param terminate_on_success: end the episode at its first success
+    :param terminate_on_success: end the episode at its first success; warns where an episode ends without a report
     :raises ConfigurationError: for an observation that is no 1-D Box, or wider than ``width``
     """
 
@@ -91,6 +120,11 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         """The name of this task."""
         return self.task_names[self.task_id]
 
+    @property
+    def simulator(self) -> tuple[int, int]:
+        """Which env is wrapped here, among those of all processes."""
+        return os.getpid(), id(self.unwrapped)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -105,25 +139,35 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         info = self._described(info)
         self._return += float(reward)
         self._length += 1
-        if "success" in info:
-            success = info["success"] = bool(info["success"])
-            self._succeeded |= success
-            terminated = terminated or (success and self._terminate_on_success)
+        success = success_of(info, self.task_name)
+        info.pop("is_success", None)  # here the word is for whole episodes
+        self._reported |= success is not None
+        if self._reported:
+            info["success"] = bool(success)
+            self._succeeded |= info["success"]
+            terminated = terminated or (self._terminate_on_success and info["success"])
         if terminated or truncated:
             info["episode"] = {
                 "r": self._return,
                 "l": self._length,
                 "t": round(time.perf_counter() - self._made_at, 6),
             }
-            if "success" in info:
+            if self._reported:
                 info["is_success"] = self._succeeded
-                info["is_success_at_end"] = success
+                info["is_success_at_end"] = info["success"]
+            elif self._terminate_on_success:
+                warnings.warn(
+                    f"terminate_on_success has no success to act on: an episode of the task {self.task_name!r} ended, "
+                    "and its infos held neither 'success' nor 'is_success'.",
+                    stacklevel=2,
+                )
         return self._canonical(observation), float(reward), bool(terminated), bool(truncated), info
 
     def _begin_episode(self) -> None:
         self._return = 0.0
         self._length = 0
         self._succeeded = False
+        self._reported = False  # whether the env said anything of success
 
     def _canonical(self, observation: np.ndarray) -> np.ndarray:
         return append_task(observation, self.task_id, self._width, self.num_tasks)

@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
+from sb3_softmod.envs.tasks import success_of
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.task_observation import check_common
 
@@ -160,7 +161,7 @@ class EnvGroup:
                 rewards[row] = reward
                 terminations[row] = terminated
                 truncations[row] = truncated
-                successes[row] = info.get("success", NO_SUCCESS)
+                successes[row] = self._success(index, info)
                 if terminated or truncated:
                     infos[index] = info | {
                         "terminal_observation": observation,
@@ -230,11 +231,15 @@ class EnvGroup:
         env, here = self._now(index), self.steps[self._rows[index]]
         for action in actions:
             here["observation"], here["reward"], here["terminated"], here["truncated"], info = env.step(action.copy())
-            here["success"] = info.get("success", NO_SUCCESS)
+            here["success"] = self._success(index, info)
             if here["terminated"] or here["truncated"]:
                 return False
         fields = ("observation", "reward", "success") if len(actions) else ("observation",)
         return all(here[field].tobytes() == last[field].tobytes() for field in fields)
+
+    def _success(self, index: int, info: dict[str, Any]) -> int:
+        success = success_of(info, self._name(self._tasks[index]))
+        return NO_SUCCESS if success is None else success
 
     def _blamed(self, error: Exception, index: int) -> SoftModError:
         """An error that names the env; those of this package, which speak for themselves, stay as they are."""
