@@ -46,6 +46,7 @@ from sb3_softmod.task_observation import (
     check_space,
     check_transition,
     num_tasks_of,
+    require_shape,
     resolve_tasks,
     task_ids,
 )
@@ -376,6 +377,7 @@ class MultiTaskSAC(SavingSAC):
             self.action_noise = noise  # SB3 begins it anew
             go_on(self, out[1], self._state_to_continue)
         self._state_to_continue = None
+        require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
