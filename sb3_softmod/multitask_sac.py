@@ -239,7 +239,7 @@ class MultiTaskSAC(SavingSAC):
 
     def _restore_normalization(self) -> None:
         """Give the env the statistics that a loaded model was trained with; refuse SB3's normalisation of tasks."""
-        check_normalization(self._vec_normalize_env)
+        check_normalization(self.env, self._vec_normalize_env)
         if self.normalization is not None:
             if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
                 assert self.env is not None
@@ -247,12 +247,15 @@ class MultiTaskSAC(SavingSAC):
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on with another env; arguments as in SB3.
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+        """Go on with another env.
 
+        :param env: as in the constructor; the name of a Meta-World task or set is made with the seed of the model
+        :param force_reset: as in SB3
         :raises ConfigurationError: if it has another number of tasks or of envs
         """
-        wrapped = self._wrap_env(env, self.verbose)
+        wrapped = self._wrap_env(as_env(env, self.seed), self.verbose)
+        check_normalization(wrapped, unwrap_vec_normalize(wrapped))
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
             raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")

@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
+from sb3_softmod.envs.tasks import TaskEnv
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.task_observation import check_common, require_shape
 
@@ -199,8 +200,7 @@ class EnvGroup:
         self._tasks[index] = task
         try:
             env = self._built[index, task] = self._makers[task](self._copies[index], **self._seed)
-            if is_wrapped(env, gym.wrappers.RecordEpisodeStatistics.__module__, "RecordEpisodeStatistics"):
-                env.set_wrapper_attr("reports_episodes", False)  # the wrapper does, and takes no second report
+            _leave_reports_to_wrapper(env)
             missing = [fact for fact in FACTS if not has_attribute(env, fact)]
             if missing:
                 raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
@@ -266,6 +266,18 @@ class EnvGroup:
         """The name of a task, or its id as long as no env was built that knows the name."""
         names = self._known.get("task_names")
         return names[task] if names else task
+
+
+def _leave_reports_to_wrapper(env: Env) -> None:
+    """Let a task that is wrapped in gymnasium's RecordEpisodeStatistics not report its episodes: that would raise."""
+    layer: Any = env
+    recorded = False
+    while isinstance(layer, gym.Wrapper) and not isinstance(layer, TaskEnv):
+        if isinstance(layer, gym.wrappers.RecordEpisodeStatistics):
+            recorded |= getattr(layer, "_stats_key", "episode") == "episode"
+        layer = layer.env
+    if recorded and isinstance(layer, TaskEnv):
+        layer.reports_episodes = False
 
 
 # What apply() calls, as functions of a module: a process gets them by name.
