@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -65,7 +66,8 @@ class MultiTaskSAC(SavingSAC):
     ``optimize_memory_usage`` there are not.
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
-    :param env: a multi-task env, or the name of a Meta-World task or set ("MT10"), made with ``seed``
+    :param env: a multi-task env; a vector env of gymnasium, see :class:`.GymnasiumVecEnv`; or the name of a Meta-World
+        task or set ("MT10"), made with ``seed``
     :param learning_starts: environment steps with random actions before learning; default 100 a task
     :param batch_size: samples in a gradient step; default 128 a task
     :param replay_buffer_class: default :class:`.MultiTaskReplayBuffer`, whose batches are balanced
@@ -94,7 +96,7 @@ class MultiTaskSAC(SavingSAC):
     def __init__(
         self,
         policy: str | type[SACPolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | VectorEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
@@ -247,7 +249,7 @@ class MultiTaskSAC(SavingSAC):
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
 
-    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | VectorEnv | str, force_reset: bool = True) -> None:
         """Go on with another env.
 
         :param env: as in the constructor; the name of a Meta-World task or set is made with the seed of the model

@@ -65,11 +65,12 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     :param rng: for what is random in them
     """
     import bad_arguments
+    import bad_env_data
     import bad_files
     import bad_run_folders
 
     found: dict[str, list[BadInput]] = {}
-    for case in (*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
+    for case in (*bad_arguments.every(), *bad_env_data.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
         found.setdefault(case.family, []).append(case)
     return found
 
