@@ -53,7 +53,8 @@ def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
     :raises ConfigurationError: with the nearest names
     """
     for structured in (CnnPolicy, MultiInputPolicy):
-        if policy == structured.__name__ or (isinstance(policy, type) and issubclass(policy, structured)):
+        named = isinstance(policy, str) and policy == structured.__name__
+        if named or (isinstance(policy, type) and issubclass(policy, structured)):
             raise ConfigurationError(
                 f"The policy {structured.__name__} reads images or dictionaries, but observations with a one-hot task "
                 f"are flat: take 'MlpPolicy' or one of {', '.join(map(repr, POLICIES))}."
