@@ -10,6 +10,7 @@ from sb3_softmod.envs.task_sets import register_all
 if TYPE_CHECKING:
     from sb3_softmod.buffers import MultiTaskReplayBuffer
     from sb3_softmod.checkpoint_callback import CheckpointCallback
+    from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
     from sb3_softmod.envs.make import make_dm_control_env, make_metaworld_env, make_multitask_env
     from sb3_softmod.envs.normalize import MultiTaskVecNormalize
     from sb3_softmod.envs.tasks import TaskEnv
@@ -37,6 +38,7 @@ _HOMES = {
     "ConfigurationError": "errors",
     "EnvError": "errors",
     "FileError": "errors",
+    "GymnasiumVecEnv": "envs.gymnasium_vector",
     "MultiTaskReplayBuffer": "buffers",
     "MultiTaskSAC": "multitask_sac",
     "MultiTaskSACPolicy": "policies",
@@ -60,6 +62,7 @@ __all__ = [
     "ConfigurationError",
     "EnvError",
     "FileError",
+    "GymnasiumVecEnv",
     "MultiTaskReplayBuffer",
     "MultiTaskSAC",
     "MultiTaskSACPolicy",

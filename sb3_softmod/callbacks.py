@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnNoModelImprovement
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.checks import require_flag, require_integer
+from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError, SoftModError
 from sb3_softmod.evaluated_env import check_env, check_open, shares_envs, take_statistics
@@ -58,7 +60,7 @@ class MultiTaskEvalCallback(EvalCallback):
 
     def __init__(
         self,
-        eval_env: VecEnv,
+        eval_env: VecEnv | VectorEnv,
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
         n_eval_episodes: int = 5,
@@ -68,6 +70,8 @@ class MultiTaskEvalCallback(EvalCallback):
         deterministic: bool = True,
         verbose: int = 1,
     ) -> None:
+        if isinstance(eval_env, VectorEnv):
+            eval_env = GymnasiumVecEnv(eval_env)
         if not isinstance(eval_env, VecEnv):
             raise ConfigurationError(f"eval_env must be a VecEnv of all tasks, not {eval_env!r}.")
         check_open(eval_env)

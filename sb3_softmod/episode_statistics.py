@@ -26,12 +26,13 @@ class EpisodeStatistics:
     def add(self, infos: Iterable[dict[str, Any]]) -> None:
         """Take up the episodes that end with these infos of one vector step."""
         for info in infos:
-            episode = info.get("episode")
-            if episode is None or "task_id" not in info:
+            if "task_id" not in info or not info.keys() & {"episode", "terminal_observation"}:
                 continue
-            record = {"return": float(episode["r"]), "length": float(episode["l"])}
-            record.update({name: float(info[key]) for name, key in _REPORTED.items() if key in info})
-            self._episodes[info["task_id"]].append(record)
+            record = {name: float(info[key]) for name, key in _REPORTED.items() if key in info}
+            if "episode" in info:  # an env of gymnasium.make leaves that to SB3's Monitor
+                record |= {"return": float(info["episode"]["r"]), "length": float(info["episode"]["l"])}
+            if record:
+                self._episodes[info["task_id"]].append(record)
 
     def num_episodes(self) -> list[int]:
         """How many episodes of each task are kept."""
@@ -78,4 +79,4 @@ class EpisodeStatistics:
             episodes.clear()
             for row in kept.tolist():
                 record = dict(zip(METRICS, row, strict=True))
-                episodes.append({m: v for m, v in record.items() if m not in _REPORTED or not np.isnan(v)})
+                episodes.append({m: v for m, v in record.items() if not np.isnan(v)})

@@ -79,7 +79,7 @@ def check_env(model: Any, env: VecEnv) -> None:
     if actions is not None and actions != env.action_space:
         raise ConfigurationError(f"The model learned the actions {actions}, but the env has {env.action_space}.")
     normalize = unwrap_vec_normalize(env)
-    check_normalization(normalize)
+    check_normalization(env, normalize)
     if isinstance(normalize, MultiTaskVecNormalize) and statistics_of(model) is not None:
         return  # they become those of the model
     learned_so, sends = learned_normalized(model), normalize is not None and normalize.norm_obs

@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from sb3_softmod.checks import require_choice, require_flag, require_integer, require_names
+from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.metaworld import MAX_HORIZON, Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -38,7 +40,7 @@ _ENVS = 30
 
 def evaluate_tasks(
     model: Any,
-    env: VecEnv | str | Sequence[str],
+    env: VecEnv | VectorEnv | str | Sequence[str],
     *,
     protocol: Protocol | None = None,
     n_eval_episodes: int | None = None,
@@ -88,6 +90,8 @@ def evaluate_tasks(
     if env_kwargs is not None:
         require_names("env_kwargs", env_kwargs)
     settings: dict[str, Any] = dict(n_eval_episodes=episodes, deterministic=deterministic)
+    if isinstance(env, VectorEnv):
+        env = GymnasiumVecEnv(env)
     if isinstance(env, VecEnv):
         of_made = dict(protocol=protocol, goals=goals, seed=seed, env_kwargs=env_kwargs, n_workers=n_workers)
         for name, value in of_made.items():
@@ -145,10 +149,10 @@ def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: b
         statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
         _play(model, env, statistics, num_tasks, n_eval_episodes, settings["deterministic"], progress)
     means = statistics.means()
-    if not means:
+    if "return" not in means:
         raise ConfigurationError(
             "No episode was reported: the last info of each must hold 'episode' and 'task_id', as those of "
-            "sb3_softmod.TaskEnv do."
+            "sb3_softmod.TaskEnv do (SB3's Monitor and VecMonitor add the former)."
         )
     missing = np.full(num_tasks, np.nan)
     return TaskEvaluation(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -46,6 +47,7 @@ from sb3_softmod.task_observation import (
     check_space,
     check_transition,
     num_tasks_of,
+    require_shape,
     resolve_tasks,
     task_ids,
 )
@@ -64,7 +66,8 @@ class MultiTaskSAC(SavingSAC):
     ``optimize_memory_usage`` there are not.
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
-    :param env: a multi-task env, or the name of a Meta-World task or set ("MT10"), made with ``seed``
+    :param env: a multi-task env; a vector env of gymnasium, see :class:`.GymnasiumVecEnv`; or the name of a Meta-World
+        task or set ("MT10"), made with ``seed``
     :param learning_starts: environment steps before learning; default 100 a task
     :param policy_at_warmup: take them by the untrained policy, as the authors' code does, instead of at random
     :param batch_size: samples in a gradient step; default 128 a task
@@ -96,7 +99,7 @@ class MultiTaskSAC(SavingSAC):
     def __init__(
         self,
         policy: str | type[SACPolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | VectorEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
@@ -245,7 +248,7 @@ class MultiTaskSAC(SavingSAC):
 
     def _restore_normalization(self) -> None:
         """Give the env the statistics that a loaded model was trained with; refuse SB3's normalisation of tasks."""
-        check_normalization(self._vec_normalize_env)
+        check_normalization(self.env, self._vec_normalize_env)
         if self.normalization is not None:
             if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
                 assert self.env is not None
@@ -253,12 +256,15 @@ class MultiTaskSAC(SavingSAC):
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on with another env; arguments as in SB3.
+    def set_env(self, env: GymEnv | VectorEnv | str, force_reset: bool = True) -> None:
+        """Go on with another env.
 
+        :param env: as in the constructor; the name of a Meta-World task or set is made with the seed of the model
+        :param force_reset: as in SB3
         :raises ConfigurationError: if it has another number of tasks or of envs
         """
-        wrapped = self._wrap_env(env, self.verbose)
+        wrapped = self._wrap_env(as_env(env, self.seed), self.verbose)
+        check_normalization(wrapped, unwrap_vec_normalize(wrapped))
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
             raise ConfigurationError(f"The model has {self.num_tasks} tasks, but the env {found}.")
@@ -391,6 +397,7 @@ class MultiTaskSAC(SavingSAC):
             self.action_noise = noise  # SB3 begins it anew
             go_on(self, out[1], self._state_to_continue)
         self._state_to_continue = None
+        require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
 
 from sb3_softmod.acceleration import PRECISIONS
 from sb3_softmod.buffers import LARGEST_BUFFER, MultiTaskReplayBuffer
@@ -29,7 +29,7 @@ from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.nonfinite import ON_NONFINITE
-from sb3_softmod.policies import MultiTaskSACPolicy, SingleTaskPolicy
+from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
 from sb3_softmod.task_observation import split
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
     :param known: the policies that have a name
     :raises ConfigurationError: with the nearest names
     """
+    for structured in (CnnPolicy, MultiInputPolicy):
+        named = isinstance(policy, str) and policy == structured.__name__
+        if named or (isinstance(policy, type) and issubclass(policy, structured)):
+            raise ConfigurationError(
+                f"The policy {structured.__name__} reads images or dictionaries, but observations with a one-hot task "
+                f"are flat: take 'MlpPolicy' or one of {', '.join(map(repr, POLICIES))}."
+            )
     if isinstance(policy, str):
         require_choice("policy", policy, known)
     elif not isinstance(policy, type) or not issubclass(policy, SACPolicy):
@@ -145,12 +152,27 @@ def check_spaces(owner: str, action_space: spaces.Space) -> None:
     """Refuse actions that SAC cannot learn.
 
     :param owner: the name of the algorithm
-    :raises ConfigurationError: naming the space
+    :raises ConfigurationError: naming the space, and the dimensions that are constant
     """
     if not isinstance(action_space, spaces.Box):
         raise ConfigurationError(f"{owner} needs continuous actions (a Box), not {action_space}.")
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ConfigurationError(f"{owner} needs actions with finite bounds, not {action_space}.")
+    if not np.issubdtype(action_space.dtype, np.floating):
+        raise ConfigurationError(
+            f"{owner} needs actions of a float type, not {action_space} of {action_space.dtype}: give the env a float "
+            "Box, and round there (gymnasium.wrappers.TransformAction)."
+        )
+    with np.errstate(over="ignore"):
+        ranges = action_space.high - action_space.low
+    for what, dimensions in (("constant", ranges == 0), ("too wide for their type", np.isinf(ranges))):
+        if dimensions.any():
+            where = [index[0] if len(index) == 1 else tuple(index) for index in np.argwhere(dimensions).tolist()]
+            raise ConfigurationError(
+                f"{owner} scales actions by their ranges, but dimension {', '.join(map(str, where))} of {action_space} "
+                f"is {what}: leave it out of the action space, and let the env add it "
+                "(gymnasium.wrappers.TransformAction)."
+            )
 
 
 def check_observation(observation: Any, space: spaces.Space, num_tasks: int) -> None:

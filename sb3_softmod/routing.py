@@ -156,7 +156,7 @@ def sample_routing(
     """
     networks = routed_networks(model)
     flat = observations.reshape(-1, observations.shape[-1])
-    ids = task_ids(flat, len(task_names))
+    ids = task_ids(flat, len(task_names), row_of="row")
     out = []
     for name, (part, network) in networks.items():
         inputs, task = split(flat, len(task_names))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch as th
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import recursive_getattr
@@ -124,7 +125,7 @@ class SavingSAC(SAC):
     def load(  # type: ignore[override]
         cls: type[SelfSavingSAC],
         path: str | Path | Any,
-        env: GymEnv | str | None = None,
+        env: GymEnv | VectorEnv | str | None = None,
         device: th.device | str = "auto",
         *,
         safe: bool = False,
@@ -170,7 +171,7 @@ class SavingSAC(SAC):
     def resume(
         cls: type[SelfSavingSAC],
         path: str | Path,
-        env: GymEnv | str,
+        env: GymEnv | VectorEnv | str,
         device: th.device | str = "auto",
         **kwargs: Any,
     ) -> SelfSavingSAC:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -26,7 +27,7 @@ class SoftModSAC(MultiTaskSAC):
     def __init__(
         self,
         policy: str | type[SACPolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | VectorEnv | str | None,
         *,
         loss_weighting: LossWeighting = "alpha",
         **kwargs: Any,

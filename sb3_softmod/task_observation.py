@@ -30,6 +30,24 @@ def make_space(width: int, num_tasks: int) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (width + num_tasks,), np.float32)
 
 
+def require_shape(observation: Any, shape: tuple[int, ...], whose: str) -> None:
+    """Refuse an observation of another shape than its space declares.
+
+    :param whose: the task, and the env where that is known
+    :raises ConfigurationError: naming both shapes
+    """
+    try:
+        found: object = np.shape(observation)
+    except ValueError:
+        found = "(lists that differ in length)"
+    if found != shape:
+        kind = "" if isinstance(observation, np.ndarray) else f" (a {type(observation).__name__})"
+        raise ConfigurationError(
+            f"The observation of {whose} has the shape {found}{kind}, but the observation space declares {shape}. "
+            "Correct the observation_space of that env, or what it sends."
+        )
+
+
 def append_task(observation: np.ndarray, task_id: int, width: int, num_tasks: int) -> np.ndarray:
     """Zero-pad an observation and append its one-hot task.
 
@@ -50,11 +68,12 @@ def split(observation: Any, num_tasks: int) -> tuple[Any, Any]:
     return observation[..., :-num_tasks], observation[..., -num_tasks:]
 
 
-def task_ids(observations: np.ndarray, num_tasks: int) -> np.ndarray:
+def task_ids(observations: np.ndarray, num_tasks: int, row_of: str = "env") -> np.ndarray:
     """The integer task of each observation.
 
     :param observations: ``[B, O + M]``
     :param num_tasks: M
+    :param row_of: what a row is numbered by, if the rows are not those of all envs
     :return: ``[B]`` integers
     :raises ConfigurationError: if the last M entries of a row are not a one-hot task
     """
@@ -63,7 +82,7 @@ def task_ids(observations: np.ndarray, num_tasks: int) -> np.ndarray:
     if not ((one_hot.sum(-1) == 1) & (one_hot.max(-1) == 1)).all():
         row = int(np.flatnonzero((one_hot.sum(-1) != 1) | (one_hot.max(-1) != 1))[0])
         raise ConfigurationError(
-            f"The observation of env {row} does not end in a one-hot task of {num_tasks} entries but in "
+            f"The observation of {row_of} {row} does not end in a one-hot task of {num_tasks} entries but in "
             f"{np.array2string(one_hot[row], precision=3, threshold=12)}. Wrap each env in sb3_softmod.TaskEnv, and do "
             "not normalise the task (VecNormalize does)."
         )
@@ -181,7 +200,7 @@ def check_transition(
     names: list[str],
     step: int,
 ) -> None:
-    """Refuse NaN and infinity in one step of the envs.
+    """Refuse NaN, infinity and other shapes than before in one step of the envs.
 
     :param obs: ``[n_envs, O + M]``, before the step
     :param new_obs: ``[n_envs, O + M]``, after it; an env may have gone on to another task
@@ -191,9 +210,17 @@ def check_transition(
     :param names: the names of all tasks
     :param step: environment steps so far
     :raises NonFiniteError: naming the task, the env and the step
+    :raises ConfigurationError: for an observation of another shape
     """
     ids = task_ids(obs, len(names))
-    ends = [info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]
     check_finite("reward", reward, ids, names, step)
+    if new_obs.shape != obs.shape:
+        require_shape(new_obs, obs.shape, f"all {len(obs)} envs")
     check_finite("observation", new_obs, task_ids(new_obs, len(names)), names, step)
-    check_finite("last observation", np.array(ends), ids[dones.astype(bool)], names, step)
+    if dones.any():
+        last = new_obs.copy()
+        for env in np.flatnonzero(dones).tolist():
+            end = infos[env]["terminal_observation"]
+            require_shape(end, obs.shape[1:], f"task {names[ids[env]]!r} (env {env}) at the end of its episode")
+            last[env] = end
+        check_finite("last observation", last, ids, names, step)

@@ -65,6 +65,7 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     :param rng: for what is random in them
     """
     import bad_arguments
+    import bad_env_data
     import bad_evaluations
     import bad_files
     import bad_published
@@ -73,6 +74,7 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     found: dict[str, list[BadInput]] = {}
     for case in (
         *bad_arguments.every(),
+        *bad_env_data.every(),
         *bad_evaluations.every(),
         *bad_files.every(rng),
         *bad_run_folders.every(rng),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
-from sb3_softmod import ConfigurationError, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
+from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
 from sb3_softmod.envs.metaworld import MetaWorldEnv, draw_goals, resolve_task_names
 from sb3_softmod.evaluation import evaluate_tasks
 
@@ -321,3 +321,18 @@ def test_env_modules_do_not_load_torch() -> None:
     code = "import sb3_softmod.envs.metaworld, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_another_env_by_name() -> None:
+    model = MultiTaskSAC(
+        "MTMlpPolicy", make_metaworld_env("reach-v3", n_workers=0), buffer_size=50, device="cpu", seed=5
+    )
+    model.set_env("reach-v3")
+    env: Any = model.get_env()
+    expected = make_metaworld_env("reach-v3", seed=5, n_workers=0).reset()
+    np.testing.assert_array_equal(env.reset(), expected)
+    with pytest.raises(ConfigurationError, match="The model has 1 tasks, but the env 2"):
+        model.set_env(make_metaworld_env(["reach-v3", "push-v3"], n_workers=0))
+    with pytest.raises(ConfigurationError, match="did you mean 'reach-v3'"):
+        model.set_env("reach-v9")
+    env.close()

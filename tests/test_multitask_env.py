@@ -6,6 +6,7 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -198,3 +199,42 @@ def test_without_dm_control(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigurationError, match=r"No module named 'dm_control'.*pip install sb3-softmod\[dm-control\]"
     ):
         make_dm_control_env(WALKERS)
+
+
+def test_an_id_that_a_function_asks_for_is_known_to_workers() -> None:
+    """As those of Meta-World are, which only their import registers."""
+
+    def make() -> gym.Env:
+        return gym.wrappers.TransformReward(gym.make("PointMass-v0"), lambda reward: 7.0)
+
+    env = make_multitask_env({"ours": make}, n_workers=1)
+    env.reset()
+    assert env.step(np.zeros((1, 2)))[1].tolist() == [7]
+    env.close()
+
+
+def test_metaworlds_own_id_in_workers() -> None:
+    def make(name: str) -> Any:
+        import metaworld  # registers the ids, here alone
+
+        assert metaworld
+        return partial(gym.make, "Meta-World/MT1", env_name=name)
+
+    env = make_multitask_env({"reach": make("reach-v3")}, max_episode_steps=5, n_workers=1)
+    assert env.reset().shape == (1, 39 + 1)
+    for _ in range(5):
+        _, _, dones, infos = env.step(np.zeros((1, 4)))
+    assert dones.tolist() == [True]
+    assert infos[0]["episode"]["l"] == 5
+    env.close()
+
+
+def test_an_id_that_no_worker_can_know() -> None:
+    def make() -> gym.Env:
+        env = gym.make("PointMass-v0")  # of another env inside the one that is returned
+        return PointMass(int(env.action_space.shape == (3,)))
+
+    with pytest.raises(ConfigurationError, match=r"Task 0 \(env 0\): .*`PointMass`.* import what registers the id"):
+        make_multitask_env({"nested": make}, n_workers=1)
+    with pytest.raises(ConfigurationError, match=r"function of task 'a' asks for an unknown id: .*`Nowhere`"):
+        make_multitask_env({"a": lambda: gym.make("Nowhere-v0")}, n_workers=0)

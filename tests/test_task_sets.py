@@ -46,7 +46,7 @@ def test_importing_the_package_registers_the_ids_and_no_simulator() -> None:
 
 
 def test_a_single_task() -> None:
-    env = gym.make("SoftMod/reach-v3", horizon=3, seed=0)
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("SoftMod/reach-v3", horizon=3, seed=0))
     observation, info = env.reset(seed=0)
     assert observation.shape == (40,)
     assert info["task_name"] == "reach-v3"
@@ -58,7 +58,7 @@ def test_a_single_task() -> None:
 
 
 def test_the_tasks_of_a_set_in_turn() -> None:
-    env = gym.make("SoftMod/MT3-v3", horizon=2, seed=0)
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("SoftMod/MT3-v3", horizon=2, seed=0))
     assert env.get_wrapper_attr("num_tasks") == 3
     for episode in range(4):
         observation, info = env.reset()

@@ -47,6 +47,48 @@ class FirstSeed(gym.Wrapper):
         self._seed = progress
 
 
+class FlatObservation(gym.wrappers.FlattenObservation):
+    """Makes observations flat, after a look at their parts: one of another size would shift those behind it.
+
+    :param env: the env to wrap
+    :param task: its name, for errors
+    """
+
+    def __init__(self, env: gym.Env, task: str) -> None:
+        super().__init__(env)
+        self._task = task
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """The flat observation.
+
+        :raises ConfigurationError: for a part that is not what its space declares
+        """
+        self._check(self.env.observation_space, observation, ())
+        return super().observation(observation)
+
+    def _check(self, space: spaces.Space, value: Any, path: tuple[str | int, ...]) -> None:
+        parts: Mapping[Any, spaces.Space] = {}
+        if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+            fits = getattr(value, "shape", None) == space.shape or np.size(value) == spaces.flatdim(space)
+        elif isinstance(space, spaces.Dict):
+            parts = space.spaces
+            fits = isinstance(value, Mapping) and parts.keys() <= value.keys()
+        elif isinstance(space, spaces.Tuple):
+            parts = dict(enumerate(space.spaces))
+            fits = isinstance(value, (tuple, list)) and len(value) == len(parts)
+        else:  # an integer, whose one-hot entry could lie in another part, or a text
+            fits = value in space
+        if not fits:
+            part = "".join(f"[{key!r}]" for key in path)
+            shape = f" of shape {np.shape(value)}" if isinstance(space, (spaces.Box, spaces.MultiBinary)) else ""
+            raise ConfigurationError(
+                f"The observation{part} of task {self._task!r} is a {type(value).__name__}{shape}, {value!r:.100}, but "
+                f"the observation space declares {space}. Correct the observation_space of that env, or what it sends."
+            )
+        for key, part_space in parts.items():
+            self._check(part_space, value[key], (*path, key))
+
+
 def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[str, TaskSource]:
     """The tasks by name: the key of a mapping, a gymnasium id, or the name of a function.
 
@@ -83,18 +125,26 @@ def resolve(source: TaskSource) -> EnvSpec | TaskSource:
     return gym.registry.get(source, source) if isinstance(source, str) else source
 
 
-def common_width(tasks: Mapping[str, TaskSource]) -> int:
+def make_registered(spec: EnvSpec, source: Callable[[], gym.Env]) -> gym.Env:
+    """What a function makes by an id that only the process of the user may know."""
+    gym.registry.setdefault(spec.id, spec)
+    return source()
+
+
+def survey(tasks: Mapping[str, TaskSource]) -> tuple[list[EnvSpec | TaskSource], int]:
     """Check that tasks fit together, by making each once.
 
     :param tasks: by name
-    :return: entries of the widest observation, once it is flat
+    :return: what a worker process makes each from, and the entries of the widest observation, once it is flat
     :raises ConfigurationError: for an unknown id, something that is no env, or different action spaces
     """
-    action_spaces, widths = [], []
+    sources, action_spaces, widths = [], [], []
     for name, source in tasks.items():
         try:
-            env = make_flat(resolve(source))
+            env = make_flat(resolve(source), name)
         except gym.error.UnregisteredEnv as error:
+            if callable(source):
+                raise ConfigurationError(f"The function of task {name!r} asks for an unknown id: {error}") from error
             raise ConfigurationError(
                 f"The task {name!r} has the unknown gymnasium id {source!r}: {nearest(str(source), gym.registry)}"
             ) from error
@@ -106,17 +156,20 @@ def common_width(tasks: Mapping[str, TaskSource]) -> int:
             raise EnvError(
                 f"The task {name!r} raised {type(error).__name__}: {error}\n\n{traceback.format_exc()}"
             ) from error
+        spec = gym.registry.get(env.unwrapped.spec.id) if env.unwrapped.spec else None
+        sources.append(partial(make_registered, spec, source) if callable(source) and spec else resolve(source))
         action_spaces.append(env.action_space)
         widths.append(spaces.flatdim(env.observation_space))
         env.close()
     check_common("action_space", list(tasks), action_spaces)
-    return max(widths, default=0)
+    return sources, max(widths, default=0)
 
 
-def make_flat(source: EnvSpec | TaskSource, max_episode_steps: int | None = None) -> gym.Env:
+def make_flat(source: EnvSpec | TaskSource, task: str, max_episode_steps: int | None = None) -> gym.Env:
     """An env whose observation is a 1-D Box.
 
     :param source: what to make it from
+    :param task: its name, for errors
     :param max_episode_steps: a horizon; default is the env's own
     """
     if callable(source):
@@ -136,7 +189,7 @@ def make_flat(source: EnvSpec | TaskSource, max_episode_steps: int | None = None
             f"The observation space {space} of {source} has no fixed size: it cannot be flattened."
         )
     is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
-    return env if is_flat else gym.wrappers.FlattenObservation(env)
+    return env if is_flat else FlatObservation(env, task)
 
 
 def make_gymnasium_task(
@@ -152,7 +205,7 @@ def make_gymnasium_task(
 ) -> TaskEnv:
     """One copy of a task of a set, ready for a VecEnv."""
     first_seed = np.random.SeedSequence(seed, spawn_key=(task_id, copy)).generate_state(1)[0]
-    simulator = FirstSeed(make_flat(source, max_episode_steps), int(first_seed))
+    simulator = FirstSeed(make_flat(source, task_names[task_id], max_episode_steps), int(first_seed))
     env = TaskEnv(simulator, task_id, task_names, width=width, terminate_on_success=terminate_on_success)
     env.settings["seed"] = seed
     return env
@@ -170,24 +223,24 @@ def make_task_makers(
     :return: one maker for each task
     :raises ConfigurationError: as there
     """
-    sources = name_tasks(tasks)
+    named = name_tasks(tasks)
     if max_episode_steps is not None:
         require_integer("max_episode_steps", max_episode_steps, 1)
     require_seed(seed)
     require_flag("terminate_on_success", terminate_on_success)
-    width = common_width(sources)
+    sources, width = survey(named)
     if seed is None:
         seed = draw_seed()
     return [
         partial(
             make_gymnasium_task,
-            resolve(source),
+            source,
             task_id,
-            tuple(sources),
+            tuple(named),
             width=width,
             seed=seed,
             max_episode_steps=max_episode_steps,
             terminate_on_success=terminate_on_success,
         )
-        for task_id, source in enumerate(sources.values())
+        for task_id, source in enumerate(sources)
     ]

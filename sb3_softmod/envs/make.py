@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from sb3_softmod.checks import require_integer
 from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
+from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TaskSet
@@ -215,9 +216,12 @@ def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, A
 def as_env(env: Any, seed: int | None) -> Any:
     """What an algorithm learns in, of what a user passed for it.
 
-    :param env: an env; the name of a Meta-World task or set, made with ``seed``; an id of gymnasium; or None
+    :param env: an env, or a vector env of gymnasium; the name of a Meta-World task or set, made with ``seed``; an id of
+        gymnasium; or None
     :raises ConfigurationError: for something else, or an unknown name
     """
+    if isinstance(env, gym.vector.VectorEnv):
+        return GymnasiumVecEnv(env)
     if not isinstance(env, str):
         if env is not None and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
             raise ConfigurationError(f"env must be an environment or the name of one, not {env!r}.")
@@ -226,8 +230,15 @@ def as_env(env: Any, seed: int | None) -> Any:
         return make_metaworld_env(env, seed=seed)
     try:
         return maybe_make_env(env, 0)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        raise ConfigurationError(f"gymnasium cannot make {env!r}: {error}") from error
+    except Exception as error:  # whatever the function behind an id raises
+        own = (
+            "; Meta-World's tasks and sets go by their own names here, such as 'reach-v3' and 'MT10'"
+            if env.startswith("Meta-World/")
+            else ""
+        )
+        raise ConfigurationError(
+            f"gymnasium cannot make {env!r} by its name alone{own}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _wrapped(makers: Sequence[TaskMaker], wrapper: Wrapper | None) -> Sequence[TaskMaker]:

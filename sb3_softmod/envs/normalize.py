@@ -7,11 +7,13 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_softmod.checks import require_choice, require_flag, require_number
+from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.errors import ConfigurationError, FileError
 from sb3_softmod.files import replacing
@@ -27,7 +29,7 @@ class MultiTaskVecNormalize(VecNormalize):
     Rewards are divided by the standard deviation of the discounted return of their own task, so that a task with
     large rewards does not outweigh the others. A model that is trained on it saves the statistics with itself.
 
-    :param venv: a multi-task env
+    :param venv: a multi-task env, SB3's or a vector env of gymnasium
     :param obs_statistics: "pooled": mean and variance of the observations over all tasks; "per-task": of each task
     :param training: whether to update the statistics
     :param norm_obs: whether to normalise observations
@@ -44,7 +46,7 @@ class MultiTaskVecNormalize(VecNormalize):
 
     def __init__(
         self,
-        venv: VecEnv,
+        venv: VecEnv | VectorEnv,
         obs_statistics: Literal["pooled", "per-task"] = "pooled",
         training: bool = True,
         norm_obs: bool = True,
@@ -54,6 +56,8 @@ class MultiTaskVecNormalize(VecNormalize):
         gamma: float = 0.99,
         epsilon: float = 1e-8,
     ) -> None:
+        if isinstance(venv, VectorEnv):
+            venv = GymnasiumVecEnv(venv)
         if not isinstance(venv, VecEnv):
             raise ConfigurationError(f"MultiTaskVecNormalize wraps a VecEnv, not {venv!r}.")
         self.num_tasks = num_tasks_of(venv)
@@ -225,12 +229,20 @@ class MultiTaskVecNormalize(VecNormalize):
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
-def check_normalization(env: VecNormalize | None) -> None:
-    """Refuse SB3's normalisation of observations that end in a one-hot task.
+def check_normalization(env: VecEnv | None, normalize: VecNormalize | None) -> None:
+    """Refuse SB3's normalisation of observations that end in a one-hot task, and wrappers that change what it sends.
 
+    :param env: what a model learns in
+    :param normalize: the normalisation in it
     :raises ConfigurationError: saying what to take instead
     """
-    if type(env) is VecNormalize and env.norm_obs:
+    # Replay buffers keep observations as they are inside of the normalisation.
+    if env is not None and normalize is not None and env.observation_space.shape != normalize.observation_space.shape:
+        raise ConfigurationError(
+            f"{type(env).__name__} around {type(normalize).__name__} changes the shape of observations: put the "
+            f"normalisation around it, {type(normalize).__name__}({type(env).__name__}(...))."
+        )
+    if type(normalize) is VecNormalize and normalize.norm_obs:
         raise ConfigurationError(
             "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
             "pass norm_obs=False."

@@ -116,4 +116,12 @@ def make_vector_env(
 def _task_makers(name: str, options: Mapping[str, Any], copies: int = 1) -> list[TaskMaker]:
     task_set = get_task_set(name)
     suite = metaworld if task_set.suite == "metaworld" else dm_control
-    return suite.make_task_makers(task_set.tasks, **task_set.arguments(options), copies=copies)
+    makers = suite.make_task_makers(task_set.tasks, **task_set.arguments(options), copies=copies)
+    return [partial(_without_reports, maker) for maker in makers]
+
+
+def _without_reports(maker: TaskMaker, copy: int) -> gym.Env[np.ndarray, Any]:
+    """A task that leaves ``info["episode"]`` to gymnasium's RecordEpisodeStatistics and SB3's Monitor, as envs do."""
+    env = maker(copy)
+    env.set_wrapper_attr("reports_episodes", False)
+    return env

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import append_task, make_space
+from sb3_softmod.task_observation import append_task, make_space, require_shape
 
 
 def draw_seed() -> int:
@@ -70,8 +70,12 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     :param task_names: the names of all tasks of the set
     :param width: O, at least the width of this env's observation; default is that width
     :param terminate_on_success: end the episode at its first success; warns where an episode ends without a report
-    :raises ConfigurationError: for an observation that is no 1-D Box, or wider than ``width``
+    :raises ConfigurationError: for an observation that is no 1-D Box, or wider than ``width``; by ``reset`` and
+        ``step`` for one of another shape than the space of ``env`` declares
     """
+
+    #: Whether ``info["episode"]`` is reported; gymnasium's RecordEpisodeStatistics takes no second report.
+    reports_episodes = True
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             raise ConfigurationError(
                 f"The observation of task {self.task_name!r} has {space.shape[0]} entries, more than width={width}."
             )
+        self._shape = space.shape
         self.observation_space = make_space(self._width, self.num_tasks)
         #: What an env must have in common with one that it goes on for; of the ``seed`` it takes over that one's.
         self.settings: dict[str, Any] = {"terminate_on_success": terminate_on_success}
@@ -147,11 +152,12 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             self._succeeded |= info["success"]
             terminated = terminated or (self._terminate_on_success and info["success"])
         if terminated or truncated:
-            info["episode"] = {
-                "r": self._return,
-                "l": self._length,
-                "t": round(time.perf_counter() - self._made_at, 6),
-            }
+            if self.reports_episodes:
+                info["episode"] = {
+                    "r": self._return,
+                    "l": self._length,
+                    "t": round(time.perf_counter() - self._made_at, 6),
+                }
             if self._reported:
                 info["is_success"] = self._succeeded
                 info["is_success_at_end"] = info["success"]
@@ -170,6 +176,9 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self._reported = False  # whether the env said anything of success
 
     def _canonical(self, observation: np.ndarray) -> np.ndarray:
+        # It would be padded, or written into the task.
+        if getattr(observation, "shape", None) != self._shape:
+            require_shape(observation, self._shape, f"task {self.task_name!r}")
         return append_task(observation, self.task_id, self._width, self.num_tasks)
 
     def _described(self, info: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
-from sb3_softmod.envs.tasks import success_of
+from sb3_softmod.envs.tasks import TaskEnv, success_of
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
-from sb3_softmod.task_observation import check_common
+from sb3_softmod.task_observation import check_common, require_shape
 
 Env = gym.Env[np.ndarray, Any]
 #: Makes one copy of a task: ``make(copy) -> TaskEnv``; with the keyword ``seed`` if that is in the TaskEnv's settings.
@@ -102,6 +102,7 @@ class EnvGroup:
         self.steps = np.zeros(size, dtype) if self._memory is None else np.ndarray(size, dtype, self._memory.buf)
         # Looking up a field of a structured array costs more than writing to it.
         self._fields = tuple(self.steps[name] for name in dtype.names or ())
+        self._shape = dtype["observation"].shape
 
     def begin(self, episodes: dict[int, Episode]) -> dict[int, tuple[Origin, dict[str, Any]]]:
         """Begin an episode in some envs.
@@ -157,6 +158,8 @@ class EnvGroup:
             try:
                 env = self._now(index)
                 observation, reward, terminated, truncated, info = env.step(actions[row].copy())
+                if getattr(observation, "shape", None) != self._shape:  # numpy would spread a smaller one over the row
+                    self._check_shape(index, observation)
                 observations[row] = observation
                 rewards[row] = reward
                 terminations[row] = terminated
@@ -164,7 +167,7 @@ class EnvGroup:
                 successes[row] = self._success(index, info)
                 if terminated or truncated:
                     infos[index] = info | {
-                        "terminal_observation": observation,
+                        "terminal_observation": observations[row].copy(),  # as float32, and not the env's own array
                         "TimeLimit.truncated": truncated and not terminated,
                     }
                     origins[index] = origin_of(env)
@@ -197,12 +200,18 @@ class EnvGroup:
         self._tasks[index] = task
         try:
             env = self._built[index, task] = self._makers[task](self._copies[index], **self._seed)
+            _leave_reports_to_wrapper(env)
             missing = [fact for fact in FACTS if not has_attribute(env, fact)]
             if missing:
                 raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
             if (index, task) in self._origins:
                 restore(env, self._origins.pop((index, task)))
             return {**{fact: env.get_wrapper_attr(fact) for fact in FACTS}, "settings": settings_of(env)}
+        except gym.error.UnregisteredEnv as error:
+            raise ConfigurationError(
+                f"Task {self._name(task)!r} (env {index}): {error} A process that makes envs has to import what "
+                "registers the id: do so inside the function that makes this one."
+            ) from error
         except Exception as error:
             raise self._blamed(error, index) from error
 
@@ -221,7 +230,9 @@ class EnvGroup:
         if episode is not None:
             _, seed, options = episode
             keywords = dict(seed=seed, options=options) if options else dict(seed=seed)
-        self.steps["observation"][self._rows[index]], info = self._now(index).reset(**keywords)
+        observation, info = self._now(index).reset(**keywords)
+        self._check_shape(index, observation)
+        self.steps["observation"][self._rows[index]] = observation
         return info
 
     def _repeat(self, index: int, actions: np.ndarray | None, last: np.ndarray) -> bool:
@@ -230,7 +241,9 @@ class EnvGroup:
             return False
         env, here = self._now(index), self.steps[self._rows[index]]
         for action in actions:
-            here["observation"], here["reward"], here["terminated"], here["truncated"], info = env.step(action.copy())
+            observation, here["reward"], here["terminated"], here["truncated"], info = env.step(action.copy())
+            self._check_shape(index, observation)
+            here["observation"] = observation
             here["success"] = self._success(index, info)
             if here["terminated"] or here["truncated"]:
                 return False
@@ -240,6 +253,9 @@ class EnvGroup:
     def _success(self, index: int, info: dict[str, Any]) -> int:
         success = success_of(info, self._name(self._tasks[index]))
         return NO_SUCCESS if success is None else success
+
+    def _check_shape(self, index: int, observation: Any) -> None:
+        require_shape(observation, self._shape, f"task {self._name(self._tasks[index])!r} (env {index})")
 
     def _blamed(self, error: Exception, index: int) -> SoftModError:
         """An error that names the env; those of this package, which speak for themselves, stay as they are."""
@@ -254,6 +270,18 @@ class EnvGroup:
         """The name of a task, or its id as long as no env was built that knows the name."""
         names = self._known.get("task_names")
         return names[task] if names else task
+
+
+def _leave_reports_to_wrapper(env: Env) -> None:
+    """Let a task that is wrapped in gymnasium's RecordEpisodeStatistics not report its episodes: that would raise."""
+    layer: Any = env
+    recorded = False
+    while isinstance(layer, gym.Wrapper) and not isinstance(layer, TaskEnv):
+        if isinstance(layer, gym.wrappers.RecordEpisodeStatistics):
+            recorded |= getattr(layer, "_stats_key", "episode") == "episode"
+        layer = layer.env
+    if recorded and isinstance(layer, TaskEnv):
+        layer.reports_episodes = False
 
 
 # What apply() calls, as functions of a module: a process gets them by name.
