@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Pipe
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.spawn import get_executable
 from typing import Any
@@ -224,7 +224,7 @@ def _start(connection: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def _waits_for(connection: Connection) -> Callable[[], Any]:
+def _waits_for(connection: Any) -> Callable[[], Any]:
     """A function that waits for a message. ``poll(None)`` of the connection makes a new selector each time (8 µs)."""
     if sys.platform == "win32":
         return partial(connection.poll, None)
