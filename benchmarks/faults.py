@@ -178,8 +178,8 @@ class Killer(threading.Thread):
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes of a process: the children of its forkserver."""
-    return [worker for server in _children(pid) for worker in _children(server)]
+    """The worker processes of a process."""
+    return [child for child in _children(pid) if b"sb3_softmod.envs.worker" in _command(child)]
 
 
 def _children(pid: int) -> list[int]:
@@ -188,6 +188,13 @@ def _children(pid: int) -> list[int]:
     except FileNotFoundError:  # it ended
         return []
     return [int(child) for text in lists for child in text.split() if _is_alive(int(child))]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended
+        return b""
 
 
 def _is_alive(pid: int) -> bool:

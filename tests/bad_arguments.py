@@ -349,14 +349,6 @@ def task_sets() -> Iterator[BadInput]:
     )
     for what in ("a word", "a list", "a thing", "None", "minus one"):
         yield BadInput("tasks", f"the task makers are {what}", later(MultiTaskVecEnv, JUNK[what]), "maker")
-    for what, value in JUNK.items():
-        if what != "None":
-            yield BadInput(
-                "tasks",
-                f"start_method is {what}",
-                later(MultiTaskVecEnv, [partial(_make, 0)], start_method=value),
-                "start_method",
-            )
 
 
 def _two() -> dict[str, Any]:

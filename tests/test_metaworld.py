@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import metaworld
@@ -54,6 +55,28 @@ def test_goals_are_those_of_meta_world(name: str) -> None:
         ours_data, theirs_data = pickle.loads(a.data), pickle.loads(b.data)
         np.testing.assert_array_equal(ours_data.pop("rand_vec"), theirs_data.pop("rand_vec"))
         assert ours_data == theirs_data
+
+
+def test_goals_drawn_in_threads_at_the_same_time() -> None:
+    """Nobody draws from, or seeds, the generator that all threads share."""
+    seeds = list(range(4))
+    expected = [drawn(seed) for seed in seeds]
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(seeds)) as pool:
+            found = list(pool.map(drawn, seeds))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr, index]
+
+
+def drawn(seed: int) -> list[list[float]]:
+    env = ALL_V3_ENVIRONMENTS["reach-v3"]()
+    return [pickle.loads(goal.data)["rand_vec"].tolist() for goal in draw_goals(env, "reach-v3", seed)]
 
 
 @pytest.mark.slow

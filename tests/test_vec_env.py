@@ -79,12 +79,6 @@ def test_rotating_trajectories_do_not_depend_on_the_workers() -> None:
         env.close()
 
 
-def test_spawned_workers() -> None:
-    env = make_env(n_workers=1, start_method="spawn")
-    assert np.asarray(env.reset()).shape == (M, 2 + M)
-    env.close()
-
-
 def test_real_meta_world() -> None:
     tasks = ["reach-v3", "button-press-topdown-v3", "door-open-v3"]
     seen = []
@@ -326,7 +320,6 @@ def test_tasks_that_do_not_fit_are_found_late_when_built_late(n_workers: int) ->
         (dict(n_envs=4), "for more envs use envs_per_task"),
         (dict(n_envs=2, envs_per_task=2), "n_envs must be from 1"),
         (dict(n_workers=-1), "n_workers must be at least 0, not -1"),
-        (dict(start_method="fork"), 'start_method must be "forkserver" or "spawn", not \'fork\''),
     ],
 )
 def test_impossible_numbers(options: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from sb3_softmod.checks import require_flag, require_integer, require_names, require_seed
 from sb3_softmod.envs.tasks import TaskEnv, draw_seed
@@ -122,7 +123,11 @@ def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[s
 
 def resolve(source: TaskSource) -> EnvSpec | TaskSource:
     """What a worker process makes the env from: it need not know what this process registered."""
-    return gym.registry.get(source, source) if isinstance(source, str) else source
+    spec = gym.registry.get(source.removeprefix("__main__:"), source) if isinstance(source, str) else source
+    if isinstance(spec, EnvSpec) and isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
+        # Of the user's script, which worker processes do not run: what it names goes to them by value.
+        return dataclasses.replace(spec, entry_point=load_env_creator(spec.entry_point))  # type: ignore[arg-type]
+    return spec
 
 
 def make_registered(spec: EnvSpec, source: Callable[[], gym.Env]) -> gym.Env:

@@ -57,7 +57,8 @@ def make_metaworld_env(
     :param camera_name: Meta-World's camera for rendering
     :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
-    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param n_workers: processes that step the envs; 0: everything in this process. Default one for each core, but none
+        in a daemonic process, such as those of a ``multiprocessing.Pool``.
     :param restart_failed: build the envs of a worker that fails anew instead of raising
     :return: ``envs_per_task * M`` envs with float32 observations ``[39 + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known) or an impossible number
@@ -129,7 +130,8 @@ def make_multitask_env(
         ``info["is_success"]``; warns where an episode of a task ends without either
     :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
-    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param n_workers: processes that step the envs; 0: everything in this process. Default one for each core, but none
+        in a daemonic process, such as those of a ``multiprocessing.Pool``.
     :param restart_failed: build the envs of a worker that fails anew instead of raising
     :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown id (with the nearest known), a repeated name, tasks of different action
@@ -170,7 +172,8 @@ def make_dm_control_env(
     :param render_mode: as in gymnasium ("rgb_array" for pictures)
     :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
     :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
-    :param n_workers: processes that step the envs; default one for each core; 0: everything in this process
+    :param n_workers: processes that step the envs; 0: everything in this process. Default one for each core, but none
+        in a daemonic process, such as those of a ``multiprocessing.Pool``.
     :param restart_failed: build the envs of a worker that fails anew instead of raising
     :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known), tasks of different action spaces, or if

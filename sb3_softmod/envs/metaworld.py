@@ -80,20 +80,27 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
     :param name: the task's name
     :param seed: what the goals depend on; None draws other goals each time
     """
-    state = np.random.get_state()  # Meta-World draws goals from numpy's global generator
-    np.random.seed(seed)
-    try:
-        env._freeze_rand_vec = False
-        env._set_task_called = True
-        goals = []
-        with _kinematics_alone(env):
-            for _ in range(NUM_GOALS):
-                env.reset()
-                data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
-                goals.append(Task(env_name=name, data=pickle.dumps(data)))
-    finally:
-        np.random.set_state(state)
+    env._freeze_rand_vec = False
+    env._set_task_called = True
+    goals = []
+    with _kinematics_alone(env), _own_generator(env, seed):
+        for _ in range(NUM_GOALS):
+            env.reset()
+            data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
+            goals.append(Task(env_name=name, data=pickle.dumps(data)))
     return goals
+
+
+@contextmanager
+def _own_generator(env: SawyerXYZEnv, seed: int | None) -> Iterator[None]:
+    """Let an env draw what Meta-World would draw from numpy's global generator, which all threads share."""
+    before = env._np_random
+    env.np_random = np.random.RandomState(seed)  # type: ignore[assignment]  # that old one, whose numbers they are
+    env.seeded_rand_vec = True
+    try:
+        yield
+    finally:
+        env._np_random, env.seeded_rand_vec = before, False
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ from sb3_softmod.envs.progress import Journal, check, replays, warn_of_strayed
 from sb3_softmod.envs.rotation import Rotation
 from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
 from sb3_softmod.envs.worker_pool import WorkerPool
-from sb3_softmod.envs.worker_process import StartMethod
+from sb3_softmod.envs.worker_process import AnswerLost
 from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import EnvError, SoftModError
 
@@ -43,9 +43,9 @@ class MultiTaskVecEnv(VecEnv):
     :param n_envs: at most M. Fewer envs than tasks go on to another task at the end of each episode, in turn, so that
         the numbers of episodes that the tasks began never differ by more than 1; ``copy`` is then the index of the env.
         Each env builds for itself the tasks that it plays: take an ``n_envs`` that divides M to build each task once.
-    :param n_workers: processes; default one for each core, at most one for each env; 0: no process, all happens here
+    :param n_workers: processes, at most one for each env; 0: no process, all happens here. Default one for each core,
+        but none in a daemonic process, such as those of a ``multiprocessing.Pool``.
     :param restart_failed: rebuild the envs of a worker that fails instead of raising
-    :param start_method: "forkserver" or "spawn", of multiprocessing; default is the first that the platform has
     :raises ConfigurationError: for impossible numbers, or tasks that differ in their spaces
     """
 
@@ -57,7 +57,6 @@ class MultiTaskVecEnv(VecEnv):
         n_envs: int | None = None,
         n_workers: int | None = None,
         restart_failed: bool = False,
-        start_method: StartMethod | None = None,
     ) -> None:
         check_makers(task_makers)
         require_flag("restart_failed", restart_failed)
@@ -69,15 +68,14 @@ class MultiTaskVecEnv(VecEnv):
             tasks=[index if self._rotation else index // envs_per_task for index in range(size)],
             copies=[index if self._rotation else index % envs_per_task for index in range(size)],
             n_workers=n_workers,
-            start_method=start_method,
             auto_reset=self._rotation is None,
         )
         self._facts = self._pool.facts
         self._tasks = self._pool.tasks
         self._steps = np.zeros(size, self._pool.dtype)  # the last step of all envs
-        self._stepping = False
-        self._awaited: list[int] = []  # workers whose answer to "step" is still to come
-        self._answers: dict[int, Any] = {}  # those that came; an error is one too
+        # Where no exception, Ctrl-C for one, may have left it half done; "lost": until the next reset.
+        self._phase: Literal["ready", "stepping", "lost"] = "lost"
+        self._answers: dict[int, Any] = {}  # of the workers, to "step", as far as they came; an error is one too
         #: Workers that were started again because they failed.
         self.num_restarts = 0
         self._unproven: set[int] = set()  # workers that took no step since they were started again
@@ -103,7 +101,7 @@ class MultiTaskVecEnv(VecEnv):
         """
         self._check_open()
         self._take_answers()  # of a step that nobody waited for
-        self._stepping = False
+        self._phase = "lost"
         if self._rotation:
             self._rotation.seed(self._seeds, self._tasks)
         idle: Sequence[int] = range(self.num_envs)
@@ -113,7 +111,9 @@ class MultiTaskVecEnv(VecEnv):
             )
         self._reset_seeds()
         self._reset_options()
-        return self._steps["observation"].copy()
+        observations = self._steps["observation"].copy()
+        self._phase = "ready"
+        return observations
 
     def step_async(self, actions: np.ndarray) -> None:
         """Let the workers take a step, and return at once.
@@ -123,16 +123,17 @@ class MultiTaskVecEnv(VecEnv):
         :raises NonFiniteError: for NaN or infinity
         """
         self._check_open()
-        if self._stepping:
-            raise SoftModError("step_async was called twice: call step_wait for the results of the first step.")
+        if self._phase == "stepping":
+            raise SoftModError("step_async was called twice: call step_wait for the results of the first, or reset.")
+        self._check_not_lost()
         wanted = self._steps["action"]
         wanted[...] = as_actions(actions, wanted.shape, wanted.dtype, self._pool.name)
+        self._phase = "lost"
         for group, share in zip(self._pool.workers, self._pool.shares, strict=True):
             group.steps["action"] = wanted[share]
             group.send("step")
-        self._awaited = list(range(len(self._pool.workers)))
         self._answers = {}
-        self._stepping = True
+        self._phase = "stepping"
 
     def step_wait(self) -> VecEnvStepReturn:
         """The results of the step.
@@ -141,10 +142,11 @@ class MultiTaskVecEnv(VecEnv):
         :raises EnvError: if an env raised or a worker died
         """
         self._check_open()
-        if not self._stepping:
+        if self._phase == "ready":
             raise SoftModError("step_wait was called before step_async.")
         self._take_answers()
-        self._stepping = False
+        self._check_not_lost()
+        self._phase = "lost"
         self._journal.step(self._steps["action"])
         ends: dict[int, dict[str, Any]] = {}
         idle: list[int] = []  # envs that wait for an episode
@@ -172,12 +174,10 @@ class MultiTaskVecEnv(VecEnv):
             idle = lost
         self._statistics.add(ends.values())
         steps = self._steps
-        return (
-            steps["observation"].copy(),
-            steps["reward"].copy(),
-            steps["terminated"] | steps["truncated"],
-            infos,
-        )
+        dones = steps["terminated"] | steps["truncated"]
+        results = steps["observation"].copy(), steps["reward"].copy(), dones, infos
+        self._phase = "ready"
+        return results
 
     def close(self) -> None:
         """Close all envs and end the workers; a second time does nothing."""
@@ -207,7 +207,7 @@ class MultiTaskVecEnv(VecEnv):
         :raises SoftModError: before the first reset, or between ``step_async`` and ``step_wait``
         """
         self._check_open()
-        if self._stepping or None in self._journal.episodes:
+        if self._phase != "ready" or None in self._journal.episodes:
             raise SoftModError("The envs have no progress before the first reset, nor while they step.")
         return {
             **self._made_of(),
@@ -231,7 +231,7 @@ class MultiTaskVecEnv(VecEnv):
         self._check_open()
         check(progress, self._made_of())
         self._take_answers()
-        self._stepping = False
+        self._phase = "lost"
         self._tasks[:] = [task for task, _, _ in progress["episodes"]]
         if self._rotation:
             self._rotation.set_progress(progress["rotation"])
@@ -250,6 +250,7 @@ class MultiTaskVecEnv(VecEnv):
                 self._began(index, (self._tasks[index], None, {}), origin, info)
         if strayed:
             warn_of_strayed(strayed)
+        self._phase = "ready"
         return self._steps["observation"].copy(), np.isin(range(self.num_envs), list(strayed))
 
     def _made_of(self) -> dict[str, Any]:
@@ -338,13 +339,18 @@ class MultiTaskVecEnv(VecEnv):
 
     def _take_answers(self) -> None:
         """Wait for the answers to "step" that are still to come. An interrupted wait can be taken up again."""
-        while self._awaited:
-            number = self._awaited[0]
+        if self._phase != "stepping":
+            return
+        for number in range(len(self._pool.workers)):
+            if number in self._answers:
+                continue
             try:
                 self._answers[number] = self._pool.receive(number)
+            except AnswerLost:
+                self._phase = "lost"
+                return
             except SoftModError as error:
                 self._answers[number] = error
-            self._awaited.pop(0)
 
     # ---------------------------------------------------------------- episodes
 
@@ -398,6 +404,13 @@ class MultiTaskVecEnv(VecEnv):
             infos.append(info)
         return infos
 
+    def _check_not_lost(self) -> None:
+        if self._phase == "lost":
+            raise SoftModError(
+                "This env needs reset() before a step: it had none yet, or an exception such as Ctrl-C interrupted its "
+                "last reset or step."
+            )
+
     def _check_open(self) -> None:
-        if not self._pool.close.alive:
+        if not self._pool.close.still_active():
             raise SoftModError("This env is closed, by close() or by an error before: make a new one.")

@@ -6,11 +6,14 @@ A worker stays small because nothing here, nor anything imported here, imports t
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -98,7 +101,7 @@ class EnvGroup:
         """
         size = len(self._copies)
         self._known = known
-        self._memory = None if memory is None else SharedMemory(memory)
+        self._memory = None if memory is None else _shared(memory)
         self.steps = np.zeros(size, dtype) if self._memory is None else np.ndarray(size, dtype, self._memory.buf)
         # Looking up a field of a structured array costs more than writing to it.
         self._fields = tuple(self.steps[name] for name in dtype.names or ())
@@ -319,9 +322,7 @@ def serve(connection: Connection) -> None:
     A message is a pickled (name of a method of :class:`EnvGroup`, arguments), or empty for the most frequent, ``step``.
     An answer is a pickled value, which an exception may be, or empty for None.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which then hangs up
-        signal.signal(number, signal.SIG_IGN)
-    np.random.seed()  # workers that were forked from one server would draw the same numbers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the parent, as Ctrl-C is, which then hangs up
     group: EnvGroup | None = None
     with suppress(EOFError, ConnectionError):
         while True:
@@ -346,3 +347,19 @@ def serve(connection: Connection) -> None:
             connection.send_bytes(packed)
     if group is not None:
         group.close()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # nobody listens, or there is none
+            stream.flush()
+    os._exit(0)  # what Python does at its end is of no use to envs that are closed, and graphics drivers fail in it
+
+
+def _shared(name: str) -> SharedMemory:
+    """Shared memory that the other end made, and removes."""
+    if sys.version_info >= (3, 13):
+        return SharedMemory(name, track=False)
+    # Before, Python has a second process watch over it, to remove it once more at the end of this one.
+    register, resource_tracker.register = resource_tracker.register, lambda *_: None
+    try:
+        return SharedMemory(name)
+    finally:
+        resource_tracker.register = register

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import weakref
 from collections.abc import Iterable, Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from sb3_softmod.checks import require_integer
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
-from sb3_softmod.envs.worker_process import LocalWorker, StartMethod, WorkerDied, WorkerProcess
+from sb3_softmod.envs.worker_process import LocalWorker, WorkerLost, WorkerProcess
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.task_observation import check_common
 
@@ -26,8 +26,7 @@ class WorkerPool:
     :param makers: one for each task
     :param tasks: what each env plays; whoever changes that writes it here
     :param copies: for each env which copy of its tasks it plays
-    :param n_workers: processes; default one for each core; 0 for none
-    :param start_method: of multiprocessing; default "forkserver" where there is one
+    :param n_workers: processes; 0 for none; default one for each core, none in a daemonic process
     :param auto_reset: whether an env goes on to its next episode by itself
     """
 
@@ -38,14 +37,11 @@ class WorkerPool:
         copies: list[int],
         *,
         n_workers: int | None,
-        start_method: StartMethod | None,
         auto_reset: bool,
     ) -> None:
-        n_workers = _number_of_cores() if n_workers is None else n_workers
+        n_workers = _default_number() if n_workers is None else n_workers
         require_integer("n_workers", n_workers, 0)
-        if start_method is not None and str(start_method) not in ("forkserver", "spawn"):
-            raise ConfigurationError(f'start_method must be "forkserver" or "spawn", not {start_method!r}.')
-        self._start_method = None if n_workers == 0 else start_method or _default_start_method()
+        self._worker_class = WorkerProcess if n_workers else LocalWorker
         self._makers = list(makers)
         self._copies = copies
         self._auto_reset = auto_reset
@@ -58,8 +54,9 @@ class WorkerPool:
         #: The envs of each worker. Neighbours often cost the same, so they are dealt out in turn.
         self.shares = [slice(first, None, n_workers) for first in range(n_workers)]
         self.workers: list[Worker] = []
-        #: Ends the workers; once only, and at the latest when nobody uses the pool any more.
-        self.close = weakref.finalize(self, _close_all, self.workers)
+        #: Ends the workers; once only, never from a fork of this process, and at the latest when nobody uses the pool
+        #: any more, or at the end of this process, which may be one of multiprocessing's.
+        self.close = Finalize(self, _close_all, (self.workers,), exitpriority=0)
         try:
             self._start_all()
         except BaseException:
@@ -86,12 +83,13 @@ class WorkerPool:
         """The answer of a worker; raises what the envs raised.
 
         :raises EnvError: if the worker died
+        :raises AnswerLost: if none is to come
         """
         try:
             return self.workers[number].receive()
-        except WorkerDied as death:
+        except WorkerLost as loss:
             envs = ", ".join(f"env {index} (task {self.name(index)!r})" for index in self.envs(number))
-            raise EnvError(f"A worker died: {death}. Its envs: {envs}.") from None
+            raise EnvError(f"{loss} Its envs: {envs}.") from None
 
     def ask(
         self, command: str, questions: dict[int, tuple[Any, ...]]
@@ -103,17 +101,13 @@ class WorkerPool:
         """
         answers: dict[int, Any] = {}
         errors: dict[int, SoftModError] = {}
-        try:
-            for number, arguments in questions.items():
-                self.workers[number].send(command, *arguments)
-            for number in questions:
-                try:
-                    answers |= self.receive(number)
-                except SoftModError as error:
-                    errors[number] = error
-        except BaseException:  # Ctrl-C: an answer that is still to come would be taken for that to the next question
-            self.close()
-            raise
+        for number, arguments in questions.items():
+            self.workers[number].send(command, *arguments)
+        for number in questions:
+            try:
+                answers |= self.receive(number)
+            except SoftModError as error:
+                errors[number] = error
         return answers, errors
 
     def demand(self, command: str, questions: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
@@ -172,7 +166,7 @@ class WorkerPool:
             self._attach(number)
 
     def _start(self) -> Worker:
-        return LocalWorker() if self._start_method is None else WorkerProcess(self._start_method)
+        return self._worker_class()
 
     def _set_up(self, number: int) -> None:
         copies = {index: self._copies[index] for index in self.envs(number)}
@@ -181,8 +175,8 @@ class WorkerPool:
     def _attach(self, number: int) -> None:
         try:
             self.workers[number].attach(self.dtype, self.facts, len(self.envs(number)))
-        except WorkerDied as death:
-            raise EnvError(f"A worker died before its first step: {death}.") from None
+        except WorkerLost as loss:
+            raise EnvError(f"Before its first step: {loss}") from None
 
     def _check(self, facts: list[dict[str, Any]]) -> None:
         """Refuse envs that do not fit together."""
@@ -199,14 +193,14 @@ class WorkerPool:
 
 
 def _close_all(workers: list[Worker]) -> None:
+    for worker in workers:  # so that they end side by side
+        worker.hang_up()
     for worker in workers:
         worker.close()
 
 
-def _number_of_cores() -> int:
-    """The cores that this process may use."""
+def _default_number() -> int:
+    """One worker for each core that this process may use; none for a process that is one of many itself."""
+    if multiprocessing.current_process().daemon:  # of a multiprocessing.Pool, most likely
+        return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _default_start_method() -> StartMethod:
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -1,36 +1,52 @@
-"""Starts workers and talks to them. All have the same three methods, whether they are a process or not."""
+"""Starts workers and talks to them. All have the same methods, whether they are a process or not."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import signal
+import select
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Pipe
 from multiprocessing.shared_memory import SharedMemory
-from types import ModuleType
-from typing import Any, Literal
+from multiprocessing.spawn import get_executable
+from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from sb3_softmod.envs.worker import EnvGroup, serve
-from sb3_softmod.errors import EnvError
-
-StartMethod = Literal["forkserver", "spawn"]
+from sb3_softmod.envs.worker import EnvGroup
+from sb3_softmod.errors import EnvError, SoftModError
 
 #: How long a worker that was hung up on may take to close its envs, in seconds.
 PATIENCE = 5.0
 
+#: What a worker process runs; its argument is its end of the connection.
+_PROGRAM = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # Ctrl-C is for the parent, from the start
+    "from multiprocessing import connection as c; "
+    "connection = getattr(c, 'PipeConnection', c.Connection)(int(sys.argv[1])); "  # the former on Windows alone
+    "sys.path, sys.argv = connection.recv(); "
+    "from sb3_softmod.envs.worker import serve; serve(connection)"
+)
 
-class WorkerDied(Exception):
-    """A worker process is gone; the message says how it ended."""
+#: Of the numerical libraries: the workers share the cores.
+_THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
-    def __init__(self, pid: int | None, exit_code: int | None) -> None:
-        hint = "; killed processes often mean that the memory is full" if exit_code == -signal.SIGKILL else ""
-        super().__init__(f"process {pid} ended with exit code {exit_code}{hint}")
+#: The exit code of a process that got SIGKILL, a name that Windows does not have.
+_KILLED = -9
+
+
+class WorkerLost(Exception):
+    """A worker is of no use any more; the message says what happened to it."""
+
+
+class AnswerLost(SoftModError):
+    """Nobody asked, or an exception such as Ctrl-C came between the answer and whoever asked."""
 
 
 class LocalWorker:
@@ -39,24 +55,38 @@ class LocalWorker:
     #: ``[its envs]`` of :func:`.step_dtype`: actions go in, everything else comes out.
     steps: np.ndarray
     _group: EnvGroup | None = None
+    _question: tuple[str, tuple[Any, ...]] | None = None
 
     def send(self, command: str, *arguments: Any) -> None:
-        """Ask for a method of :class:`.EnvGroup`, or ``set_up`` for its constructor."""
-        self._command, self._arguments = command, arguments
+        """Ask for a method of :class:`.EnvGroup`, or ``set_up`` for its constructor.
+
+        An answer that nobody received is dropped.
+        """
+        self._question = command, arguments
 
     def receive(self) -> Any:
-        """The answer to the oldest question; raises what the envs raised."""
-        if self._command == "set_up":
-            makers, copies, auto_reset = self._arguments
+        """The answer to the last question; raises what the envs raised.
+
+        :raises AnswerLost: if there is none
+        """
+        if self._question is None:
+            raise AnswerLost
+        # Whatever interrupts it: nothing is done twice.
+        (command, arguments), self._question = self._question, None
+        if command == "set_up":
+            makers, copies, auto_reset = arguments
             self._group = EnvGroup(makers, copies, auto_reset=auto_reset)
             return None
-        return getattr(self._group, self._command)(*self._arguments)
+        return getattr(self._group, command)(*arguments)
 
     def attach(self, dtype: np.dtype, known: dict[str, Any], size: int) -> None:
         """Make ``steps``; see :meth:`.EnvGroup.attach`."""
         assert self._group is not None
         self._group.attach(dtype, known, None)
         self.steps = self._group.steps
+
+    def hang_up(self) -> None:
+        """Nothing will be asked any more."""
 
     def close(self) -> None:
         """Close the envs."""
@@ -67,38 +97,47 @@ class LocalWorker:
 class WorkerProcess:
     """A worker in a process of its own.
 
-    :param start_method: of multiprocessing
+    The process is a plain one, not one of multiprocessing's. Those would run the user's script again, which loads torch
+    and, without a main guard, starts workers itself; what a task maker needs of the script travels with it
+    (cloudpickle). They may not be children of a ``multiprocessing.Pool``'s processes, and at the end of this process
+    multiprocessing would wait for them before it lets anybody hang up.
+
+    :raises EnvError: if it cannot be started
     """
 
     #: As in :class:`LocalWorker`, shared with the process.
     steps: np.ndarray
 
-    def __init__(self, start_method: StartMethod) -> None:
-        context: Any = multiprocessing.get_context(start_method)
-        context.set_forkserver_preload([serve.__module__])  # loaded once for all workers; others ignore it
+    def __init__(self) -> None:
         self._memory: SharedMemory | None = None
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs,), name="sb3_softmod worker", daemon=True)
-        with _lean_start():
-            self._process.start()
-        theirs.close()  # so that the death of the process closes the pipe
+        self._connection, theirs = Pipe()
+        try:
+            self._process = _start(theirs)
+        except OSError as error:
+            self._connection.close()
+            raise EnvError(f"A worker process cannot be started: {error}") from error
+        finally:
+            theirs.close()  # so that the death of the process closes the pipe
+        self._wait = _waits_for(self._connection)
+        #: Whether an answer is to come; None while a message is on its way, and for good if it was cut short.
+        self._asked: bool | None = False
+        self._post(pickle.dumps((sys.path, sys.argv)), asks=False)
 
     def send(self, command: str, *arguments: Any) -> None:
         """As :meth:`LocalWorker.send`; the worker begins at once."""
         message = b"" if command == "step" else cloudpickle.dumps((command, arguments))
-        with suppress(ConnectionError):  # receive() tells how the worker ended
-            self._connection.send_bytes(message)
+        if self._asked:
+            with suppress(WorkerLost):  # receive() tells
+                self._take()
+        if self._asked is not None:
+            self._post(message, asks=True)
 
     def receive(self) -> Any:
         """As :meth:`LocalWorker.receive`.
 
-        :raises WorkerDied: if it did
+        :raises WorkerLost: if it died, or an exception such as Ctrl-C cut a message short
         """
-        try:
-            message = self._connection.recv_bytes()
-        except (EOFError, ConnectionError):
-            self._process.join(PATIENCE)
-            raise WorkerDied(self._process.pid, self._process.exitcode) from None
+        message = self._take()
         try:
             answer = pickle.loads(message) if message else None
         except Exception as error:
@@ -117,37 +156,78 @@ class WorkerProcess:
         finally:
             self._memory.unlink()  # both ends hold it now: without a name, no end of theirs can leave it behind
 
-    def close(self) -> None:
-        """Hang up: the process closes its envs and ends, or is ended."""
+    def hang_up(self) -> None:
+        """Let the process close its envs and end."""
+        if sys.platform != "win32" and not self._connection.closed:
+            # A process that was forked from this one may hold the connection open as well.
+            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
         self._connection.close()
-        self._process.join(PATIENCE)
-        if self._process.exitcode is None:
+
+    def close(self) -> None:
+        """Hang up, and see to it that the process ends."""
+        self.hang_up()
+        if self._exit_code() is None:
             self._process.kill()
-            self._process.join(PATIENCE)
+            self._exit_code()
         if self._memory is not None:
             del self.steps  # it points into the memory
             self._memory.close()
             self._memory = None
 
+    def _post(self, message: bytes, *, asks: bool) -> None:
+        self._asked = None
+        with suppress(ConnectionError):  # receive() tells how the worker ended
+            self._connection.send_bytes(message)
+        self._asked = asks
 
-@contextmanager
-def _lean_start() -> Iterator[None]:
-    """Let processes start without the user's script, and with one thread for each numerical library.
+    def _take(self) -> bytes:
+        """The next message."""
+        if self._asked is None:
+            raise WorkerLost("A worker was cut off: an exception such as Ctrl-C came in the middle of a message.")
+        if not self._asked:
+            raise AnswerLost
+        try:
+            self._wait()  # where Ctrl-C comes as a rule; then nothing is lost
+            self._asked = None
+            message = self._connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            self._asked = True  # the next question, too, is answered by this
+            code = self._exit_code()
+            hint = "; killed processes often mean that the memory is full" if code == _KILLED else ""
+            raise WorkerLost(f"A worker died: process {self._process.pid} ended with exit code {code}{hint}.") from None
+        self._asked = False
+        return message
 
-    multiprocessing would run the script again in each worker: it loads torch and, without a main guard, starts workers
-    itself. What a task maker needs of the script travels with it (cloudpickle).
-    """
-    script = sys.modules["__main__"]
-    limits = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    before = {name: os.environ.get(name) for name in limits}
-    sys.modules["__main__"] = ModuleType("__main__")
-    os.environ.update(limits)
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    def _exit_code(self) -> int | None:
+        """That of a process that is about to end; None if it does not."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+        return self._process.returncode
+
+
+def _start(connection: Any) -> subprocess.Popen[bytes]:
+    """Start a worker process that has one end of a connection. Nothing of this process changes meanwhile."""
+    handle = connection.fileno()
+    inherited: dict[str, Any]
+    if sys.platform == "win32":
+        os.set_handle_inheritable(handle, True)
+        inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}
+    else:
+        inherited = {"pass_fds": [handle]}
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    return subprocess.Popen(
+        [get_executable(), *flags, "-c", _PROGRAM, str(handle)],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **_THREADS},
+        **inherited,
+    )
+
+
+def _waits_for(connection: Any) -> Callable[[], Any]:
+    """A function that waits for a message. ``poll(None)`` of the connection makes a new selector each time (8 µs)."""
+    if sys.platform == "win32":
+        return partial(connection.poll, None)
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return poll.poll
