@@ -31,8 +31,9 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     env went on; one that no row goes on from, such as the last of an episode, is kept aside. A truncated episode
     bootstraps (``handle_timeout_termination`` of SB3's buffer, always on).
 
-    Memory is taken as it is filled, on the CPU. With ``storage_device="cuda"`` all of it is on the GPU, and neither
-    storing nor sampling waits for the GPU. Samples are drawn by torch's generator of that device.
+    Memory is taken by the first transition or :meth:`allocate`, on the CPU as it is filled. With
+    ``storage_device="cuda"`` all of it is on the GPU, and neither storing nor sampling waits for the GPU. Samples are
+    drawn by torch's generator of that device.
 
     :param buffer_size: transitions in total, ``buffer_size // num_tasks`` for each task
     :param observation_space: ``[O + M]``
@@ -40,6 +41,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     :param device: where batches go
     :param n_envs: envs that add transitions in one call
     :param optimize_memory_usage: must be False (the place is SB3's)
+    :param handle_timeout_termination: must be True (the place is SB3's)
     :param num_tasks: M
     :param storage_device: where transitions are kept, sampled and normalised
     :raises ConfigurationError: for a space without room for the tasks, or a buffer smaller than a row for each task
@@ -53,6 +55,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         device: th.device | str = "auto",
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
         *,
         num_tasks: int,
         storage_device: th.device | str = "cpu",
@@ -60,6 +63,10 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         check_space(observation_space, num_tasks)
         if optimize_memory_usage:
             raise ConfigurationError("MultiTaskReplayBuffer has no optimize_memory_usage; leave it False.")
+        if handle_timeout_termination is not True:
+            raise ConfigurationError(
+                "MultiTaskReplayBuffer always bootstraps a truncated episode: leave handle_timeout_termination True."
+            )
         if not isinstance(action_space, spaces.Box):
             raise ConfigurationError(f"MultiTaskReplayBuffer stores continuous actions (a Box), not {action_space}.")
         require_integer("buffer_size", buffer_size, 1, LARGEST_BUFFER)
@@ -74,12 +81,20 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = True
         self.capacity_per_task = buffer_size // num_tasks
         self.state_dim = self.obs_shape[0] - num_tasks
-        self._allocate_rings()
+        self._make_rings(0)
         self.reset()
 
-    def _allocate_rings(self) -> None:
+    def allocate(self) -> None:
+        """Take the memory of all rows, unless that was done: a model that only acts needs none.
+
+        :raises ConfigurationError: if there is not so much
+        """
+        if not len(self._rows):
+            self._make_rings(self.num_tasks * self.capacity_per_task)
+
+    def _make_rings(self, size: int) -> None:
+        """Task t owns the rows from ``t * capacity_per_task`` on; no size stands for memory to be taken later."""
         # Not zeros, which torch writes: the memory of a row that was never stored is never touched.
-        size = self.num_tasks * self.capacity_per_task  # task t owns the rows from t * capacity_per_task on
         width = self.state_dim + self.action_dim + 1
         try:
             self._rows = th.empty(size, width, device=self.storage_device)  # state, action, reward
@@ -139,6 +154,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         :raises ConfigurationError: for more envs of one task than the task has rows
         """
         self._check_shapes(obs, next_obs, action, reward, done, infos)
+        self.allocate()
         ids = task_ids(obs, self.num_tasks)
         counts = np.bincount(ids, minlength=self.num_tasks)
         if counts.max() > self.capacity_per_task:
@@ -336,6 +352,7 @@ class MultiTaskReplayBuffer(ReplayBuffer):
                 f"transition are {head['shape'].tolist()}, here they are {shape}."
             )
         self.reset()
+        self.allocate()
         for segment in segments:
             rows = self._to_storage(self._rows_of(segment["first"], segment["added_per_task"]))
             self._rows[rows] = self._to_storage(segment["rows"])
@@ -370,7 +387,9 @@ class MultiTaskReplayBuffer(ReplayBuffer):
             )
         vars(self).update(state)
         self.storage_device = get_device(self.storage_device)  # the CPU where there is no GPU
-        self._allocate_rings()
+        self._make_rings(0)
+        if self.size():
+            self.allocate()
         for name in ("_rows", "_next"):
             for part, array in zip(self._filled(name), state[name], strict=True):
                 part.copy_(th.from_numpy(array))
@@ -379,8 +398,8 @@ class MultiTaskReplayBuffer(ReplayBuffer):
 
     def _filled(self, name: str) -> list[Tensor]:
         """The part of each ring that holds transitions; a view."""
-        rings = vars(self)[name].split(self.capacity_per_task)
-        return [ring[:size] for ring, size in zip(rings, self.size_per_task(), strict=True)]
+        begin = np.arange(self.num_tasks) * self.capacity_per_task
+        return [vars(self)[name][a:b] for a, b in zip(begin, begin + self.size_per_task(), strict=True)]
 
 
 class Mark(NamedTuple):

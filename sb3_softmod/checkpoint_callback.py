@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cloudpickle
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_softmod.buffers import Mark, MultiTaskReplayBuffer
 from sb3_softmod.checkpoints import FOLDER, Checkpoint, CheckpointFolder, Writer, find
 from sb3_softmod.errors import CheckpointError, ConfigurationError
-from sb3_softmod.training_state import restore, training_state
+from sb3_softmod.training_state import callbacks_of, restore, training_state
 
 if TYPE_CHECKING:
     from sb3_softmod.multitask_sac import MultiTaskSAC
@@ -203,8 +204,10 @@ class CheckpointCallback(BaseCallback):
     # ------------------------------------------------------------------- signals
 
     def _note(self, number: int, _frame: Any) -> None:
-        self.ended_by = signal.Signals(number).name
-        signal.signal(number, self._handlers[number])  # a second one does what it would have done
+        for each in reversed(checkpoint_callbacks(self.locals["callback"])):  # handlers are a stack
+            each.ended_by = signal.Signals(number).name
+            if number in each._handlers:
+                signal.signal(number, each._handlers[number])  # a second one does what it would have done
         text = f"\n{self.ended_by}: a checkpoint after this step, then the end. Once more ends at once.\n"
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, text.encode())  # not print: the signal may have come in the middle of one
@@ -218,6 +221,14 @@ class CheckpointCallback(BaseCallback):
         )
         at = "" if newest.checkpoint.step == step else f" from step {newest.checkpoint.step:,}"
         print(f"Ended by {self.ended_by} at step {step:,}. To go on{at}: {how}", flush=True)
+
+
+def checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:
+    """Those among the callbacks of a training, in their order.
+
+    :param callback: what ``learn`` takes
+    """
+    return [each for each in callbacks_of(callback) if isinstance(each, CheckpointCallback)]
 
 
 def load_checkpoint(cls: type[MultiTaskSAC], path: str | Path, env: Any, **kwargs: Any) -> MultiTaskSAC:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -77,3 +78,15 @@ def require_seed(seed: Any) -> None:
     """
     if seed is not None:
         require_integer("seed", seed, 0, 2**32 - 1)
+
+
+def arguments_of(cls: type) -> list[str]:
+    """The names of a class's arguments, those among them that it hands on to the classes that it extends."""
+    names: list[str] = []
+    for each in cls.__mro__:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+            names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))

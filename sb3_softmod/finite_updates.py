@@ -123,6 +123,14 @@ class Watch:
         for name, tensor in tensors.items():
             th.where(ends, tensor, self.kept[name], out=self.kept[name])
 
+    def in_a_row(self) -> int:
+        """How many updates up to the last one were dropped; waits for the device."""
+        return int(self._tally[Tally._fields.index("in_a_row")])
+
+    def set_in_a_row(self, count: int) -> None:
+        """Go on counting from there."""
+        self._tally[Tally._fields.index("in_a_row")] = count
+
     def read(self) -> Tally:
         """What was counted; waits for the device."""
         tally = Tally(*map(int, self._tally.tolist()))

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -20,8 +20,9 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.acceleration import Precision, decide, decide_storage
 from sb3_softmod.buffers import MultiTaskReplayBuffer, check_batch_size
-from sb3_softmod.checkpoint_callback import CheckpointCallback
+from sb3_softmod.checkpoint_callback import checkpoint_callbacks
 from sb3_softmod.checks import require_integer, require_names, require_seed
+from sb3_softmod.devices import check_device
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
@@ -32,7 +33,6 @@ from sb3_softmod.gradient_surgery import GradientSurgery
 from sb3_softmod.loss_weights import LossWeighting
 from sb3_softmod.nonfinite import OnNonFinite
 from sb3_softmod.options import (
-    check_device,
     check_learn,
     check_observation,
     check_options,
@@ -111,6 +111,7 @@ class MultiTaskSAC(SavingSAC):
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
+        *,  # from here on the places are not SAC's
         ent_coef: str | float | Sequence[float] = "auto",
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
@@ -214,10 +215,11 @@ class MultiTaskSAC(SavingSAC):
             self.learning_starts = 100 * M
         if self.replay_buffer_class is None:
             self.replay_buffer_class = MultiTaskReplayBuffer
+        buffer_kwargs = self.replay_buffer_kwargs  # those of the user, which a file of the model keeps
         if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
             check_batch_size(self.batch_size, M)
             here = dict(num_tasks=M, storage_device=decide_storage(self))
-            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **here}
+            self.replay_buffer_kwargs = {**buffer_kwargs, **here}
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
         if self.episode_statistics is None:
@@ -229,6 +231,7 @@ class MultiTaskSAC(SavingSAC):
         self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
         super()._setup_model()
         self.ent_coef = given
+        self.replay_buffer_kwargs = buffer_kwargs
         if isinstance(given, str):
             self.log_ent_coef = initial.log().to(self.device).requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
@@ -364,7 +367,7 @@ class MultiTaskSAC(SavingSAC):
             raise
         finally:
             self.is_learning = False
-            for each in reversed(_checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
+            for each in reversed(checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
                 each.release()
         self._learn_postponed()
         self.check_updates()
@@ -372,7 +375,8 @@ class MultiTaskSAC(SavingSAC):
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """Step the envs; with ``overlap``, learn meanwhile. Before that is the moment for a checkpoint."""
-        if not all(each.between_steps(callback) for each in _checkpoint_callbacks(callback)):
+        go_on = [each.between_steps(callback) for each in checkpoint_callbacks(callback)]  # all of them write
+        if not all(go_on):
             return RolloutReturn(0, 0, continue_training=False)
         if self.overlap:
             env = Overlapped(env, self._learn_postponed)
@@ -390,6 +394,9 @@ class MultiTaskSAC(SavingSAC):
             self.policy.set_training_mode(False)  # as SB3 does before it collects
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if isinstance(self.replay_buffer, MultiTaskReplayBuffer):
+            self.replay_buffer.allocate()  # before anything is collected
+        self.action_noise = _noise_of(self.action_noise, self.n_envs)
         noise = deepcopy(self.action_noise)
         out = super()._setup_learn(*args, **kwargs)
         self._settings = {each: settings_of(each) for each in callbacks_of(out[1])}
@@ -431,5 +438,13 @@ class MultiTaskSAC(SavingSAC):
         super().dump_logs()
 
 
-def _checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:
-    return [each for each in callbacks_of(callback) if isinstance(each, CheckpointCallback)]
+def _noise_of(noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
+    """Noise of each env by itself; a model that learned in another number of envs has that of so many."""
+    base = noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise
+    if base is None or n_envs == 1:
+        return base
+    return (
+        noise
+        if isinstance(noise, VectorizedActionNoise) and noise.n_envs == n_envs
+        else VectorizedActionNoise(base, n_envs)
+    )

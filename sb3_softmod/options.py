@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
 
 from sb3_softmod.acceleration import PRECISIONS
 from sb3_softmod.buffers import LARGEST_BUFFER, MultiTaskReplayBuffer
 from sb3_softmod.checks import (
+    arguments_of,
     require_choice,
     require_flag,
     require_integer,
@@ -25,7 +25,8 @@ from sb3_softmod.checks import (
     require_number,
     require_seed,
 )
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.devices import check_device
+from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.nonfinite import ON_NONFINITE
@@ -47,6 +48,17 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
 #: By how much the shares of tasks may miss 1.
 _TOLERANCE = 1e-3
 _FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
+#: What a replay buffer gets from the model, by where a user says it; the last two MultiTaskReplayBuffer alone.
+_OF_THE_MODEL = {
+    "buffer_size": "it is an argument of the model",
+    "device": "it is an argument of the model",
+    "observation_space": "the env says it",
+    "action_space": "the env says it",
+    "n_envs": "the env says it",
+    "optimize_memory_usage": "of SB3's buffers, the model knows the plain form alone",
+    "num_tasks": "the env says it",
+    "storage_device": "it is buffer_device of the model",
+}
 
 
 def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
@@ -66,20 +78,6 @@ def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
         require_choice("policy", policy, known)
     elif not isinstance(policy, type) or not issubclass(policy, SACPolicy):
         raise ConfigurationError(f"policy must be a name or a subclass of SB3's SACPolicy, not {policy!r}.")
-
-
-def check_device(name: str, device: Any) -> None:
-    """Refuse a device that cannot hold a number.
-
-    :raises ConfigurationError: naming the argument and the value
-    """
-    try:
-        th.zeros(1, device=get_device(device)).item()
-    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(
-            f"{name} must be a device such as 'cpu' or 'cuda', not {device!r} ({reason})."
-        ) from error
 
 
 def check_options(model: MultiTaskSAC) -> None:
@@ -110,7 +108,8 @@ def check_options(model: MultiTaskSAC) -> None:
     _check_max_grad_norm(model.max_grad_norm)
     require_seed(model.seed)
     _check_train_freq(model)
-    _check_parts(model)
+    _check_noise(model)
+    _check_buffer(model)
     if model.gradient_surgery is not None:
         _check_gradient_surgery(model)
     _check_buffer_device(model)
@@ -139,13 +138,46 @@ def _check_train_freq(model: MultiTaskSAC) -> None:
         )
 
 
-def _check_parts(model: MultiTaskSAC) -> None:
-    """Refuse noise and buffers that are none."""
-    if model.action_noise is not None and not isinstance(model.action_noise, ActionNoise):
-        raise ConfigurationError(f"action_noise must be an ActionNoise of SB3, not {model.action_noise!r}.")
-    buffer = model.replay_buffer_class
-    if buffer is not None and not (isinstance(buffer, type) and issubclass(buffer, ReplayBuffer)):
-        raise ConfigurationError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, not {buffer!r}.")
+def _check_noise(model: MultiTaskSAC) -> None:
+    """Refuse noise that is none, or that is not of the actions' shape."""
+    noise = model.action_noise
+    if noise is None:
+        return
+    if not isinstance(noise, ActionNoise):
+        raise ConfigurationError(f"action_noise must be an ActionNoise of SB3, not {noise!r}.")
+    base = noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise
+    generator = np.random.get_state()  # which SB3's noises draw from
+    try:
+        shape = np.shape(deepcopy(base)())
+    except Exception as error:  # whatever a noise of a user's raises, or SB3's of no numbers
+        raise ConfigurationError(f"action_noise {base!r} raised {type(error).__name__}: {error}") from error
+    finally:
+        np.random.set_state(generator)
+    if shape != model.action_space.shape:
+        raise ConfigurationError(
+            f"action_noise draws numbers of shape {shape}, but an action has the shape {model.action_space.shape}: "
+            "take NormalActionNoise(np.zeros(n), 0.1 * np.ones(n)) for n numbers."
+        )
+
+
+def _check_buffer(model: MultiTaskSAC) -> None:
+    """Refuse a replay buffer that is none, and arguments that it does not take, or that the model gives it."""
+    cls: Any = model.replay_buffer_class
+    cls = MultiTaskReplayBuffer if cls is None else cls
+    if not (isinstance(cls, type) and issubclass(cls, ReplayBuffer)):
+        raise ConfigurationError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, not {cls!r}.")
+    if issubclass(cls, DictReplayBuffer):
+        raise ConfigurationError(f"replay_buffer_class {cls.__name__} is for observations that are dictionaries.")
+    ours = issubclass(cls, MultiTaskReplayBuffer)
+    of_the_model = dict(list(_OF_THE_MODEL.items())[: None if ours else -2])
+    known = [name for name in arguments_of(cls) if name != "self" and name not in of_the_model]
+    for name in model.replay_buffer_kwargs:
+        if name in of_the_model:
+            raise ConfigurationError(f"replay_buffer_kwargs must not hold {name!r}: {of_the_model[name]}.")
+        if name not in known:
+            raise ConfigurationError(
+                f"replay_buffer_kwargs holds {name!r}, which {cls.__name__} does not take: {nearest(name, known)}"
+            )
 
 
 def check_spaces(owner: str, action_space: spaces.Space) -> None:

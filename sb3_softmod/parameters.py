@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch as th
@@ -58,14 +59,30 @@ def _of_optimizer(name: str, own: th.optim.Optimizer, given: Mapping[str, Any]) 
     try:
         indices = [group["params"] for group in given["param_groups"]]
         same = [len(group) for group in indices] == [len(group) for group in parameters]
-        shapes = {
-            index: parameter.shape
+        of_index = {
+            index: parameter
             for group, of_group in zip(indices, parameters, strict=False)
             for index, parameter in zip(group, of_group, strict=False)
         }
-        for index, state in given["state"].items():
-            tensors = [value for value in state.values() if isinstance(value, th.Tensor) and value.dim()]
-            same &= all(tensor.shape == shapes.get(index) for tensor in tensors)
+        found = {index: _shapes(state) for index, state in given["state"].items()}
+        if any(shape != of_index[index].shape for index, shapes in found.items() for shape in shapes.values()):
+            kept = _shapes_kept_by(own)  # by some, of another shape: a factor, a number for each row
+            same &= all(shapes == kept[of_index[index]] for index, shapes in found.items())
     except (AttributeError, KeyError, TypeError):
         same = False
     return [] if same else [f"{name} is the state of another optimizer"]
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, th.Size]:
+    """Of the tensors in the state of a parameter, those that are single numbers left out."""
+    return {key: value.shape for key, value in state.items() if isinstance(value, th.Tensor) and value.dim()}
+
+
+def _shapes_kept_by(optimizer: th.optim.Optimizer) -> dict[th.Tensor, dict[str, th.Size]]:
+    """What it keeps of each parameter, as a step of a copy with gradients of zero shows."""
+    trial = deepcopy(optimizer)
+    own, copies = ([p for group in each.param_groups for p in group["params"]] for each in (optimizer, trial))
+    for copy in copies:
+        copy.grad = th.zeros_like(copy)
+    trial.step()
+    return {parameter: _shapes(trial.state[copy]) for parameter, copy in zip(own, copies, strict=True)}

@@ -18,6 +18,7 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACP
 from torch.distributions import Normal
 
 from sb3_softmod.checks import require_names
+from sb3_softmod.devices import check_device
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.files import as_path
 from sb3_softmod.networks import (
@@ -261,6 +262,7 @@ class MultiTaskSACPolicy(SACPolicy):
 
         :raises FileError: naming the file, if it is missing, broken or no policy
         """
+        check_device("device", device)
         with naming(path, "policy"):
             return super().load(as_path(path), device)  # type: ignore[arg-type]
 
@@ -283,10 +285,16 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
         raise ConfigurationError(f"optimizer_class must be a class of torch.optim, not {optimizer_class!r}.")
     if optimizer_kwargs is not None:
         require_names("optimizer_kwargs", optimizer_kwargs)
+    parameter = th.zeros(1, requires_grad=True)
+    parameter.grad = th.zeros(1)
     try:
-        optimizer_class([th.zeros(1, requires_grad=True)], lr=1e-3, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
+        optimizer = optimizer_class([parameter], lr=1e-3, **(optimizer_kwargs or {}))  # type: ignore[call-arg]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{optimizer_class.__name__} does not take {optimizer_kwargs}: {error}") from error
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:  # LBFGS needs the loss as a function, SparseAdam sparse gradients
+        raise ConfigurationError(f"optimizer_class {optimizer_class.__name__} cannot step here: {error}") from error
 
 
 def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:

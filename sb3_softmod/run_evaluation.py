@@ -26,8 +26,7 @@ def load_model(run: Run, *, best: bool = False) -> MultiTaskSAC:
             f"{run.folder} holds no {path.name}: "
             + ("no evaluation took place yet." if best else "the run did not end. Its best model so far: --best.")
         )
-    # Nothing is stored in the buffer, which would otherwise take the memory of training.
-    return MultiTaskSAC.load(path, buffer_size=len(run.task_names))
+    return MultiTaskSAC.load(path)
 
 
 def env_options(run: Run) -> dict[str, Any]:

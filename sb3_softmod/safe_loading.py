@@ -10,7 +10,8 @@ import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.errors import ConfigurationError, FileError
+from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.loading import Saved, check_networks, restore
 from sb3_softmod.saved_models import is_plain, saved_weights
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ SAFE_ARGUMENTS = (
     "policy_kwargs",
 )
 #: How far the training was.
-_COUNTS = ("num_timesteps", "_n_updates", "_episode_num")
+_COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "nonfinite_updates")
 
 
 def load_safely(
@@ -58,6 +59,8 @@ def load_safely(
         if value is None:
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
     plain = {name: facts[name] for name in SAFE_ARGUMENTS if name in facts and is_plain(facts[name])}
+    if "policy_kwargs" in plain:
+        check_networks(plain["policy_kwargs"], kwargs)
     model = cls(policy, env, device=device, **{**plain, **kwargs})  # type: ignore[arg-type]
     normalised = facts.get("normalization") is not None
     if normalised and not isinstance(model.get_vec_normalize_env(), MultiTaskVecNormalize):
@@ -66,12 +69,7 @@ def load_safely(
             "a MultiTaskVecNormalize that has them."
         )
     parameters, variables = saved_weights(path, model.device)
-    model.set_parameters(parameters, device=model.device)
-    name = "ent_coef_tensor" if model.ent_coef_optimizer is None else "log_ent_coef"
-    own, saved = getattr(model, name), variables.get(name)
-    if not isinstance(saved, th.Tensor) or saved.shape != own.shape:
-        raise FileError(f"The file {path} does not hold one temperature for each of {model.num_tasks} tasks.")
-    own.data = saved.data.to(own)
+    restore(model, Saved(path, plain, parameters, variables), kwargs)
     for count in _COUNTS:
         if isinstance(facts.get(count), int):
             setattr(model, count, facts[count])

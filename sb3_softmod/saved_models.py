@@ -22,14 +22,14 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
-from sb3_softmod.errors import EnvError, FileError, SoftModError
+from sb3_softmod.errors import ConfigurationError, EnvError, FileError, SoftModError
 from sb3_softmod.files import as_path, replacing
 
 if TYPE_CHECKING:
     from sb3_softmod.saving_sac import SavingSAC
 
 #: What reading a broken file may raise: whatever the constructors of the objects in it do.
-_BROKEN = (
+BROKEN = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -58,18 +58,19 @@ def naming(path: Any, what: str) -> Iterator[None]:
 
     :param what: the file should be, for instance "model"
     :raises FileError: in place of those
+    :raises ConfigurationError: for a file, whole perhaps, that needs a module which is not there
     """
     try:
         yield
     except EnvError:
         raise
-    except (SoftModError, *_BROKEN) as error:
-        # SB3 catches what set_parameters raises, and then looks in vain for the file of an old DQN.
-        known = next((e for e in (error, error.__context__) if isinstance(e, SoftModError)), None)
-        if known is not None:
-            if str(path) in str(known):
-                raise known from known.__cause__
-            raise FileError(f"Cannot load {path}: {known}") from known
+    except ImportError as error:
+        raise ConfigurationError(f"{path} needs code that is not there: {error}.") from error
+    except (SoftModError, *BROKEN) as error:
+        if isinstance(error, SoftModError):
+            if str(path) in str(error):
+                raise
+            raise FileError(f"Cannot load {path}: {error}") from error
         if isinstance(error, OSError):
             raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
         reason = str(error).partition("\n")[0]
@@ -111,7 +112,7 @@ def saved_weights(path: str | Path | Any, device: th.device | str) -> tuple[dict
     """
     saved_facts(path)
     with naming(path, "model"):
-        _, parameters, variables = load_from_zip_file(_checked(path), load_data=False, device=device)
+        _, parameters, variables = load_from_zip_file(checked_path(path), load_data=False, device=device)
     return parameters, dict(variables or {})
 
 
@@ -136,7 +137,8 @@ def check_buffer(path: Any, buffer: Any, model: SavingSAC) -> None:
     """Refuse a replay buffer that a model cannot learn from.
 
     :param path: of its file
-    :raises FileError: naming the file and what is different
+    :raises FileError: naming the file, if it holds something else
+    :raises ConfigurationError: naming the file and what is different, if the buffer is another model's
     """
     if not isinstance(buffer, ReplayBuffer):
         raise FileError(f"{path} holds no replay buffer but {type(buffer).__name__}.")
@@ -146,7 +148,9 @@ def check_buffer(path: Any, buffer: Any, model: SavingSAC) -> None:
         theirs, ours = getattr(buffer, fact), getattr(model, fact)
         if theirs != ours:
             what = fact.replace("num", "number of").replace("n_envs", "number of envs").replace("_", " ")
-            raise FileError(f"The replay buffer in {path} does not fit the model: its {what} is {theirs}, not {ours}.")
+            raise ConfigurationError(
+                f"The replay buffer in {path} does not fit the model: its {what} is {theirs}, not {ours}."
+            )
 
 
 @contextmanager
@@ -167,7 +171,7 @@ def writing(path: str | Path | Any, suffix: str) -> Iterator[Any]:
         yield draft
 
 
-def _checked(path: Any) -> Any:
+def checked_path(path: Any) -> Any:
     """A path or a file object to read from."""
     if isinstance(path, (str, os.PathLike)):
         return as_path(path)
@@ -178,7 +182,7 @@ def _checked(path: Any) -> Any:
 
 @contextmanager
 def _opened(path: Any, suffix: str = "zip") -> Iterator[Any]:
-    file = open_path(_checked(path), "r", verbose=0, suffix=suffix)
+    file = open_path(checked_path(path), "r", verbose=0, suffix=suffix)
     try:
         yield file
     finally:

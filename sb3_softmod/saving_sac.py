@@ -10,19 +10,22 @@ import torch as th
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.checkpoint_callback import Written, load_checkpoint
 from sb3_softmod.checkpoints import Checkpoint
+from sb3_softmod.devices import check_device
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.episode_statistics import EpisodeStatistics
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.options import check_device
+from sb3_softmod.loading import check_arguments, check_custom_objects, fitting, make, read
 from sb3_softmod.parameters import check_parameters
 from sb3_softmod.safe_loading import load_safely
-from sb3_softmod.saved_models import check_buffer, naming, saved_facts, saved_weights, unpickled, writing
+from sb3_softmod.saved_models import check_buffer, saved_facts, saved_weights, unpickled, writing
 from sb3_softmod.task_observation import num_tasks_of
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class SavingSAC(SAC):
     """SB3's SAC, whose files are written whole or not at all, and refused by name where they do not fit."""
 
     num_tasks: int
+    episode_statistics: EpisodeStatistics
     normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
     _gradient_step: GradientStep | None
     #: The checkpoint that this model was resumed from.
@@ -65,6 +69,14 @@ class SavingSAC(SAC):
         if self._gradient_step is not None:
             self._gradient_step.finite.check()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy.deepcopy``: a model that learns on by itself, without log files and checkpoints."""
+        self.check_updates()
+        own: dict[str, Any] = {"_gradient_step": None, "_checkpoints": {}, "_settings": {}}
+        if "_logger" in vars(self):  # its files are this model's
+            own |= {"_logger": Logger(None, []), "_custom_logger": False}
+        return {**vars(self), **own}
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
 
@@ -75,6 +87,7 @@ class SavingSAC(SAC):
 
         :raises ConfigurationError: naming the parameters that do not fit
         """
+        check_device("device", device)
         given = load_path_or_dict
         if not isinstance(given, dict):
             given, _ = saved_weights(given, device)
@@ -114,7 +127,8 @@ class SavingSAC(SAC):
 
         :param path: the file, or a file object
         :param truncate_last_traj: of no use here (the place is SB3's)
-        :raises FileError: naming the file, if it is broken or of other tasks or spaces than the model
+        :raises FileError: naming the file, if it is missing, broken or no replay buffer
+        :raises ConfigurationError: naming the file, if it is of other tasks or spaces than the model
         """
         buffer = unpickled(path, "replay buffer", "pkl")
         check_buffer(path, buffer, self)
@@ -122,11 +136,14 @@ class SavingSAC(SAC):
         self.replay_buffer = buffer
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfSavingSAC],
         path: str | Path | Any,
         env: GymEnv | VectorEnv | str | None = None,
         device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
         *,
         safe: bool = False,
         policy: str | type[SACPolicy] | None = None,
@@ -134,38 +151,49 @@ class SavingSAC(SAC):
     ) -> SelfSavingSAC:
         """Load a saved model; arguments as in SB3. Without ``safe``, loading runs code from the file.
 
+        Arguments of the class in ``kwargs`` count instead of what the file says; the networks stay as they were made.
+        Another ``ent_coef`` than the file's begins anew: learned from the number that it names, or fixed.
+
         With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers and
         plain numbers (:data:`.SAFE_ARGUMENTS`, the ``policy_kwargs`` among them where they are plain); the rest comes
-        from ``env``, ``policy`` and ``kwargs``, which are those of the class.
+        from ``env``, ``policy`` and ``kwargs``.
 
         :param path: the zip file, or a file object
         :param env: to go on training; an env, or the name of a Meta-World task or set
         :param device: where to load to
+        :param custom_objects: by name, in place of what the file has and cannot be unpickled
+        :param print_system_info: of this machine, and of that which saved the model
+        :param force_reset: begin new episodes when training goes on
         :param safe: for files of others
         :param policy: with ``safe``: what was trained
-        :raises ConfigurationError: if the env has another number of tasks than the model, or the parameters do not fit
+        :param kwargs: arguments of the class
         :raises FileError: naming the file, if it is missing, broken or no model
+        :raises ConfigurationError: if env or arguments do not fit what is in the file; that is no ``OSError``
         """
         check_device("device", device)
+        check_arguments(cls, "load", kwargs)
         facts = saved_facts(path)
         made = as_env(env, kwargs.get("seed"))
         if made is not None:
             saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
+        passed = [*(["env"] if made is not None else []), *kwargs]
         if safe:
-            with naming(path, "model"):
+            if custom_objects is not None:
+                raise ConfigurationError("load(..., safe=True) takes no custom_objects: pass arguments by their names.")
+            with fitting(path, [*passed, "policy"], lambda: None):
                 return load_safely(cls, path, facts, made, policy, device, kwargs)
         if policy is not None:
             raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")
-        with naming(path, "model"):
-            model = super().load(path, env=made, device=device, **kwargs)
-        temperatures = model.log_ent_coef if model.ent_coef_optimizer is not None else model.ent_coef_tensor
-        if temperatures is None or temperatures.shape != (model.num_tasks,):
-            raise ConfigurationError(
-                f"The file {path} does not hold one temperature for each of {model.num_tasks} tasks."
-            )
-        return model
+        objects = check_custom_objects(path, facts, custom_objects)
+        alone = dict(objects) if passed else None
+        passed = passed or list(objects)
+        if "ent_coef" in objects:  # to be compared with the file's
+            kwargs.setdefault("ent_coef", objects.pop("ent_coef"))
+        content = read(path, device, objects, print_system_info)
+        with fitting(path, passed, lambda: cls.load(path, None, device, alone)):
+            return make(cls, content, made, device, kwargs, force_reset)
 
     @classmethod
     def resume(
@@ -183,8 +211,9 @@ class SavingSAC(SAC):
         :param path: of the run, or of one checkpoint
         :param env: made with the same arguments as before; or the name of a Meta-World task or set
         :param device: where to learn
-        :param kwargs: as of :meth:`load`
+        :param kwargs: arguments of the class, as of :meth:`load`
         :raises CheckpointError: if there is no checkpoint that can be used, with what is wrong with each
         :raises ConfigurationError: for envs of other tasks
         """
+        check_arguments(cls, "resume", kwargs, more=("custom_objects", "print_system_info"))
         return load_checkpoint(cls, path, env, device=device, **kwargs)  # type: ignore[arg-type, return-value]

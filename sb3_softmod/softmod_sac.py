@@ -20,6 +20,7 @@ class SoftModSAC(MultiTaskSAC):
 
     :param policy: "SoftModPolicy", or any other ``SACPolicy``
     :param env: a multi-task env, or the name of a Meta-World task or set
+    :param args: ``learning_rate`` and what follows, see :class:`.MultiTaskSAC`
     :param loss_weighting: see :func:`.loss_weights`
     :param kwargs: those of :class:`.MultiTaskSAC`
     """
@@ -28,8 +29,8 @@ class SoftModSAC(MultiTaskSAC):
         self,
         policy: str | type[SACPolicy],
         env: GymEnv | VectorEnv | str | None,
-        *,
+        *args: Any,
         loss_weighting: LossWeighting = "alpha",
         **kwargs: Any,
     ) -> None:
-        super().__init__(policy, env, loss_weighting=loss_weighting, **kwargs)
+        super().__init__(policy, env, *args, loss_weighting=loss_weighting, **kwargs)

@@ -7,7 +7,7 @@ process that steps environments stays small; :func:`split` works on arrays and t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +102,19 @@ def check_space(space: spaces.Space, num_tasks: int) -> None:
         )
 
 
+def check_task_names(names: Iterable[object]) -> None:
+    """Refuse names that would break a line or a column of a log file: SB3's CSV does not quote its header.
+
+    :raises ConfigurationError: naming the task
+    """
+    for name in names:
+        if isinstance(name, str) and (not name.isprintable() or not name or set(name) & set(',"')):
+            raise ConfigurationError(
+                f"The task name {name!r} cannot head a column of a log file: leave out commas, double quotes and line "
+                "breaks, as in 'swing-up'."
+            )
+
+
 def num_tasks_of(env: VecEnv) -> int:
     """M, as the envs themselves say.
 
@@ -162,6 +175,7 @@ def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tu
         for wrong in by_hand - {found}:
             raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
         names = task_names_of(env)
+        check_task_names(names)
         if known and names != known:
             warnings.warn(f"The model knows the tasks {known}, in this order; the env has {names}.", stacklevel=5)
         return found, names

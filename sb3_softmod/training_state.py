@@ -43,6 +43,7 @@ def training_state(model: MultiTaskSAC, callback: BaseCallback) -> dict[str, Any
         "obstacle": obstacle,
         "postponed": model._postponed,
         "metrics": model._metrics.progress(),
+        "dropped_in_a_row": model._learner().finite.watch.in_a_row(),
         "logger": {name: dict(getattr(model.logger, name)) for name in names},
         "callbacks": [
             (type(each).__name__, _progress(each, model._settings.get(each, {}))) for each in _with_state(callback)
@@ -97,6 +98,7 @@ def go_on(model: MultiTaskSAC, callback: BaseCallback, state: Mapping[str, Any])
     :param callback: of the training, which is about to begin
     :param state: of the checkpoint
     """
+    model._learner().finite.watch.set_in_a_row(state.get("dropped_in_a_row", 0))  # older checkpoints have none
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
     saved: dict[str, list[Any]] = {}

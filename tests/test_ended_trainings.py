@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from resumable_run import After, Runs, everything, make_env, make_model, never
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from worker_envs import M
 
 from sb3_softmod import SoftModSAC
@@ -62,6 +62,41 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     resumed = SoftModSAC.resume(tmp_path, make_env())
     resumed.learn(callback=[CheckpointCallback(tmp_path, save_freq=5), never()])
     assert everything(resumed) == expected
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("at", [8, 20])  # in the middle, and in the last step
+def test_every_callback_writes_a_checkpoint(
+    name: str, at: int, tmp_path: Path, noted: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = handlers()
+    rare, often = CheckpointCallback(tmp_path / "rare", save_freq=0), CheckpointCallback(tmp_path / "often", 5)
+    model = make_model(make_env())
+    model.learn(20 * M, [often, After(at, lambda: signal.raise_signal(signal.Signals[name])), CallbackList([rare])])
+    assert (often.ended_by, rare.ended_by) == (name, name)
+    assert not noted
+    assert handlers() == before
+    out, errors = capfd.readouterr()
+    assert errors.count("a checkpoint after this step, then the end") == 1
+    found = []
+    for folder in ("often", "rare"):
+        assert f"{str(tmp_path / folder)!r}" in out
+        resumed = SoftModSAC.resume(tmp_path / folder, make_env())
+        assert resumed.num_timesteps == at * M
+        resumed.learn(callback=[CheckpointCallback(tmp_path / folder, save_freq=0), never()])
+        found.append(everything(resumed))
+    assert found[0] == found[1]
+
+
+def test_a_second_signal_ends_a_training_with_two_callbacks_at_once(tmp_path: Path, noted: list[int]) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        assert not noted
+        signal.raise_signal(signal.SIGTERM)
+
+    two = [CheckpointCallback(tmp_path / name) for name in "ab"]
+    make_model(make_env()).learn(20 * M, [*two, After(8, twice)])
+    assert noted == [signal.SIGTERM]
 
 
 def test_a_second_signal_does_what_it_would_have_done(tmp_path: Path, noted: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import signal
@@ -18,10 +19,11 @@ from point_mass import make_point_mass_env
 from resumable_run import After, everything, logged, make_env, make_model, never
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from worker_envs import M
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC
+from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, NonFiniteError, SoftModSAC
 from sb3_softmod.callbacks import MultiTaskEvalCallback
 from sb3_softmod.checkpoint_callback import CheckpointCallback
 from sb3_softmod.errors import CheckpointError
@@ -255,3 +257,31 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (name,) = wrong
         with pytest.raises(ConfigurationError, match=f"{name} must be a whole number of at least"):
             CheckpointCallback(tmp_path, **wrong)
+
+
+def test_dropped_updates_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, and those in a row, of which too many end the run where they would have without the break."""
+    monkeypatch.setattr("sb3_softmod.finite_updates.MOST_IN_A_ROW", 12)
+
+    def break_off(model: MultiTaskSAC, steps: int | None, *callbacks: Any) -> tuple[str, int]:
+        with pytest.raises(NonFiniteError, match="in a row: this run learns nothing any more") as error:
+            model.learn(steps, [*callbacks])
+        return str(error.value).partition(" The update is in ")[0], model.nonfinite_updates
+
+    def poisoned() -> tuple[MultiTaskSAC, After]:
+        model = make_model(make_env(), on_nonfinite="skip")
+        assert model.log_ent_coef is not None
+        model.set_logger(Logger(str(tmp_path), []))
+        return model, After(6, partial(model.log_ent_coef.data.fill_, math.nan))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Gradient step|Callbacks that the checkpoint")
+        model, poison = poisoned()
+        expected = break_off(model, 40 * M, poison)
+        model, poison = poisoned()
+        stop = After(14, lambda: None, stop=True)
+        model.learn(40 * M, [CheckpointCallback(tmp_path, save_freq=12), poison, stop])
+        resumed = SoftModSAC.resume(tmp_path, make_env())
+        resumed.set_logger(Logger(str(tmp_path), []))
+        assert 0 < resumed.nonfinite_updates < 12
+        assert break_off(resumed, None, never()) == expected

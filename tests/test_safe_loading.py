@@ -162,7 +162,7 @@ def test_what_the_caller_passes_counts(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     trained().save(tmp_path / "model.zip")
     wider = dict(embedding_dim=6, module_dim=5)
-    with pytest.raises(FileError, match=r"model\.zip: .*policy\.actor\.network\.head\.weight is of shape"):
+    with pytest.raises(ConfigurationError, match=r"model\.zip does not go with .*, which differs in module_dim"):
         load_safely(tmp_path / "model.zip", policy_kwargs=wider)
     with pytest.raises(ConfigurationError, match=r"is missing.* and \d+ more"):
         load_safely(tmp_path / "model.zip", policy="PaCoPolicy", policy_kwargs=None)

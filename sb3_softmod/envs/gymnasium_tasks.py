@@ -17,7 +17,7 @@ from sb3_softmod.checks import require_flag, require_integer, require_names, req
 from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
 from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError, nearest
-from sb3_softmod.task_observation import check_common
+from sb3_softmod.task_observation import check_common, check_task_names
 
 #: A gymnasium id, or a function that makes an env.
 TaskSource = str | Callable[[], gym.Env]
@@ -108,6 +108,7 @@ def name_tasks(tasks: Sequence[TaskSource] | Mapping[str, TaskSource]) -> dict[s
                 f"A task must be a gymnasium id or a function that makes an env (lambda: ...), not {source!r}."
             )
     if isinstance(tasks, Mapping):
+        check_task_names(tasks)
         return dict(tasks)
     named: dict[str, TaskSource] = {}
     for source in tasks:

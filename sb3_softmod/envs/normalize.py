@@ -158,17 +158,31 @@ class MultiTaskVecNormalize(VecNormalize):
             )
         self.__dict__.update(statistics)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MultiTaskVecNormalize:
+        """With a copy of its envs, which SB3's leaves out."""
+        copy = memo[id(self)] = object.__new__(type(self))
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        copy.set_venv(deepcopy(self.venv, memo))
+        copy.returns = self.returns.copy()
+        return copy
+
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> VecNormalize:
         """What ``save`` wrote; arguments as in SB3. Loading runs code from the file: open only files you trust.
 
-        :raises FileError: naming the file, if it is missing, broken or of another number of tasks
+        :raises FileError: naming the file, if it is missing or broken
+        :raises ConfigurationError: naming the file, if it is of other tasks or observations than the env
         """
         found = unpickled(load_path, "VecNormalize", "pkl")
         if not isinstance(found, VecNormalize):
             raise FileError(f"{load_path} holds no VecNormalize but {type(found).__name__}.")
         if isinstance(found, MultiTaskVecNormalize) and found.num_tasks != num_tasks_of(venv):
-            raise FileError(f"{load_path} is of {found.num_tasks} tasks, but the env has {num_tasks_of(venv)}.")
+            raise ConfigurationError(
+                f"{load_path} is of {found.num_tasks} tasks, but the env has {num_tasks_of(venv)}."
+            )
+        shape, own = (getattr(each, "observation_space", venv.observation_space).shape for each in (found, venv))
+        if shape != own:
+            raise ConfigurationError(f"{load_path} is of observations of shape {shape}, those of the env have {own}.")
         with naming(load_path, "VecNormalize"):
             found.set_venv(venv)
         return found

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from sb3_softmod.checks import require_flag, require_integer
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import append_task, make_space, require_shape
+from sb3_softmod.task_observation import append_task, check_task_names, make_space, require_shape
 
 
 def draw_seed() -> int:
@@ -50,6 +50,7 @@ def _as_names(names: object) -> tuple[str, ...]:
         raise ConfigurationError(f"task_names must be a list of names, not {names!r}.")
     if len(set(names)) < len(names):
         raise ConfigurationError(f"task_names holds a name twice: {list(names)}.")
+    check_task_names(names)
     return tuple(names)
 
 

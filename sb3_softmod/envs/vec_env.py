@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -58,7 +59,14 @@ class MultiTaskVecEnv(VecEnv):
         n_workers: int | None = None,
         restart_failed: bool = False,
     ) -> None:
+        self._arguments = dict(
+            envs_per_task=envs_per_task,
+            n_envs=n_envs,
+            n_workers=n_workers,
+            restart_failed=restart_failed,
+        )
         check_makers(task_makers)
+        self._makers = list(task_makers)
         require_flag("restart_failed", restart_failed)
         size = number_of_envs(len(task_makers), envs_per_task, n_envs)
         self._rotation = Rotation(len(task_makers), size) if size < len(task_makers) else None
@@ -252,6 +260,16 @@ class MultiTaskVecEnv(VecEnv):
             warn_of_strayed(strayed)
         self._phase = "ready"
         return self._steps["observation"].copy(), np.isin(range(self.num_envs), list(strayed))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MultiTaskVecEnv:
+        """Other envs with workers of their own, which go on where these are, as with :meth:`set_progress`."""
+        self._check_open()
+        copy = type(self)(self._makers, **self._arguments)  # type: ignore[arg-type]
+        if None in self._journal.episodes:  # before the first reset
+            copy._seeds, copy._options = deepcopy((self._seeds, self._options), memo)
+        else:
+            copy.set_progress(deepcopy(self.progress(), memo))
+        return copy
 
     def _made_of(self) -> dict[str, Any]:
         return {"task_names": self.task_names, "settings": self._pool.settings, "last": self._steps.copy()}

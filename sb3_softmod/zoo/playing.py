@@ -20,7 +20,6 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.evaluation import evaluate_tasks
-from sb3_softmod.methods import METHODS
 from sb3_softmod.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
@@ -50,8 +49,7 @@ def play(args: argparse.Namespace) -> None:
     task_set.arguments(env_kwargs)
     th.set_num_threads(args.num_threads)
     set_random_seed(env_kwargs["seed"])
-    no_buffer: dict[str, Any] = dict(buffer_size=len(names)) if args.algo in METHODS else {}
-    model = ALGOS[args.algo].load(model_path, device=args.device, **no_buffer)
+    model = ALGOS[args.algo].load(model_path, device=args.device)
     print(f"{model_path}, {args.episodes} episodes a task, seed {env_kwargs['seed']}\n")
     print(_ROW.format("task", "success", "return"))
     results = []
