@@ -178,8 +178,9 @@ def test_every_argument_counts(name: str, safe: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["replay_buffer_class", "replay_buffer_kwargs", "batch_size", "learning_starts"])
 def test_none_is_the_default(name: str, tmp_path: Path) -> None:
     make_model(MultiTaskSAC).save(tmp_path / "model")
-    loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **{name: None})
-    assert described(loaded) == described(make_model(MultiTaskSAC, **{name: None}))
+    given: dict[str, Any] = {name: None}
+    loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **given)
+    assert described(loaded) == described(make_model(MultiTaskSAC, **given))
 
 
 def test_another_window_keeps_the_last_episodes(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_files_of_earlier_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [MultiTaskSAC, SoftModSAC])
 def test_positional_arguments_are_those_of_sb3(cls: type[MultiTaskSAC]) -> None:
-    values = dict(
+    values: dict[str, Any] = dict(
         learning_rate=0.5,
         buffer_size=50,
         learning_starts=7,

@@ -150,7 +150,7 @@ def test_terminate_on_a_success_that_nobody_reports_is_said(capfd: pytest.Captur
         played(TaskEnv(Says({}, NO), 0, ["a"], terminate_on_success=True))
         played(TaskEnv(Says({}, {}), 0, ["a"]))
     maker = partial(make_saying, infos=[{}, {}], terminate_on_success=True)
-    env = MultiTaskVecEnv([maker], n_workers=1, start_method="spawn")  # a fork server writes elsewhere than this test
+    env = MultiTaskVecEnv([maker], n_workers=1)
     env.reset()
     for _ in range(6):
         env.step(np.zeros((1, 2), np.float32))
