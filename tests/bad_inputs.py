@@ -66,10 +66,11 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     """
     import bad_arguments
     import bad_files
+    import bad_learner
     import bad_run_folders
 
     found: dict[str, list[BadInput]] = {}
-    for case in (*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
+    for case in (*bad_arguments.every(), *bad_learner.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
         found.setdefault(case.family, []).append(case)
     return found
 
