@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from vec_env import sb3
 
 from sb3_softmod import SoftModSAC, make_metaworld_env
+from sb3_softmod.acceleration import keep_memory
 
 CASES = ("MT10-640-small", "MT10-1280", "MT50-1250")
 NETWORKS: dict[bool, dict[str, Any]] = {
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    keep_memory()
 
     machine = f"{len(os.sched_getaffinity(0))} cores, {args.threads} threads of torch, {args.device}"
     print(f"{args.rounds} rounds of {args.seconds} s, {machine}")

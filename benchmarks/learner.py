@@ -29,6 +29,7 @@ from stable_baselines3 import SAC
 from torch import Tensor, nn
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskSACPolicy
+from sb3_softmod.acceleration import keep_memory
 from sb3_softmod.networks import MultiTaskNetwork
 
 NUM_TASKS = 10
@@ -58,6 +59,8 @@ PASSES = 16
 
 class LoopedNetwork(MultiTaskNetwork):
     """The official network as it is usually written: a layer for each module, members and modules in loops."""
+
+    capturable = True
 
     def __init__(
         self, input_dim: int, output_dim: int, num_tasks: int, *, preset: str = "shallow", ensemble_size: int = 1
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    keep_memory()
     th._dynamo.config.recompile_limit = 256  # many learners in one process
     known = {**OPTIONS, **(GPU_OPTIONS if args.device == "cuda" else {})}
     options = {name: known[name] for name in ["plain", *(args.options or known)]}

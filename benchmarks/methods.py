@@ -27,6 +27,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskSAC, make_multitask_env
+from sb3_softmod.acceleration import keep_memory
 from sb3_softmod.methods import METHODS, get_method
 from sb3_softmod.plots.tables import ACTION_DIM, OBSERVATION_DIM
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    keep_memory()
 
     names = list(dict.fromkeys(["mt_sac", *args.methods]))
     times: dict[str, dict[int, list[float]]] = {name: {m: [] for m in NUM_TASKS} for name in names}

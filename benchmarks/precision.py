@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskVecNormalize, SoftModSAC, make_metaworld_env, make_multitask_env
+from sb3_softmod.acceleration import keep_memory
 from sb3_softmod.evaluation import evaluate_tasks
 
 PRECISIONS = ("fp32", "bf16")
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
+    keep_memory()
     th.set_num_threads(args.threads)
 
     rows = [train(case, precision, seed) for case in args.only for seed in args.seeds for precision in PRECISIONS]

@@ -20,6 +20,8 @@ import numpy as np
 import torch as th
 from methods import OBSERVATION_DIM, make_model, seconds_a_step
 
+from sb3_softmod.acceleration import keep_memory
+
 NUM_TASKS = (10, 25, 50)
 METHODS = ("softmod_shallow", "softmod_deep", "softmod_official")
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    keep_memory()
     if args.threads:
         th.set_num_threads(args.threads)
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from sb3_softmod.buffers import nbytes_of
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.networks import SingleTaskNetwork
-from sb3_softmod.policies import MultiTaskSACPolicy
+from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy
 
 if TYPE_CHECKING:
     from sb3_softmod.multitask_sac import MultiTaskSAC
@@ -66,22 +65,9 @@ class Acceleration:
             function = th.compile(function, dynamic=False, options={"fallback_random": True})
         return function
 
-    def step(self, step: Step) -> Step:
-        """The gradient step, recorded as a CUDA graph where that was decided."""
-        return RecordedStep(step, self.device) if self.cuda_graphs else step
-
-    def keep_memory(self) -> None:
-        """On a CPU with glibc, keep freed memory for the next gradient step instead of handing it back.
-
-        A step allocates and frees hundreds of MB. By default glibc returns part of it each time, and the kernel then
-        finds and clears thousands of pages again: a tenth of a step's time, and much of its spread. The setting is the
-        whole process's.
-        """
-        if self.device.type != "cpu" or platform.libc_ver()[0] != "glibc":
-            return
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    def step(self, step: Step, settings: Callable[[], Any]) -> Step:
+        """The gradient step, recorded as a CUDA graph where that was decided; see :class:`RecordedStep`."""
+        return RecordedStep(step, self.device, settings) if self.cuda_graphs else step
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
@@ -133,6 +119,19 @@ def _in_bf16(function: Callable[..., Any], device_type: str) -> Callable[..., An
             return function(*args)
 
     return evaluate
+
+
+def keep_memory() -> None:
+    """With glibc, keep freed memory for the next gradient step instead of handing it back.
+
+    A step on a CPU allocates and frees hundreds of MB. By default glibc returns part of it each time, and the kernel
+    then finds and clears thousands of pages again: a tenth of a step's time, and much of its spread. The setting is the
+    whole process's, so that only commands call this; others have the variables that README's Speed section names.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def decide(model: MultiTaskSAC) -> Acceleration:
@@ -188,8 +187,14 @@ def _obstacle_to_graphs(model: MultiTaskSAC) -> str | None:
         return f"needs a GPU, not {model.device}"
     if not issubclass(model.policy_class, MultiTaskSACPolicy):
         return f"needs a policy of this package, not {model.policy_class.__name__}, which waits for the device"
-    if issubclass(model.policy_class.network_class, SingleTaskNetwork):
-        return "does not work with SingleTaskPolicy, which reads a number from the device in each pass"
+    network = model.policy_class.network_class
+    if not network.capturable:
+        return (
+            f"does not work with {network.__name__}, which does not say (capturable = True) that its passes never wait "
+            "for the device nor depend on what changes in Python"
+        )
+    if type(model.actor) is not MultiTaskActor or type(model.critic) is not MultiTaskCritic:
+        return "needs actor and critics of this package"
     if model.policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
         return f"needs Adam or AdamW, not {model.policy.optimizer_class.__name__}"
     options = model.policy.optimizer_kwargs
@@ -201,17 +206,21 @@ def _obstacle_to_graphs(model: MultiTaskSAC) -> str | None:
 class RecordedStep:
     """A gradient step that is recorded once, as a CUDA graph, and then replayed: one launch instead of hundreds.
 
-    The first steps run as they are, on the stream of the recording. A batch of another shape is recorded anew.
+    The first steps run as they are, on the stream of the recording. It is made anew for a batch of another shape, and
+    where the settings change, which a recording holds as they were.
 
-    :param step: allocates, but never waits for the device; what it reads besides the batch must stay in place
-    :param device: a GPU
+    :param step: allocates, but never waits for the device; tensors that it reads besides the batch must stay in place
+    :param device: a GPU, the current one or another
+    :param settings: all that the step reads besides tensors
     """
 
-    def __init__(self, step: Step, device: th.device) -> None:
+    def __init__(self, step: Step, device: th.device, settings: Callable[[], Any]) -> None:
         self.step = step
+        self.device = device
+        self.settings = settings
         self.stream = th.cuda.Stream(device)
         self._batch: list[Any] = []
-        self._shapes: list[Any] = []
+        self._made_for: Any = None
         self._warm = 0
         self._graph: th.cuda.CUDAGraph | None = None
         self._metrics: Tensor | None = None
@@ -222,15 +231,16 @@ class RecordedStep:
         :param batch: the transitions
         :return: what ``step`` returns, valid until the next call
         """
-        shapes = [None if tensor is None else tensor.shape for tensor in batch]
-        if shapes != self._shapes:
-            self._shapes, self._warm, self._graph = shapes, 0, None
+        made_for = [None if tensor is None else tensor.shape for tensor in batch], self.settings()
+        if made_for != self._made_for:
+            self._made_for, self._warm, self._graph = made_for, 0, None
         if self._warm < _WARM_UP:
             self._warm += 1
-            self.stream.wait_stream(th.cuda.current_stream())
+            current = th.cuda.current_stream(self.device)
+            self.stream.wait_stream(current)
             with th.cuda.stream(self.stream):
                 metrics = self.step(batch)
-            th.cuda.current_stream().wait_stream(self.stream)
+            current.wait_stream(self.stream)
             return metrics
         if self._graph is None:
             self._record(batch)
@@ -245,6 +255,11 @@ class RecordedStep:
     def _record(self, batch: ReplayBufferSamples) -> None:
         self._batch = [None if tensor is None else tensor.clone() for tensor in batch]
         graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(graph, stream=self.stream):  # nothing is computed: the replay does it
+        # Nothing is computed: the replay does it. A graph belongs to the current device and takes its random numbers.
+        # Other threads may use their GPUs meanwhile.
+        with (
+            th.cuda.device(self.device),
+            th.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             self._metrics = self.step(type(batch)(*self._batch))
         self._graph = graph

@@ -1,4 +1,4 @@
-"""Replay for many tasks: every batch holds the same number of samples of each."""
+"""Replay for many tasks: every batch holds the same number of samples of each task that there is."""
 
 from __future__ import annotations
 
@@ -124,6 +124,11 @@ class MultiTaskReplayBuffer(ReplayBuffer):
         """Bytes of the allocated arrays."""
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, (Tensor, np.ndarray)))
 
+    @property
+    def num_present(self) -> int:
+        """How many tasks have transitions: the tasks of a batch."""
+        return int(np.count_nonzero(self.added_per_task))
+
     def size_per_task(self) -> np.ndarray:
         """How many transitions of each task can be sampled, ``[M]``."""
         return np.minimum(self.added_per_task, self.capacity_per_task)
@@ -248,57 +253,60 @@ class MultiTaskReplayBuffer(ReplayBuffer):
     # ---------------------------------------------------------------- sampling
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """Draw ``batch_size / M`` transitions of each task, with replacement.
+        """Draw, with replacement, the same number of transitions of each of the P tasks that have any.
 
-        :param batch_size: divisible by the number of tasks
+        :param batch_size: divisible by the number of tasks M; a batch of fewer tasks holds as many rows of it as they
+            divide
         :param env: normalises the batch where one is given
-        :return: rows ordered by task, observations with their one-hot task
-        :raises ConfigurationError: if the tasks do not divide the batch, or a task has no transitions yet
+        :return: ``batch_size // P * P`` rows, ordered by task, observations with their one-hot task
+        :raises ConfigurationError: if the M tasks do not divide the batch, or there are no transitions yet
         """
         check_batch_size(batch_size, self.num_tasks)
         sizes = self.size_per_task()
-        if not sizes.all():
-            raise ConfigurationError(
-                f"No transitions of task {int(np.argmin(sizes))} yet: raise learning_starts until each task was seen."
-            )
-        M, n, device = self.num_tasks, batch_size // self.num_tasks, self.storage_device
+        tasks = np.flatnonzero(sizes)
+        if not len(tasks):
+            raise ConfigurationError("The replay buffer holds no transitions yet: collect some before sampling.")
+        P, n, device = len(tasks), batch_size // len(tasks), self.storage_device
+        present, first = self._to_storage(np.stack([sizes[tasks], self.capacity_per_task * tasks])[..., None])
         # In double precision, whose rounding no buffer is large enough to show.
-        drawn = (th.rand(M, n, dtype=th.float64, device=device) * self._to_storage(sizes[:, None])).long()
-        rows = (drawn + self.capacity_per_task * th.arange(M, device=device)[:, None]).flatten()
-        return self._batch(rows, env)
+        drawn = (th.rand(P, n, dtype=th.float64, device=device) * present).long()
+        return self._batch((drawn + first).flatten(), tasks, env)
 
-    def _batch(self, rows: Tensor, env: VecNormalize | None) -> ReplayBufferSamples:
-        """The transitions of rows ``[M * n]``, ordered by task."""
-        M, S = self.num_tasks, self.state_dim
+    def _batch(self, rows: Tensor, tasks: np.ndarray, env: VecNormalize | None) -> ReplayBufferSamples:
+        """The transitions of rows ``[P * n]``, ordered by their tasks ``[P]``."""
+        P, M, S = len(tasks), self.num_tasks, self.state_dim
         following = self._next[rows]
         both = th.cat([rows, following.clamp(min=0)])
-        content = self._rows.index_select(0, both).view(2, M, -1, self._rows.shape[1])
+        content = self._rows.index_select(0, both).view(2, P, -1, self._rows.shape[1])
         # Where the next state is a row's, any end is read and not used: to pick out the others would wait for a GPU.
-        end = self._ends.index_select(0, (~following).clamp(min=0)).view(M, -1, S + 1)
-        ended = (following < 0).view(M, -1, 1)
+        end = self._ends.index_select(0, (~following).clamp(min=0)).view(P, -1, S + 1)
+        ended = (following < 0).view(P, -1, 1)
         states, actions, rewards = content[..., :S], content[0, ..., S:-1], content[0, ..., -1]
         th.where(ended, end[..., :S], states[1], out=states[1])
         dones = ended * end[..., -1:]
         if isinstance(env, MultiTaskVecNormalize):
-            states, rewards = self._normalized(states, rewards, env)
+            states, rewards = self._normalized(states, rewards, tasks, env)
 
         observations = states.new_empty(*states.shape[:-1], S + M, dtype=th.float32)
         state, task = split(observations, M)
         state.copy_(states)
-        task.copy_(th.eye(M, device=states.device)[:, None])
+        task.copy_(self._to_storage(np.eye(M, dtype=np.float32)[tasks])[:, None])
         if env is not None and not isinstance(env, MultiTaskVecNormalize):  # SB3's own, which knows arrays alone
             observations = th.from_numpy(self._normalize_obs(observations.cpu().numpy(), env))
             rewards = th.from_numpy(self._normalize_reward(rewards.cpu().numpy(), env))
         batch = (observations[0], actions, observations[1], dones, rewards.float())
         return ReplayBufferSamples(*(_send(x.reshape(len(rows), -1).contiguous(), self.device) for x in batch))
 
-    def _normalized(self, states: Tensor, rewards: Tensor, env: MultiTaskVecNormalize) -> tuple[Tensor, Tensor]:
-        """What ``env`` makes of states ``[2, M, n, O]`` and rewards ``[M, n]``; in float64, as it does."""
+    def _normalized(
+        self, states: Tensor, rewards: Tensor, tasks: np.ndarray, env: MultiTaskVecNormalize
+    ) -> tuple[Tensor, Tensor]:
+        """What ``env`` makes of states ``[2, P, n, O]`` and rewards ``[P, n]``; in float64, as it does."""
         if env.norm_obs:
-            mean, std = (self._to_storage(x[:, None]) for x in env.obs_mean_and_std())  # [1 or M, 1, O]
+            groups = tasks if env.obs_statistics == "per-task" else np.zeros(1, int)
+            mean, std = (self._to_storage(x[groups, None]) for x in env.obs_mean_and_std())  # [1 or P, 1, O]
             states = ((states - mean) / std).clamp_(-env.clip_obs, env.clip_obs)
         if env.norm_reward:
-            scale = self._to_storage(env.reward_scale()[:, None])
+            scale = self._to_storage(env.reward_scale()[tasks, None])
             rewards = (rewards / scale).clamp_(-env.clip_reward, env.clip_reward)
         return states, rewards
 

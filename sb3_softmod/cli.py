@@ -125,14 +125,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from sb3_softmod.acceleration import keep_memory
     from sb3_softmod.demo import run_demo
 
+    keep_memory()
     run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
 
 
 def _train(arguments: Sequence[str]) -> None:
+    from sb3_softmod.acceleration import keep_memory
     from sb3_softmod.zoo.train import train
 
+    keep_memory()
     train(arguments)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.acceleration import Acceleration
+from sb3_softmod.buffers import MultiTaskReplayBuffer
 from sb3_softmod.finite_updates import FiniteUpdates, NamedParameters
 from sb3_softmod.gradient_surgery import LossFunction, pcgrad, task_gradients
 from sb3_softmod.loss_weights import loss_weights
@@ -43,9 +44,8 @@ class GradientStep:
             self._optimizers.append(model.ent_coef_optimizer)
         for optimizer in self._optimizers:
             acceleration.prepare(optimizer)
-        acceleration.keep_memory()
         self._acceleration = acceleration
-        self._step = acceleration.step(self._update)
+        self._step = acceleration.step(self._update, self._settings)
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
         self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
         self._target_q_values = acceleration.evaluation(partial(_q_values, model.critic_target))
@@ -57,16 +57,22 @@ class GradientStep:
             "actor": [(f"actor.{name}", p) for name, p in self.actor.named_parameters()],
         }
         #: Which updates were dropped.
-        self.finite = FiniteUpdates(model, self._optimizers, acceleration.products()(self._update))
+        self.finite = FiniteUpdates(model, self._optimizers, acceleration.products()(self._update_again))
+        buffer_class = model.replay_buffer_class
+        self._balanced = buffer_class is not None and issubclass(buffer_class, MultiTaskReplayBuffer)
+        self._num_present = 0  # see __call__
 
-    def __call__(self, batch: ReplayBufferSamples) -> Tensor:
+    def __call__(self, batch: ReplayBufferSamples, num_present: int = 0) -> Tensor:
         """One update of temperatures, critics and actor.
 
-        :param batch: B transitions of all tasks
+        :param batch: B transitions
+        :param num_present: how many tasks its rows are of, ordered by task, as many of each; the temperatures of the
+            other tasks stay, and have no part in the loss weights. 0: not known, or drawn from all tasks by chance
         :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call; NaN
-            or infinite where the update was not finite and therefore dropped
+            for a task without samples; NaN or infinite where the update was not finite and therefore dropped
         :raises NonFiniteError: see :meth:`.FiniteUpdates.check`
         """
+        self._num_present = num_present
         moment = self.finite.moment()
         with self._acceleration.products():
             metrics = self._step(batch)
@@ -89,12 +95,33 @@ class GradientStep:
             if self.model.batch_norm_stats:  # of a policy of SB3
                 self.finite.watch.move(self.model.batch_norm_stats_target, self.model.batch_norm_stats, 1.0)
 
+    def _settings(self) -> tuple[Any, ...]:
+        """All that an update reads besides its batch and tensors that stay where they are."""
+        model = self.model
+        temperatures = (model.log_ent_coef, getattr(model, "ent_coef_tensor", None))
+        groups = (group.items() for optimizer in self._optimizers for group in optimizer.param_groups)
+        return (
+            self._num_present,
+            (model.gamma, model.target_entropy, model.max_grad_norm, model.loss_weighting, model.gradient_surgery),
+            [_place(value) for value in temperatures],
+            [(name, _place(value)) for group in groups for name, value in group if name != "params"],
+            [p.requires_grad for stage in self._parameters.values() for _, p in stage],
+        )
+
+    def _update_again(self, batch: ReplayBufferSamples) -> Tensor:
+        """An update that was taken before; the host reads from its batch what it was told then."""
+        if self._balanced:
+            self._num_present = int(split(batch.observations, self.num_tasks)[1].any(0).sum())
+        return self._update(batch)
+
     def _update(self, batch: ReplayBufferSamples) -> Tensor:
         finite = self.finite.inspector
         finite.begin()
-        discounts = batch.discounts if batch.discounts is not None else self.model.gamma
+        discounts = batch.discounts.flatten() if batch.discounts is not None else self.model.gamma
         task = split(batch.observations, self.num_tasks)[1]  # [B, M]
-        share = task / task.sum(0).clamp(min=1)  # its columns average over the samples of one task
+        count = task.sum(0)
+        share = task / count.clamp(min=1)  # its columns average over the samples of one task
+        present = count > 0 if 0 < self._num_present < self.num_tasks else None  # [M], where tasks are left out
 
         if self.model.use_sde:
             self.actor.reset_noise()
@@ -105,7 +132,7 @@ class GradientStep:
         task_log_prob = log_prob.detach() @ share  # [M]
 
         alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
-        weights = loss_weights(self.model.loss_weighting, alpha)
+        weights = loss_weights(self.model.loss_weighting, alpha, present)
         values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
         finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
@@ -123,13 +150,13 @@ class GradientStep:
         actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
         with self._judging():
             (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
-        if self.model.ent_coef_optimizer is not None:
-            finite.step(self.model.ent_coef_optimizer)  # last: it stays where the others cannot step
+        self._step_temperatures(present)  # last: they stay where the others cannot step
         finite.end(batch)
 
         with th.no_grad():
             of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
-            return th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
+            metrics = th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
+            return metrics.masked_fill(count == 0, th.nan)
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
@@ -172,6 +199,15 @@ class GradientStep:
         losses.sum().backward()
         return alpha, losses.detach()
 
+    def _step_temperatures(self, present: Tensor | None) -> None:
+        optimizer, log_alpha = self.model.ent_coef_optimizer, self.model.log_ent_coef
+        if optimizer is None or log_alpha is None:
+            return
+        before = log_alpha.detach().clone()
+        self.finite.inspector.step(optimizer)
+        if present is not None:  # Adam's momentum moves what has no gradient too
+            log_alpha.data.copy_(th.where(present, log_alpha.detach(), before))
+
     def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
         """The critics' mean loss, and of each sample the mean Q-value and the loss."""
         q = self._q_values(obs, actions)  # [E, B]
@@ -208,8 +244,9 @@ class GradientStep:
             loss, metrics = loss_function(*tensors)
             loss.backward()
         else:
-            gradients, metrics = task_gradients(module, loss_function, tensors, self.num_tasks)
-            orders = th.rand(self.num_tasks, self.num_tasks, device=self.model.device).argsort(-1)
+            num_present = self._num_present or self.num_tasks
+            gradients, metrics = task_gradients(module, loss_function, tensors, num_present)
+            orders = th.rand(num_present, num_present, device=self.model.device).argsort(-1)
             projected = pcgrad(gradients, orders)
             for name, parameter in module.named_parameters():
                 parameter.grad = projected.get(name)
@@ -231,6 +268,11 @@ class GradientStep:
         else:  # a policy of SB3: each of its Q-networks by itself
             for network in getattr(module, "q_networks", [module]):
                 clip_grad_norm_(network.parameters(), limit)
+
+
+def _place(value: Any) -> Any:
+    """Where a tensor is, whatever it holds; of other values they themselves."""
+    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 def _q_values(critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def task_gradients(
     :param module: whose parameters that take gradients are meant; ``loss_function`` uses it
     :param loss_function: see :data:`LossFunction`
     :param tensors: ``[B, ...]``, rows ordered by task, the same number of each
-    :param num_tasks: M
+    :param num_tasks: M, those of the rows
     :return: the name of each parameter with its gradients ``[M, *shape]``, and the metrics of all B rows
     """
     parameters = {f"module.{name}": p.detach() for name, p in module.named_parameters() if p.requires_grad}
@@ -65,7 +65,9 @@ def pcgrad(gradients: dict[str, Tensor], orders: Tensor) -> dict[str, Tensor]:
     flat = {name: g.flatten(2) for name, g in gradients.items()}  # [M, E, P]
     gram = sum(th.einsum("iep,jep->eij", g, g) for g in flat.values())
     assert isinstance(gram, Tensor)
-    weights = _pcgrad_weights(gram.double(), orders).to(gram.dtype) / len(orders)
+    # In float64, for which an MPS device has to ask the CPU.
+    device = th.device("cpu") if gram.device.type == "mps" else gram.device
+    weights = _pcgrad_weights(gram.to(device).double(), orders.to(device)).to(gram.dtype).to(gram.device) / len(orders)
     return {name: th.einsum("em,mep->ep", weights, g).view(gradients[name].shape[1:]) for name, g in flat.items()}
 
 

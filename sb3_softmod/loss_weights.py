@@ -11,15 +11,19 @@ LossWeighting = Literal["uniform", "alpha", "log_alpha"]
 LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = ("uniform", "alpha", "log_alpha")
 
 
-def loss_weights(weighting: LossWeighting, alpha: Tensor) -> Tensor:
+def loss_weights(weighting: LossWeighting, alpha: Tensor, present: Tensor | None = None) -> Tensor:
     r"""The weights of the tasks' losses, without gradient.
 
     :param weighting: "alpha": :math:`w_i = M e^{-\alpha_i} / \sum_j e^{-\alpha_j}`, Eq. 10 scaled to a mean of 1;
         "log_alpha": the same over :math:`\log \alpha_i`, as in the authors' code; "uniform": all 1
     :param alpha: ``[M]``, the temperatures
-    :return: ``[M]``, positive, of mean 1
+    :param present: ``[M]`` booleans, the tasks that are learned from; the sums and M are then over these; None for all
+    :return: ``[M]``, positive, of mean 1 over the tasks present; 0 for others
     """
     alpha = alpha.detach()
     if weighting == "uniform":
-        return th.ones_like(alpha)
-    return len(alpha) * th.softmax(-alpha if weighting == "alpha" else -alpha.log(), 0)
+        return th.ones_like(alpha) if present is None else present.to(alpha.dtype)
+    logits = -alpha if weighting == "alpha" else -alpha.log()
+    if present is None:
+        return len(alpha) * th.softmax(logits, 0)
+    return present.sum() * th.softmax(logits.masked_fill(~present, -th.inf), 0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -34,6 +34,7 @@ from sb3_softmod.loss_weights import LossWeighting
 from sb3_softmod.nonfinite import OnNonFinite
 from sb3_softmod.options import (
     check_learn,
+    check_normalized_rewards,
     check_observation,
     check_options,
     check_policy,
@@ -51,6 +52,7 @@ from sb3_softmod.task_observation import (
     resolve_tasks,
     task_ids,
 )
+from sb3_softmod.task_turns import TaskTurns
 from sb3_softmod.temperatures import initial_temperatures
 from sb3_softmod.training_state import callbacks_of, go_on, settings_of
 
@@ -188,6 +190,8 @@ class MultiTaskSAC(SavingSAC):
         self.cuda_graphs = cuda_graphs
         self.buffer_device = buffer_device
         self._postponed: tuple[int, int] | None = None
+        self._overlapped: Overlapped | None = None
+        self._turns: TaskTurns | None = None
         self._gradient_step = None
         self.resumed_from = None
         self._checkpoints = {}
@@ -230,6 +234,8 @@ class MultiTaskSAC(SavingSAC):
         initial = initial_temperatures(given, M, self.loss_weighting)
         self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
         super()._setup_model()
+        if isinstance(self.replay_buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
+            self.replay_buffer.gamma = self.gamma
         self.ent_coef = given
         self.replay_buffer_kwargs = buffer_kwargs
         if isinstance(given, str):
@@ -245,6 +251,7 @@ class MultiTaskSAC(SavingSAC):
         by_hand = {n for n in (self.num_tasks, self.policy_kwargs.get("num_tasks")) if n is not None}
         self.num_tasks, self.task_names = resolve_tasks(self.env, by_hand, self.task_names)
         if self.env is not None:
+            self._turns = TaskTurns(self.env, self.task_names)
             self._restore_normalization()
         check_space(self.observation_space, self.num_tasks)
         return self.num_tasks
@@ -276,7 +283,9 @@ class MultiTaskSAC(SavingSAC):
                 f"The model has {self.n_envs} envs, but these are {wrapped.num_envs}: save it, and load it with these, "
                 "load(path, env=...)."
             )
-        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and unwrap_vec_normalize(wrapped) is None:
+        normalized = unwrap_vec_normalize(wrapped)
+        check_normalized_rewards(normalized, self.replay_buffer_class)
+        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and normalized is None:
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
@@ -293,11 +302,11 @@ class MultiTaskSAC(SavingSAC):
         return super().predict(observation, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Take gradient steps on balanced batches; with ``overlap`` postpone them to the next step of the envs."""
-        buffer = self.replay_buffer
-        taking_turns = self.n_envs < self.num_tasks
-        if taking_turns and isinstance(buffer, MultiTaskReplayBuffer) and not buffer.size_per_task().all():
-            return  # some task had no turn yet
+        """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to
+        the next step of the envs.
+        """
+        if self._turns is not None and self._turns.wait(self.replay_buffer):
+            return
         if self.overlap:
             self._postponed = (gradient_steps, batch_size)
         else:
@@ -305,12 +314,13 @@ class MultiTaskSAC(SavingSAC):
 
     def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
         """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
-        step = self._learner()
+        step, buffer = self._learner(), self.replay_buffer
+        assert buffer is not None
         self.policy.set_training_mode(True)
         step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         for gradient_step in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            self._metrics.add(step(batch))
+            batch = buffer.sample(batch_size, env=self._vec_normalize_env)
+            self._metrics.add(step(batch, getattr(buffer, "num_present", 0)))
             if gradient_step % self.target_update_interval == 0:
                 step.update_targets()
             self._n_updates += 1
@@ -371,6 +381,8 @@ class MultiTaskSAC(SavingSAC):
                 each.release()
         self._learn_postponed()
         self.check_updates()
+        assert self._turns is not None
+        self._turns.end(self.replay_buffer)
         return self
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -379,7 +391,9 @@ class MultiTaskSAC(SavingSAC):
         if not all(go_on):
             return RolloutReturn(0, 0, continue_training=False)
         if self.overlap:
-            env = Overlapped(env, self._learn_postponed)
+            if self._overlapped is None or self._overlapped.venv is not env:
+                self._overlapped = Overlapped(env, self._learn_postponed)  # which asks the envs for their render mode
+            env = self._overlapped
         return super().collect_rollouts(env, callback, *args, **kwargs)
 
     def _sample_action(
@@ -405,6 +419,8 @@ class MultiTaskSAC(SavingSAC):
             go_on(self, out[1], self._state_to_continue)
         self._state_to_continue = None
         require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
+        assert self._turns is not None
+        self._turns.begin(self.replay_buffer)
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected

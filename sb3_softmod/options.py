@@ -26,6 +26,7 @@ from sb3_softmod.checks import (
     require_seed,
 )
 from sb3_softmod.devices import check_device
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError, nearest
 from sb3_softmod.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.loss_weights import LOSS_WEIGHTINGS
@@ -178,6 +179,21 @@ def _check_buffer(model: MultiTaskSAC) -> None:
             raise ConfigurationError(
                 f"replay_buffer_kwargs holds {name!r}, which {cls.__name__} does not take: {nearest(name, known)}"
             )
+    check_normalized_rewards(model._vec_normalize_env, cls)
+
+
+def check_normalized_rewards(env: Any, buffer_class: type[ReplayBuffer] | None) -> None:
+    """Refuse a replay buffer that would scale rewards by the returns of other tasks.
+
+    :param env: the normalisation that the model learns in, if there is one
+    :raises ConfigurationError: saying what to take instead
+    """
+    by_task = isinstance(env, MultiTaskVecNormalize) and env.norm_reward
+    if by_task and not issubclass(buffer_class or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
+        raise ConfigurationError(
+            "MultiTaskVecNormalize scales the rewards of each task by its own returns, and only MultiTaskReplayBuffer "
+            "says of which task a reward is: leave replay_buffer_class out, or pass norm_reward=False."
+        )
 
 
 def check_spaces(owner: str, action_space: spaces.Space) -> None:
@@ -269,6 +285,8 @@ def _check_gradient_surgery(model: MultiTaskSAC) -> None:
 def _check_buffer_device(model: MultiTaskSAC) -> None:
     if model.buffer_device == "auto":
         return
+    if str(model.buffer_device).partition(":")[0] == "mps":
+        raise ConfigurationError("buffer_device must be the CPU or a CUDA GPU, not 'mps', which has no float64.")
     check_device("buffer_device", model.buffer_device)
     buffer_class = model.replay_buffer_class or MultiTaskReplayBuffer
     if not str(model.buffer_device).startswith("cpu") and not issubclass(buffer_class, MultiTaskReplayBuffer):

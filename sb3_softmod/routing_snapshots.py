@@ -18,7 +18,7 @@ from sb3_softmod.checks import require_integer
 from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.files import as_path, replacing
 from sb3_softmod.routing import RoutingSamples, RoutingStatistics, routed_networks, sample_routing
-from sb3_softmod.task_observation import task_names_of
+from sb3_softmod.task_observation import task_names_of, tasks_in_turn
 
 #: States of each task in a snapshot.
 _STATES = 64
@@ -124,8 +124,8 @@ class RoutingSnapshotCallback(BaseCallback):
     The training goes on as it would without it: no step of an env, no draw from a random generator that the training
     uses. The logs get ``routing/entropy``, its mean over the tasks, and ``routing_entropy/<task>``.
 
-    The first snapshot is taken as soon as every task is in the buffer, the last one when the training ends. A training
-    that goes on (``reset_num_timesteps=False``) appends to its file.
+    The first snapshot is taken as soon as every task that the envs play is in the buffer, the last one when the
+    training ends. A training that goes on (``reset_num_timesteps=False``) appends to its file.
 
     :param path: the ``.npz`` file, see :class:`RoutingSnapshots`
     :param every: environment steps (of all envs together) between two snapshots
@@ -148,6 +148,7 @@ class RoutingSnapshotCallback(BaseCallback):
                 "RoutingSnapshotCallback draws its states from a replay buffer, and "
                 f"{type(self.model).__name__} has none."
             )
+        self._played = tasks_in_turn(self.training_env, len(task_names_of(self.training_env)))
         self._taken, self._next = None, 0
         if not self.path.exists():
             return
@@ -174,7 +175,8 @@ class RoutingSnapshotCallback(BaseCallback):
 
     def _take(self) -> None:
         buffer = self.model.replay_buffer  # type: ignore[attr-defined]
-        if not (buffer.size_per_task().all() if isinstance(buffer, MultiTaskReplayBuffer) else buffer.size()):
+        by_task = isinstance(buffer, MultiTaskReplayBuffer)
+        if not (buffer.size_per_task()[self._played].all() if by_task else buffer.size()):
             return  # some task was not seen yet
         names = task_names_of(self.training_env)
         with _same_random_numbers():

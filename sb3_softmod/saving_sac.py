@@ -37,6 +37,8 @@ SelfSavingSAC = TypeVar("SelfSavingSAC", bound="SavingSAC")
 _OF_THIS_PROCESS = (
     "_metrics",
     "_postponed",
+    "_overlapped",
+    "_turns",
     "_gradient_step",
     "resumed_from",
     "_checkpoints",

@@ -156,6 +156,20 @@ def check_common(attribute: str, names: Sequence[str | int], values: Sequence[An
             )
 
 
+def tasks_in_turn(env: VecEnv, num_tasks: int) -> np.ndarray:
+    """Which tasks the envs play, now or in a later episode.
+
+    :param env: whose envs list them as ``tasks_in_turn``, as :class:`.TaskEnv` does; without, those that they play now
+    :param num_tasks: M
+    :return: ``[M]`` booleans
+    """
+    if env.has_attr("tasks_in_turn"):
+        ids = [task for tasks in env.get_attr("tasks_in_turn") for task in tasks]
+    else:
+        ids = env.get_attr("task_id")
+    return np.isin(range(num_tasks), ids)
+
+
 def task_names_of(env: VecEnv) -> list[str]:
     """The names of all tasks, by task id."""
     return list(env.get_attr("task_names")[0])

@@ -68,6 +68,7 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     import bad_env_data
     import bad_evaluations
     import bad_files
+    import bad_learner
     import bad_loading
     import bad_published
     import bad_run_folders
@@ -78,9 +79,10 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
         *bad_env_data.every(),
         *bad_evaluations.every(),
         *bad_files.every(rng),
-        *bad_run_folders.every(rng),
-        *bad_published.every(),
+        *bad_learner.every(),
         *bad_loading.every(),
+        *bad_published.every(),
+        *bad_run_folders.every(rng),
     ):
         found.setdefault(case.family, []).append(case)
     return found

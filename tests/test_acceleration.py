@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,17 @@ from point_mass import make_point_mass_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 
-from sb3_softmod import ConfigurationError, MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC
+from sb3_softmod import (
+    ConfigurationError,
+    MultiTaskReplayBuffer,
+    MultiTaskSAC,
+    MultiTaskVecNormalize,
+    SoftModSAC,
+    acceleration,
+)
 from sb3_softmod.acceleration import Acceleration, decide_storage
 from sb3_softmod.buffers import nbytes_of
+from sb3_softmod.cli import main
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import _SquashedGaussian
 
@@ -154,6 +166,56 @@ def test_tf32_is_set_for_the_learner_alone() -> None:
     with acceleration.products():
         assert th.get_float32_matmul_precision() == "high"
     assert th.get_float32_matmul_precision() == before
+
+
+# ------------------------------------------------------------------------- memory
+
+
+PAGE_FAULTS = """
+import resource
+
+def faults():  # of one round of 8 blocks, taken and given back, after three such rounds
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [b"x" * (24 << 20) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+from point_mass import make_point_mass_env
+from sb3_softmod import MultiTaskSAC
+options = dict(batch_size=4, learning_starts=2, policy_kwargs=dict(net_arch=[4]), device="cpu")
+MultiTaskSAC("MTMlpPolicy", make_point_mass_env(2), **options).learn(8)
+print(faults())
+from sb3_softmod.acceleration import keep_memory
+keep_memory()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_learning_leaves_the_memory_of_the_process_as_it_is(by_environment: bool) -> None:
+    """What commands do for themselves, the variables of README's Speed section do for others."""
+    variables = re.findall(r"(MALLOC_\w+)=(\d+)", (Path(__file__).parents[1] / "README.md").read_text())
+    assert len(variables) == 2
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **dict(variables if by_environment else [])}
+    run = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS], env=environment, capture_output=True, text=True, check=True
+    )
+    at_first, after_learning, kept = map(int, run.stdout.split())
+    if by_environment:
+        assert max(at_first, after_learning, kept) < 10
+    else:
+        assert min(at_first, after_learning) > 10 * max(kept, 1)
+
+
+@pytest.mark.parametrize(("command", "keeps"), [("train --algo nothing", True), ("evaluate nothing", False)])
+def test_commands_that_learn_keep_memory(command: str, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(acceleration, "keep_memory", lambda: calls.append(None))
+    assert main(command.split()) == 2
+    assert len(calls) == keeps
 
 
 # ------------------------------------------------------- files, schedules, normalisation
@@ -371,7 +433,7 @@ def test_steps_never_wait_for_the_gpu(options: dict[str, Any]) -> None:
 @needs_gpu
 def test_single_task_networks_are_not_recorded() -> None:
     assert not make_model("single_task_sac", device="cuda")._learner()._acceleration.cuda_graphs
-    with pytest.raises(ConfigurationError, match="cuda_graphs=True does not work with SingleTaskPolicy"):
+    with pytest.raises(ConfigurationError, match="cuda_graphs=True does not work with SingleTaskNetwork"):
         make_model("single_task_sac", device="cuda", cuda_graphs=True)
 
 

@@ -13,6 +13,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sb3_softmod import ConfigurationError, MultiTaskReplayBuffer, MultiTaskSAC
 from sb3_softmod.gradient_surgery import pcgrad, task_gradients
@@ -86,6 +89,22 @@ def test_opposite_gradients_of_two_tasks_vanish() -> None:
     g = th.randn(1, 6)
     result = pcgrad({"a": th.stack([g, -2 * g])}, th.tensor([[0, 1], [1, 0]]))
     th.testing.assert_close(result["a"], th.zeros(1, 6), rtol=0, atol=1e-6)
+
+
+def test_a_device_without_float64_needs_none() -> None:
+    """Apple's: told without one, by tensors that have a device, a type and a shape, but no numbers."""
+    float64: list[str] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            float64.extend(t.device.type for t in tree_leaves(out) if isinstance(t, Tensor) and t.dtype is th.float64)
+            return out
+
+    with FakeTensorMode(), Noting():
+        result = pcgrad({"a": th.empty(5, 2, 3, device="mps")}, th.empty(5, 5, device="mps").argsort(-1))["a"]
+    assert (result.device.type, result.dtype, result.shape) == ("mps", th.float32, (2, 3))
+    assert set(float64) == {"cpu"}
 
 
 @pytest.mark.parametrize("policy", [name for name in SHARING if name != "HardRoutingPolicy"])  # whose routes are drawn

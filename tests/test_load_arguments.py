@@ -351,4 +351,4 @@ def test_positional_arguments_are_those_of_sb3(cls: type[MultiTaskSAC]) -> None:
             assert getattr(model, name) == (value if name != "train_freq" else model.train_freq)
     assert model.train_freq.frequency == 3  # type: ignore[union-attr]
     with pytest.raises(TypeError, match="positional"):  # the next are SB3's n_steps and optimize_memory_usage
-        cls("MlpPolicy", make_point_mass_env(M), *values.values(), False)
+        cls("MlpPolicy", make_point_mass_env(M), *values.values(), False)  # type: ignore[call-arg]

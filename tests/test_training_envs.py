@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from point_mass import make_point_mass_env, make_task
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 from worker_envs import M, make_copy, make_troubled_env
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskVecEnv, SoftModSAC
@@ -43,6 +45,41 @@ def test_fewer_envs_than_tasks() -> None:
     assert model._n_updates == 200 - 2 * 20  # after the first step of the third task's first episode
     tasks = model.replay_buffer.sample(8 * M).observations[:, -M:].argmax(1)
     assert np.bincount(tasks.numpy()).tolist() == [8] * M
+
+
+class Asked(DummyVecEnv):
+    """Counts what it is asked between the steps."""
+
+    questions = 0
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        self.questions += 1
+        return super().get_attr(attr_name, indices)
+
+
+def test_learning_meanwhile_asks_the_envs_nothing_between_their_steps() -> None:
+    """Each question is a message to every process of SB3's SubprocVecEnv."""
+    env = Asked([partial(make_task, task, M) for task in range(M)])
+    options: dict[str, Any] = dict(batch_size=2 * M, learning_starts=M, policy_kwargs=SMALL, overlap=True, device="cpu")
+    model = SoftModSAC("SoftModPolicy", env, **options).learn(2 * M, log_interval=None)
+    asked = []
+    for steps in (2, 20):
+        env.questions = 0
+        model.learn(steps * M, log_interval=None)
+        asked.append(env.questions)
+    assert asked[0] == asked[1]
+    assert model._n_updates == 1 + 1 + 19  # the first step of the envs is before learning starts
+
+
+def test_learning_meanwhile_goes_on_in_other_envs() -> None:
+    envs = [make_point_mass_env(M) for _ in range(2)]
+    options: dict[str, Any] = dict(batch_size=2 * M, learning_starts=M, policy_kwargs=SMALL, overlap=True, device="cpu")
+    model = SoftModSAC("SoftModPolicy", envs[0], **options).learn(4 * M, log_interval=None)
+    model.set_env(envs[1])
+    envs[0].close()
+    envs[0].step_async = None  # type: ignore[assignment, method-assign]  # or it would fail
+    model.learn(4 * M, log_interval=None)
+    assert model._n_updates == 3 + 3
 
 
 class Killer(BaseCallback):

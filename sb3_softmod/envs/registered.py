@@ -41,6 +41,11 @@ class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):
         """The task of this episode."""
         return self._now.get_wrapper_attr("task_id")
 
+    @property
+    def tasks_in_turn(self) -> tuple[int, ...]:
+        """The tasks that the episodes are of."""
+        return tuple(range(self.num_tasks))
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -122,6 +122,11 @@ class TaskEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return len(self.task_names)
 
     @property
+    def tasks_in_turn(self) -> tuple[int, ...]:
+        """The tasks that this env plays in its episodes; an env that goes on to other tasks lists all of them."""
+        return (self.task_id,)
+
+    @property
     def task_name(self) -> str:
         """The name of this task."""
         return self.task_names[self.task_id]

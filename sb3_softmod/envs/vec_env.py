@@ -278,7 +278,7 @@ class MultiTaskVecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether all envs have an attribute."""
-        return attr_name in FACTS or all(self._apply(worker.has_attribute, None, attr_name))
+        return attr_name in (*FACTS, "tasks_in_turn") or all(self._apply(worker.has_attribute, None, attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of some envs, each with the task that it plays now."""
@@ -286,6 +286,9 @@ class MultiTaskVecEnv(VecEnv):
             return [self._tasks[index] for index in self._listed(indices)]
         if attr_name in FACTS:
             return [self._facts[attr_name] for _ in self._listed(indices)]
+        if attr_name == "tasks_in_turn":
+            everything = tuple(range(self.num_tasks))
+            return [everything if self._rotation else (self._tasks[index],) for index in self._listed(indices)]
         self._require(attr_name, indices)
         return self._apply(worker.get_attribute, indices, attr_name)
 

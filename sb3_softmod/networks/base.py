@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ class MultiTaskNetwork(nn.Module, ABC):
     :param ensemble_size: E, the number of independent copies
     :raises ConfigurationError: if a size is not a positive integer
     """
+
+    #: Whether a CUDA graph can replay a pass: it never waits for the device, and nothing that it reads in Python
+    #: changes from one pass to the next. Each class says so for itself, since a subclass may do what it likes.
+    capturable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.capturable = vars(cls).get("capturable", False)
 
     def __init__(self, input_dim: int, output_dim: int, num_tasks: int, *, ensemble_size: int = 1) -> None:
         super().__init__()

@@ -24,6 +24,8 @@ class FiLMNetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,

@@ -38,6 +38,8 @@ class HardRoutingNetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,

@@ -21,6 +21,8 @@ class MlpNetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,

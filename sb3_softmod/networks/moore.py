@@ -27,6 +27,8 @@ class MOORENetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,

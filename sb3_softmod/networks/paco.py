@@ -29,6 +29,8 @@ class PaCoNetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,

@@ -45,7 +45,7 @@ class SingleTaskNetwork(MultiTaskNetwork):
         ids = task.argmax(-1)
         # The rows of each task go, padded to the largest number of them, to its own perceptron and back.
         place = F.one_hot(ids, self.num_tasks).cumsum(0)[th.arange(len(ids), device=ids.device), ids] - 1
-        most = int(place.max()) + 1
+        most = int(place.max()) + 1  # read back from the device: not capturable
         rows = inputs.expand(self.ensemble_size, *inputs.shape[-2:])
         padded = rows.new_zeros(self.ensemble_size, self.num_tasks, most, self.input_dim)
         padded[:, ids, place] = rows

@@ -153,6 +153,8 @@ class SoftModularNetwork(MultiTaskNetwork):
     :raises ConfigurationError: for an unknown name or an impossible size
     """
 
+    capturable = True
+
     def __init__(
         self,
         input_dim: int,
