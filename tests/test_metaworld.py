@@ -62,7 +62,7 @@ def test_goals_drawn_in_threads_at_the_same_time() -> None:
     seeds = list(range(4))
     expected = [drawn(seed) for seed in seeds]
     np.random.seed(0)
-    before = np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -71,7 +71,7 @@ def test_goals_drawn_in_threads_at_the_same_time() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert found == expected
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr, index]
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
 
 
 def drawn(seed: int) -> list[list[float]]:
