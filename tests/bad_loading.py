@@ -54,7 +54,7 @@ def _task(env: type[PointMass], width: int, task: int) -> TaskEnv:
 
 def others(env: type[PointMass] = PointMass, width: int = 2) -> VecEnv:
     """Tasks of the same number with other spaces."""
-    return DummyVecEnv([partial(_task, env, width, task) for task in range(M)])  # type: ignore[list-item]
+    return DummyVecEnv([partial(_task, env, width, task) for task in range(M)])
 
 
 def arguments_of_load() -> Iterator[BadInput]:
@@ -78,9 +78,11 @@ def arguments_of_load() -> Iterator[BadInput]:
         ("optimize_memory_usage", "'optimize_memory_usage'"),
     ):
         for how, does in (("load", load), ("load(safe=True)", load_safely), ("resume", resume)):
-            yield BadInput("loading", f"{how} of {name}", partial(does, **{name: 1}), nearest, save)
+            given: dict[str, Any] = {name: 1}
+            yield BadInput("loading", f"{how} of {name}", partial(does, **given), nearest, save)
     for name in ("safe", "policy"):
-        yield BadInput("loading", f"resume of {name}", partial(resume, **{name: "MTMlpPolicy"}), name, save)
+        given = {name: "MTMlpPolicy"}
+        yield BadInput("loading", f"resume of {name}", partial(resume, **given), name, save)
     wrong: list[tuple[str, dict[str, Any], str]] = [
         ("a custom object that is no dictionary", dict(custom_objects=[1]), "custom_objects"),
         ("other policy_kwargs", dict(policy_kwargs=dict(net_arch=[5])), "net_arch"),
@@ -142,9 +144,9 @@ def options() -> Iterator[BadInput]:
         for key in (*of_the_model, *(("num_tasks", "storage_device") if ours else ()), "handle_timeouts", "shar"):
             run = later(made, replay_buffer_class=cls, replay_buffer_kwargs={key: 1})
             yield BadInput("parts", f"{name}: {key}", run, key)
-    for ours in (None, Keyed):
-        kwargs = dict(replay_buffer_class=ours, replay_buffer_kwargs=dict(handle_timeout_termination=False))
-        yield BadInput("parts", f"timeouts of {ours}", later(made, **kwargs), "handle_timeout_termination")
+    for own in (None, Keyed):
+        kwargs = dict(replay_buffer_class=own, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+        yield BadInput("parts", f"timeouts of {own}", later(made, **kwargs), "handle_timeout_termination")
     for other in (DictReplayBuffer, HerReplayBuffer):
         run = later(made, replay_buffer_class=other)
         yield BadInput("parts", other.__name__, run, other.__name__)
@@ -152,7 +154,7 @@ def options() -> Iterator[BadInput]:
         run = later(made, policy_kwargs=dict(net_arch=[4], optimizer_class=optimizer))
         yield BadInput("parts", f"optimizer {optimizer.__name__}", run, optimizer.__name__)
     for shape in ((), (1,), (3,), (1, 2), (M, 2)):
-        noise = NormalActionNoise(np.zeros(shape), np.ones(shape))  # type: ignore[arg-type]
+        noise = NormalActionNoise(np.zeros(shape), np.ones(shape))
         for each in (noise, VectorizedActionNoise(noise, M)):
             text = f"{type(each).__name__} of shape {shape}"
             yield BadInput("parts", text, later(made, action_noise=each), "action_noise")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_every_argument_counts(name: str, safe: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["replay_buffer_class", "replay_buffer_kwargs", "batch_size", "learning_starts"])
 def test_none_is_the_default(name: str, tmp_path: Path) -> None:
     make_model(MultiTaskSAC).save(tmp_path / "model")
-    loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **{name: None})
+    given: dict[str, Any] = {name: None}
+    loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **given)
     assert described(loaded) == described(make_model(MultiTaskSAC, **{name: None}))
 
 
@@ -281,8 +283,11 @@ def test_a_file_that_needs_a_module_is_not_broken(tmp_path: Path, monkeypatch: p
 
 
 def test_custom_objects_that_the_file_does_not_hold(tmp_path: Path) -> None:
-    """A warning, since loaders pass some for every algorithm, ``clip_range`` for instance."""
+    """A warning, but for the one that RL Zoo passes for every algorithm."""
     make_model().save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SoftModSAC.load(tmp_path / "model", custom_objects={"clip_range": lambda _: 0.0})
     with pytest.warns(UserWarning, match=r"custom_objects: .*model holds no 'gama': did you mean 'gamma'"):
         assert SoftModSAC.load(tmp_path / "model", custom_objects={"gama": 0.5}).gamma == 0.99
 
@@ -329,7 +334,7 @@ def test_files_of_earlier_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [MultiTaskSAC, SoftModSAC])
 def test_positional_arguments_are_those_of_sb3(cls: type[MultiTaskSAC]) -> None:
-    values = dict(
+    values: dict[str, Any] = dict(
         learning_rate=0.5,
         buffer_size=50,
         learning_starts=7,
@@ -350,4 +355,4 @@ def test_positional_arguments_are_those_of_sb3(cls: type[MultiTaskSAC]) -> None:
             assert getattr(model, name) == (value if name != "train_freq" else model.train_freq)
     assert model.train_freq.frequency == 3  # type: ignore[union-attr]
     with pytest.raises(TypeError, match="positional"):  # the next are SB3's n_steps and optimize_memory_usage
-        cls("MlpPolicy", make_point_mass_env(M), *values.values(), False)
+        cls("MlpPolicy", make_point_mass_env(M), *values.values(), False)  # type: ignore[call-arg]
