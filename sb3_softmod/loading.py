@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NOT_FOR_LOAD = {"self", "policy", "env", "device", "_init_setup_model"}
 #: What a model adds to its ``policy_kwargs``.
 _ADDED = ("num_tasks", "use_sde")
+#: What RL Zoo has custom objects for whatever the algorithm.
+_OF_ANY_ALGORITHM = "clip_range"
 #: What earlier versions added to ``replay_buffer_kwargs``.
 _ADDED_TO_BUFFER = ("num_tasks", "storage_device")
 
@@ -172,7 +174,7 @@ def check_custom_objects(path: Any, facts: Mapping[str, Any], custom_objects: An
         return {}
     require_names("custom_objects", custom_objects)
     for name in custom_objects:
-        if name not in facts:
+        if name not in facts and name != _OF_ANY_ALGORITHM:
             warnings.warn(f"custom_objects: {path} holds no {name!r}: {nearest(name, facts)}", stacklevel=4)
     return dict(custom_objects)
 

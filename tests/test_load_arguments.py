@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -282,8 +283,11 @@ def test_a_file_that_needs_a_module_is_not_broken(tmp_path: Path, monkeypatch: p
 
 
 def test_custom_objects_that_the_file_does_not_hold(tmp_path: Path) -> None:
-    """A warning, since loaders pass some for every algorithm, ``clip_range`` for instance."""
+    """A warning, but for the one that RL Zoo passes for every algorithm."""
     make_model().save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SoftModSAC.load(tmp_path / "model", custom_objects={"clip_range": lambda _: 0.0})
     with pytest.warns(UserWarning, match=r"custom_objects: .*model holds no 'gama': did you mean 'gamma'"):
         assert SoftModSAC.load(tmp_path / "model", custom_objects={"gama": 0.5}).gamma == 0.99
 
