@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sb3_softmod.errors import SoftModError
+from sb3_softmod.common.errors import SoftModError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,15 +125,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from sb3_softmod.acceleration import keep_memory
     from sb3_softmod.demo import run_demo
+    from sb3_softmod.learner.acceleration import keep_memory
 
     keep_memory()
     run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from sb3_softmod.acceleration import keep_memory
+    from sb3_softmod.learner.acceleration import keep_memory
     from sb3_softmod.zoo.train import train
 
     keep_memory()
@@ -149,14 +149,14 @@ def _enjoy(arguments: Sequence[str]) -> None:
 def _table_params(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sb3_softmod.plots.tables import parameter_table
+    from sb3_softmod.runs.parameters import parameter_table
 
     Console().print(parameter_table(args.env))
 
 
 def _table_results(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.results import results_table
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.results import results_table
+    from sb3_softmod.runs.run import find_runs
 
     runs, problems = find_runs(args.logs)
     print(results_table(runs, args.format))
@@ -164,8 +164,8 @@ def _table_results(args: argparse.Namespace) -> None:
 
 
 def _table_capacity(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.capacity import capacity_table
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.capacity import capacity_table
+    from sb3_softmod.runs.run import find_runs
 
     runs, problems = find_runs(args.logs)
     print(capacity_table(runs, args.env, args.format))
@@ -173,8 +173,8 @@ def _table_capacity(args: argparse.Namespace) -> None:
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.curves import draw_curves
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.curves import draw_curves
+    from sb3_softmod.runs.run import find_runs
 
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
@@ -184,8 +184,8 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
 
 def _plot_profiles(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.profiles import draw_profiles, finished_entries, improvements
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
+    from sb3_softmod.runs.run import find_runs
 
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
@@ -210,12 +210,12 @@ def _save(figure: Figure, out: Path, stem: str) -> None:
 
 
 def _plot_routing(args: argparse.Namespace) -> None:
-    from sb3_softmod.evaluation import make_evaluation_env
-    from sb3_softmod.plots.routing import plot_routing
-    from sb3_softmod.plots.routing_video import record_routing
-    from sb3_softmod.routing import routed_networks
-    from sb3_softmod.run_evaluation import env_options, load_model
-    from sb3_softmod.runs import load_run
+    from sb3_softmod.evaluation.evaluate import make_evaluation_env
+    from sb3_softmod.routing.figures import plot_routing
+    from sb3_softmod.routing.routes import routed_networks
+    from sb3_softmod.routing.video import record_routing
+    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
     model = load_model(run, best=args.best)
@@ -235,7 +235,7 @@ def _plot_routing(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from sb3_softmod.run_evaluation import evaluate_runs
+    from sb3_softmod.runs.evaluation import evaluate_runs
 
     results, problems = evaluate_runs(
         args.runs,

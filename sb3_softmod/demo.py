@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import TqdmExperimentalWarning
 
+from sb3_softmod.algorithm.softmod_sac import SoftModSAC
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks, rollout
-from sb3_softmod.plots.routing_network import draw_routing
-from sb3_softmod.routing import RoutingStatistics, sample_routing
-from sb3_softmod.softmod_sac import SoftModSAC
+from sb3_softmod.evaluation.evaluate import TaskEvaluation, evaluate_tasks, rollout
+from sb3_softmod.routing.network_figure import draw_routing
+from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
 
 TASKS = "MT3"
 

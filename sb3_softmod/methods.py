@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sb3_softmod.checks import require_choice
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.published_settings import ENV_STEPS, MAX_GRAD_NORM, SCHEDULE, SIZES
 
 if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import GymEnv
 
-    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import MultiTaskNetwork
     from sb3_softmod.policies import MultiTaskSACPolicy
 
@@ -68,8 +68,8 @@ class Method:
         :param env: a multi-task env, or the name of a Meta-World task or set
         :param overrides: further arguments of :class:`.MultiTaskSAC`; ``policy_kwargs`` are added to the method's own
         """
+        from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
         from sb3_softmod.envs.make import as_env
-        from sb3_softmod.multitask_sac import MultiTaskSAC
 
         env = as_env(env, overrides.get("seed"))
         tasks = _published_set(env)

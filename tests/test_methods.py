@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_softmod import ConfigurationError, MultiTaskSAC, make_metaworld_env
 from sb3_softmod.cli import main
 from sb3_softmod.methods import METHODS, get_method
-from sb3_softmod.plots.tables import count_parameters
 from sb3_softmod.policies import POLICIES
+from sb3_softmod.runs.parameters import count_parameters
 
 TASKS = ["reach-v3", "drawer-close-v3"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_softmod.checks import require_integer
-from sb3_softmod.errors import ConfigurationError, NonFiniteError
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
 
 #: Of one task. Each is a simulator: a slip of the keyboard must not fill the memory.
 MOST_ENVS = 1000

@@ -7,13 +7,13 @@ from functools import partial
 
 import gymnasium as gym
 
-from sb3_softmod.checks import require_choice
+from sb3_softmod.common.checks import require_choice
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs import gymnasium_tasks
 from sb3_softmod.envs.arguments import as_names
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError
 
 
 def make_task_makers(

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import gymnasium as gym
 from stable_baselines3.common.base_class import maybe_make_env
 
-from sb3_softmod.checks import require_integer
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
@@ -18,7 +19,6 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.envs.worker import Env, TaskMaker
-from sb3_softmod.errors import ConfigurationError
 
 #: Wraps an env that is a task already.
 Wrapper = Callable[[Env], gym.Env]

@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 
-from sb3_softmod.checks import require_choice, require_flag, require_integer, require_seed
+from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_seed
+from sb3_softmod.common.errors import RENDERING_ADVICE, ConfigurationError, nearest
 from sb3_softmod.envs.arguments import as_names, check_copies
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
 from sb3_softmod.envs.tasks import TaskEnv, draw_seed
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
 
 try:
     import mujoco

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.common.errors import ConfigurationError, nearest
 
 #: The ids of gymnasium begin with it: "SoftMod/MT10-Conditioned-v3".
 NAMESPACE = "SoftMod"

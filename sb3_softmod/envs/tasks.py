@@ -12,9 +12,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_softmod.checks import require_flag, require_integer
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import append_task, check_task_names, make_space, require_shape
+from sb3_softmod.common.checks import require_flag, require_integer
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.task_observation import append_task, check_task_names, make_space, require_shape
 
 
 def draw_seed() -> int:

@@ -12,17 +12,17 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_softmod.checks import require_flag, require_integer
+from sb3_softmod.common.checks import require_flag, require_integer
+from sb3_softmod.common.errors import EnvError, SoftModError
 from sb3_softmod.envs import worker
 from sb3_softmod.envs.arguments import as_actions, check_makers, number_of_envs
+from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.origin import Origin, origin_of
 from sb3_softmod.envs.progress import Journal, check, replays, warn_of_strayed
 from sb3_softmod.envs.rotation import Rotation
 from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
 from sb3_softmod.envs.worker_pool import WorkerPool
 from sb3_softmod.envs.worker_process import AnswerLost
-from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import EnvError, SoftModError
 
 #: How many episodes of each task :meth:`MultiTaskVecEnv.episode_table` remembers.
 EPISODES_KEPT = 1000

@@ -23,10 +23,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.task_observation import check_common, require_shape
 from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
 from sb3_softmod.envs.tasks import TaskEnv, success_of
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
-from sb3_softmod.task_observation import check_common, require_shape
 
 Env = gym.Env[np.ndarray, Any]
 #: Makes one copy of a task: ``make(copy) -> TaskEnv``; with the keyword ``seed`` if that is in the TaskEnv's settings.

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sb3_softmod.checks import require_integer
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.task_observation import check_common
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
 from sb3_softmod.envs.worker_process import LocalWorker, WorkerLost, WorkerProcess
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
-from sb3_softmod.task_observation import check_common
 
 Worker = LocalWorker | WorkerProcess
 

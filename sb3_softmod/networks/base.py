@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError
 
 SelfNetwork = TypeVar("SelfNetwork", bound="MultiTaskNetwork")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.checks import require_number
+from sb3_softmod.common.checks import require_number
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP, at_least_float32, relu
 

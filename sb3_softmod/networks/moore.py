@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
 from sb3_softmod.networks.multi_head import TaskHeads

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.checks import require_choice, require_flag
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.checks import require_choice, require_flag
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, mix, relu, softmax

@@ -13,13 +13,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.evaluation import rollout
-from sb3_softmod.plots.routing_map import draw_routing_points, draw_routing_similarity
-from sb3_softmod.plots.routing_network import colour, draw_shared_routing, draw_task_routing, width
-from sb3_softmod.plots.routing_video import record_routing
-from sb3_softmod.routing import RoutingStatistics, sample_routing
-from sb3_softmod.task_observation import task_names_of
-from sb3_softmod.video import record_episodes
+from sb3_softmod.common.task_observation import task_names_of
+from sb3_softmod.evaluation.evaluate import rollout
+from sb3_softmod.evaluation.video import record_episodes
+from sb3_softmod.routing.map_figure import draw_routing_points, draw_routing_similarity
+from sb3_softmod.routing.network_figure import colour, draw_shared_routing, draw_task_routing, width
+from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
+from sb3_softmod.routing.video import record_routing
 
 #: Steps of each task that the routing is averaged over.
 STEPS = 200

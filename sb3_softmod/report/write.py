@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sb3_softmod.errors import ConfigurationError, SoftModError
-from sb3_softmod.evaluation import make_evaluation_env
-from sb3_softmod.multitask_sac import MultiTaskSAC
-from sb3_softmod.progress_file import read_progress
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.evaluation.evaluate import make_evaluation_env
+from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
 from sb3_softmod.report.pictures import RoutingPictures, routing_pictures, videos
-from sb3_softmod.routing import routed_networks
-from sb3_softmod.run_evaluation import env_options, goals_seed, load_model
-from sb3_softmod.runs import FINAL, Run, load_run
-from sb3_softmod.task_evaluation import TaskEvaluation
+from sb3_softmod.routing.routes import routed_networks
+from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
+from sb3_softmod.runs.progress import read_progress
+from sb3_softmod.runs.run import FINAL, Run, load_run
 
 T = TypeVar("T")
 

@@ -23,11 +23,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.checks import require_names, require_number
+from sb3_softmod.common.checks import require_names, require_number
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
-from sb3_softmod.errors import ConfigurationError, FileError, nearest
-from sb3_softmod.files import as_path, read_text
 from sb3_softmod.methods import METHODS, Method
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 

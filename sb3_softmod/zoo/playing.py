@@ -15,12 +15,12 @@ from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.evaluation import evaluate_tasks
-from sb3_softmod.video import Filmed, VideoFile
+from sb3_softmod.evaluation.evaluate import evaluate_tasks
+from sb3_softmod.evaluation.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 

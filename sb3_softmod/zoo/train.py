@@ -15,17 +15,15 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3.train
 
+from sb3_softmod.common.errors import ConfigurationError, nearest
+from sb3_softmod.common.files import read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
-from sb3_softmod.errors import ConfigurationError, nearest
-from sb3_softmod.files import read_json
 from sb3_softmod.methods import METHODS
 from sb3_softmod.zoo.configs import find_config
+from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
-
-#: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
-EVAL_EVERY = 10_000
 
 #: The options that a run may be resumed with, and whether a value follows: they leave its numbers as they are.
 _RESUME_OPTIONS = {
@@ -88,8 +86,6 @@ def train(arguments: Sequence[str]) -> None:
     defaults: list[str] = []
     with contextlib.ExitStack() as stack:
         if known.env in TASK_SETS:
-            from sb3_softmod.zoo.experiment import MultiTaskExperimentManager
-
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
             defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.callbacks import MultiTaskEvalCallback
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 
 #: Sizes of a network by the option that sets them; those that a policy does not know are left out.
 _SIZES: dict[str, list[int]] = {
