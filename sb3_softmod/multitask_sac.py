@@ -31,8 +31,8 @@ from sb3_softmod.gradient_surgery import GradientSurgery
 from sb3_softmod.loss_weights import LossWeighting
 from sb3_softmod.nonfinite import OnNonFinite
 from sb3_softmod.options import (
-    check_device,
     check_learn,
+    check_named_device,
     check_observation,
     check_options,
     check_policy,
@@ -131,7 +131,7 @@ class MultiTaskSAC(SavingSAC):
     ) -> None:
         require_seed(seed)
         check_policy(policy, self.policy_aliases)
-        check_device("device", device)
+        check_named_device("device", device)
         for name, given in (("policy_kwargs", policy_kwargs), ("replay_buffer_kwargs", replay_buffer_kwargs)):
             if given is not None:
                 require_names(name, given)

@@ -66,10 +66,20 @@ def check_device(name: str, device: Any) -> None:
     try:
         th.zeros(1, device=get_device(device)).item()
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ConfigurationError(
             f"{name} must be a device such as 'cpu' or 'cuda', not {device!r} ({reason})."
         ) from error
+
+
+def check_named_device(name: str, device: Any) -> None:
+    """Refuse a device too that was asked for and is not there: SB3 would take the CPU without a word.
+
+    :raises ConfigurationError: naming the argument and the value
+    """
+    check_device(name, device)
+    if device != "auto" and th.device(device).type == "cuda" and not th.cuda.is_available():
+        raise ConfigurationError(f"{name} is {device!r}, but PyTorch finds no GPU here: take 'cpu' or 'auto'.")
 
 
 def check_options(model: MultiTaskSAC) -> None:

@@ -18,7 +18,7 @@ from sb3_softmod.checkpoints import Checkpoint
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.options import check_device
+from sb3_softmod.options import check_named_device
 from sb3_softmod.parameters import check_parameters
 from sb3_softmod.safe_loading import load_safely
 from sb3_softmod.saved_models import check_buffer, naming, saved_facts, saved_weights, unpickled, writing
@@ -144,7 +144,7 @@ class SavingSAC(SAC):
         :raises ConfigurationError: if the env has another number of tasks than the model, or the parameters do not fit
         :raises FileError: naming the file, if it is missing, broken or no model
         """
-        check_device("device", device)
+        check_named_device("device", device)
         facts = saved_facts(path)
         made = as_env(env, kwargs.get("seed"))
         if made is not None:

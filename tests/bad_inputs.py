@@ -65,11 +65,13 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     :param rng: for what is random in them
     """
     import bad_arguments
+    import bad_command_lines
     import bad_files
     import bad_run_folders
 
     found: dict[str, list[BadInput]] = {}
-    for case in (*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng)):
+    every = [*bad_arguments.every(), *bad_files.every(rng), *bad_run_folders.every(rng), *bad_command_lines.every()]
+    for case in every:
         found.setdefault(case.family, []).append(case)
     return found
 
@@ -104,7 +106,8 @@ def outcome(case: BadInput, folder: Path) -> str | None:
         message = str(error)
         if case.mentions not in message:
             return f"does not mention {case.mentions!r}: {message}"
-        if len(message) < len(case.mentions) + 10 or ("Traceback" in message and not isinstance(error, EnvError)):
+        trace = "Traceback" in message and not isinstance(error, EnvError)
+        if len(message) < len(case.mentions) + 10 or trace or "string>" in message:  # "<unicode string>", "<string>"
             return f"is not clear: {message!r}"
     except Exception as error:  # what is looked for
         return f"{type(error).__name__}: {error}"

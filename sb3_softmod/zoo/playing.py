@@ -18,9 +18,10 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.evaluation import evaluate_tasks
 from sb3_softmod.methods import METHODS
+from sb3_softmod.options import check_named_device
 from sb3_softmod.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
@@ -35,14 +36,13 @@ def play(args: argparse.Namespace) -> None:
     :raises ConfigurationError: for bad input, before anything is played
     """
     register_methods(args.gym_packages)
+    check_named_device("--device", args.device)
     task_set = get_task_set(args.env)
     name = EnvironmentName(task_set.name)
     model_path, run = _find(args, name)
     names = task_names(task_set)
     if args.task is not None and args.task not in names:
         raise ConfigurationError(f"Unknown task {args.task!r} of {name}: {nearest(args.task, names)}")
-    if args.episodes < 1:
-        raise ConfigurationError(f"--episodes must be at least 1, not {args.episodes}.")
     hyperparams, env_kwargs = _of_training(run / name)
     env_kwargs |= _key_values(args.env_kwargs)
     if args.seed is not None:
@@ -102,8 +102,11 @@ def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
 
 def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters of a run, and apart from them what its envs were made with."""
-    hyperparams, _ = get_saved_hyperparams(str(folder), test_mode=True)
-    return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
+    try:
+        hyperparams, _ = get_saved_hyperparams(str(folder), test_mode=True)
+        return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
+    except Exception as error:  # whatever the file led to
+        raise FileError(f"{folder / 'config.yml'} is broken ({type(error).__name__}: {error}).") from error
 
 
 def _key_values(texts: list[str] | None) -> dict[str, Any]:
