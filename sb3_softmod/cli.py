@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
+from sb3_softmod.common.files import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,24 +18,27 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the package end it with their message and status 2."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and "passes_on" not in args:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        args, rest = _parser().parse_known_args(argv)
         args.run(rest if "passes_on" in args else args)
-    except (SoftModError, OSError) as error:  # OSError: a folder that cannot be written
-        print(f"sb3-softmod: {error}", file=sys.stderr)
-        return 2
+    except SoftModError as error:
+        return _fail(error)
+    except OSError as error:  # a file that cannot be written
+        return _fail(f"Cannot use {error.filename}: {error.strerror}." if error.filename else error)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _fail(message: object) -> int:
+    print(f"sb3-softmod: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="sb3-softmod",
         description="Multi-task reinforcement learning with soft modularization on Stable-Baselines3.",
     )
-    commands = parser.add_subparsers(title="commands", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
     demo = commands.add_parser(
         "demo",
@@ -53,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=does, add_help=False)  # their modules read the arguments
         command.set_defaults(run=run, passes_on=True)
 
-    tables = commands.add_parser("table", help="print a table").add_subparsers(title="tables", required=True)
+    tables = commands.add_parser("table", help="print a table").add_subparsers(
+        title="tables", dest="table", required=True
+    )
     params = tables.add_parser(
         "params",
         help="the parameters of every method, beside Table 2 of the paper",
@@ -74,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     capacity.add_argument("--format", default="markdown", help="markdown, latex or csv (default: markdown)")
     capacity.set_defaults(run=_table_capacity)
 
-    plots = commands.add_parser("plot", help="draw a figure").add_subparsers(title="figures", required=True)
+    plots = commands.add_parser("plot", help="draw a figure").add_subparsers(
+        title="figures", dest="figure", required=True
+    )
     curves = plots.add_parser(
         "curves", help="success against environment steps, as in Figures 5 and 6 of the paper, from run folders"
     )
@@ -176,8 +185,11 @@ def _plot_curves(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.curves import draw_curves
     from sb3_softmod.runs.run import find_runs
 
+    check_folder(args.out)
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+    if not names:
+        raise SoftModError(f"No run in {args.logs} was evaluated.")
     for name in names:
         _save(draw_curves(runs, name, by_task=args.by_task), args.out, f"curves-{name}{'-by-task' * args.by_task}")
     _complain(problems)
@@ -187,6 +199,7 @@ def _plot_profiles(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
     from sb3_softmod.runs.run import find_runs
 
+    check_folder(args.out)
     runs, problems = find_runs(args.logs)
     names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
     if not names:
@@ -218,13 +231,14 @@ def _plot_routing(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
+    out = args.out or run.folder / "figures"
+    check_folder(out)
     model = load_model(run, best=args.best)
     routed_networks(model)  # before the envs, which take a while
     options = {**env_options(run), "seed": args.seed}
     if args.video:
         options["render_mode"] = "rgb_array"
     env = make_evaluation_env(model, run.benchmark, options=options)
-    out = args.out or run.folder / "figures"
     try:
         files = plot_routing(model, env, out, steps=args.steps)
         if args.video:

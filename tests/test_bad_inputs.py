@@ -26,7 +26,7 @@ def test_bad_inputs(family: str, tmp_path: Path) -> None:
         folder.mkdir()
         if (problem := outcome(case, folder)) is not None:
             problems.append(f"{case.text}: {problem}")
-    assert not problems
+    assert not problems, "\n".join(problems)
 
 
 def test_500_of_all_families() -> None:

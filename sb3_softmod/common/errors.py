@@ -43,7 +43,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     :param known: the names that would have been accepted
     :return: ``"did you mean ...?"``, or the list of all names when none is near
     """
-    names = list(known)
+    names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(match) for match in close)}?"

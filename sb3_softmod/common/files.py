@@ -51,6 +51,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise FileError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def check_folder(path: str | Path) -> None:
+    """Refuse what cannot become a folder to write to, without making it: work may come before it is needed.
+
+    :raises FileError: naming what is in the way
+    """
+    path = as_path(path)
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not os.path.isdir(there):
+        raise FileError(f"Cannot write to {path}: {there} is no folder.")
+    if not os.access(there, os.W_OK):
+        raise FileError(f"Cannot write to {path}: {there} allows no writing.")
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse what cannot become a file to write to; as :func:`check_folder`.
+
+    :raises FileError: naming what is in the way
+    """
+    path = as_path(path)
+    if os.path.isdir(path):
+        raise FileError(f"Cannot write {path}: it is a folder.")
+    check_folder(path.parent)
+
+
 def make_folder(path: str | Path) -> None:
     """Make a folder where there is none.
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import check_file
 from sb3_softmod.common.task_observation import task_ids, task_names_of
 from sb3_softmod.evaluation.evaluate import act
 
@@ -28,13 +29,16 @@ _MOST_FRAMES = 1000
 class VideoFile:
     """Writes frames to an mp4 file, one after the other. A context manager.
 
-    :param path: of the file; its folder is made
-    :raises ConfigurationError: without imageio-ffmpeg
+    :param path: of the file, which ends in ``.mp4``; its folder is made
+    :raises ConfigurationError: without imageio-ffmpeg, or for a file of that name that cannot be
     """
 
     def __init__(self, path: Path) -> None:
         if find_spec("imageio_ffmpeg") is None:
             raise ConfigurationError("A video needs imageio-ffmpeg: pip install sb3-softmod[plots]")
+        check_file(path)
+        if path.suffix != ".mp4":
+            raise ConfigurationError(f"The name of a video must end in .mp4, not as {path} does.")
         self._path = path
         self._writer: Generator[None, Any, None] | None = None
 

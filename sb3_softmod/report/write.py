@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.common.files import check_file, replacing
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
@@ -48,6 +49,8 @@ def write_report(
         return None
 
     run = Run.unevaluated(folder)
+    out = run.folder / "report.html" if out is None else Path(out)
+    check_file(out)
     run = attempt(lambda: load_run(folder)) or run
     success = (attempt(lambda: _evaluated(run)) if (run.folder / FINAL).exists() else None) or _last_of_training(run)
     if success is None:
@@ -63,15 +66,8 @@ def write_report(
         videos=attempt(lambda: _videos(run, model)) if video and model is not None else None,
         problems=problems,
     )
-    out = run.folder / "report.html" if out is None else Path(out)
-    new = out.with_name(f"{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8")
-        new.replace(out)  # whole or not at all
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise ConfigurationError(f"{out} cannot be written ({error}).") from error
+    with replacing(out) as draft:
+        draft.write_text(text, encoding="utf-8")
     return out, problems
 
 

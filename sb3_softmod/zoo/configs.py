@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.common.checks import require_names, require_number
+from sb3_softmod.common.checks import require_integer, require_names, require_number
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -50,6 +50,7 @@ _ZOO_KEYS = (
 )
 #: Arguments of an algorithm that RL Zoo passes itself, from its command line.
 _PASSED_BY_ZOO = ("env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
+_NOISES = ("normal", "ornstein-uhlenbeck")
 #: Keys of a file that are no env.
 _NO_ENVS = ("default", "policies", "atari")
 
@@ -64,6 +65,8 @@ def find_config(name: str | None) -> str:
     shipped = _shipped()
     if name in shipped:
         return str(shipped[name])
+    if os.path.isfile(name) and not name.endswith((".yml", ".yaml", ".py")):
+        raise ConfigurationError(f"A file of hyperparameters ends in .yml, .yaml or .py, not as {name} does.")
     if os.path.isfile(name) or _is_module(name):
         return name
     raise ConfigurationError(f"There is no file of hyperparameters {name!r}: {nearest(name, shipped)}")
@@ -84,7 +87,8 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
         root = yaml.compose(text, yaml.SafeLoader)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date in the 13th month
-        raise FileError(f"{path} is no YAML: {error}") from error
+        reason = str(error).replace('"<unicode string>"', path)  # what yaml calls the text that it was given
+        raise FileError(f"{path} is no YAML: {reason}") from error
     known, known_inside, policies = known_hyperparameters(algorithm), _known_inside(algorithm), _policies()
     check = _Checker(path)
     for env, block in check.entries(root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
@@ -102,12 +106,22 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
 
 def _check_values(place: str, block: Mapping[str, Any]) -> None:
     """Refuse values of what RL Zoo and we read before the algorithm checks its own."""
-    for name in ("n_timesteps", "n_envs"):
-        if name in block:
-            require_number(f"{place}: {name}", block[name], 1)
-    for name in ("env_kwargs", "policy_kwargs"):
-        if block.get(name) is not None and not isinstance(block[name], str):  # which is Python code
-            require_names(f"{place}: {name}", block[name])
+    if "n_timesteps" in block:
+        require_number(f"{place}: n_timesteps", block["n_timesteps"], 1)
+    if "n_envs" in block:
+        require_integer(f"{place}: n_envs", block["n_envs"], 1)
+    given = {name: value for name, value in block.items() if value is not None}
+    if "frame_stack" in given:
+        require_integer(f"{place}: frame_stack", given["frame_stack"], 1)
+    for name in ("env_kwargs", "policy_kwargs", "monitor_kwargs"):
+        is_code = name != "env_kwargs" and isinstance(given.get(name), str)
+        if name in given and not is_code:
+            require_names(f"{place}: {name}", given[name])
+    if "noise_type" in given:
+        if given["noise_type"] not in _NOISES:
+            found = nearest(given["noise_type"], _NOISES)
+            raise ConfigurationError(f"{place}: unknown noise_type {given['noise_type']!r}: {found}")
+        require_number(f"{place}: noise_std", given.get("noise_std"), 0)
 
 
 def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:
@@ -115,15 +129,16 @@ def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:
     return config.get(env, config.get("default")) or {}
 
 
-def check_parameters(parameters: Iterable[str], algorithm: type[BaseAlgorithm]) -> None:
-    """Refuse hyperparameters of the command line that are unknown.
+def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorithm]) -> None:
+    """Refuse hyperparameters of the command line that are unknown or cannot be used.
 
-    :raises ConfigurationError: with the nearest names
+    :raises ConfigurationError: with the nearest names, or what the value must be
     """
     known = known_hyperparameters(algorithm)
     for name in parameters:
         if name not in known:
             raise ConfigurationError(f"Unknown hyperparameter {name!r}: {nearest(name, known)}")
+    _check_values("-params", parameters)
 
 
 def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_softmod.common.command_line import Parser
+
 _DESCRIPTION = """\
 Play a trained policy, on all of its tasks or on one, and print success and return of each. It plays with the goals of
 its training, as Meta-World's benchmarks do; another --seed stands for other goals.
@@ -21,7 +23,7 @@ def enjoy(arguments: Sequence[str]) -> None:
     :param arguments: of the command line, after "enjoy"
     :raises ConfigurationError: for bad input, before anything is played
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sb3-softmod enjoy", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--algo", required=True, help="the method, as it was trained")

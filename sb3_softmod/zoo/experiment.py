@@ -7,6 +7,8 @@ import shutil
 import sys
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
-from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -34,6 +36,7 @@ from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
+from sb3_softmod.zoo.key_values import reason_of
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
 
@@ -90,10 +93,12 @@ class MultiTaskExperimentManager(ExperimentManager):
         """RL Zoo's, checked, and completed with what the method is."""
         algorithm = ALGOS[self.algo]
         config = load_config(self.config, algorithm)
-        check_parameters(self.custom_hyperparams or (), algorithm)
-        hyperparams, _ = super().read_hyperparameters()
+        check_parameters(self.custom_hyperparams or {}, algorithm)
+        with self._naming_the_file():
+            hyperparams, _ = super().read_hyperparameters()
+            if self.method is not None:
+                hyperparams = complete(hyperparams, self.method, self.task_set, config)
         if self.method is not None:
-            hyperparams = complete(hyperparams, self.method, self.task_set, config)
             print(f"{self.algo} ({self.method.title}): {hyperparams['policy']}, {hyperparams['policy_kwargs']}")
         hyperparams.setdefault("n_envs", len(self.task_names))
 
@@ -105,6 +110,35 @@ class MultiTaskExperimentManager(ExperimentManager):
             self.task_set.arguments(options)
         self.args.env_kwargs = hyperparams["env_kwargs"] = self.env_kwargs
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+        with self._naming_the_file():
+            return super()._preprocess_hyperparams(hyperparams)
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        """What hyperparameters lead to where RL Zoo evaluates and imports what they name."""
+        try:
+            yield
+        except SoftModError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"The hyperparameters of {self.config} (and -params) for {self.task_set.name} cannot be used: "
+                f"{type(error).__name__}: {reason_of(error)}"
+            ) from error
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> Any:
+        """RL Zoo's, with an error that says what was looked for."""
+        try:
+            if storage.endswith(".log") and not os.path.isfile(storage):  # Optuna would make it
+                raise FileNotFoundError("no such file")
+            return super().load_trial(storage, study_name, trial_id, convert)
+        except Exception as error:  # of Optuna, and of whatever stores its studies
+            raise ConfigurationError(
+                f"There is no trial {trial_id} of a study {study_name!r} in {storage} "
+                f"({type(error).__name__}: {error})."
+            ) from error
 
     def _suggest(self, trial: optuna.Trial, *_: Any) -> dict[str, Any]:
         """A candidate of Optuna, with the rest of the network's options as they are."""

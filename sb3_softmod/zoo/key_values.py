@@ -10,6 +10,11 @@ from rl_zoo3.utils import StoreDict
 from sb3_softmod.common.errors import ConfigurationError
 
 
+def reason_of(error: Exception) -> str:
+    """What is wrong with Python code that was a string, which has no file and line to name."""
+    return str(error.msg if isinstance(error, SyntaxError) else error)
+
+
 class KeyValues(StoreDict):
     """RL Zoo's, with an error that says what is wrong."""
 
@@ -20,6 +25,6 @@ class KeyValues(StoreDict):
             super().__call__(parser, namespace, values, option_string)
         except Exception as error:  # whatever the evaluation of Python code raises
             raise ConfigurationError(
-                f"{option_string} {' '.join(values)}: {error}. Write key:value with a value in Python, strings in "
-                'quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
+                f"{option_string} {' '.join(values)}: {reason_of(error)}. Write key:value with a value in Python, "
+                'strings in quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
             ) from error

@@ -15,7 +15,8 @@ from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_softmod.common.errors import ConfigurationError, nearest
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
@@ -34,14 +35,13 @@ def play(args: argparse.Namespace) -> None:
     :raises ConfigurationError: for bad input, before anything is played
     """
     register_methods(args.gym_packages)
+    check_device("--device", args.device)
     task_set = get_task_set(args.env)
     name = EnvironmentName(task_set.name)
     model_path, run = _find(args, name)
     names = task_names(task_set)
     if args.task is not None and args.task not in names:
         raise ConfigurationError(f"Unknown task {args.task!r} of {name}: {nearest(args.task, names)}")
-    if args.episodes < 1:
-        raise ConfigurationError(f"--episodes must be at least 1, not {args.episodes}.")
     hyperparams, env_kwargs = _of_training(run / name)
     env_kwargs |= _key_values(args.env_kwargs)
     if args.seed is not None:
@@ -100,8 +100,11 @@ def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
 
 def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters of a run, and apart from them what its envs were made with."""
-    hyperparams, _ = get_saved_hyperparams(str(folder), test_mode=True)
-    return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
+    try:
+        hyperparams, _ = get_saved_hyperparams(str(folder), test_mode=True)
+        return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
+    except Exception as error:  # whatever the file led to
+        raise FileError(f"{folder / 'config.yml'} is broken ({type(error).__name__}: {error}).") from error
 
 
 def _key_values(texts: list[str] | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def register_methods(modules: Sequence[str] = ()) -> None:
     :raises ConfigurationError: for a module that there is not
     """
     for module in modules:
+        if not all(name.isidentifier() for name in module.split(".")):
+            raise ConfigurationError(f"--gym-packages {module!r}: a module has a name such as mine or mine.methods.")
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:

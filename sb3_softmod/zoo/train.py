@@ -9,14 +9,18 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import rl_zoo3.train
 
-from sb3_softmod.common.errors import ConfigurationError, nearest
-from sb3_softmod.common.files import read_json
+from sb3_softmod.common.command_line import Parser
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
@@ -24,6 +28,7 @@ from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
+from sb3_softmod.zoo.tuning import check_storage
 
 #: The options that a run may be resumed with, and whether a value follows: they leave its numbers as they are.
 _RESUME_OPTIONS = {
@@ -93,13 +98,38 @@ def train(arguments: Sequence[str]) -> None:
             manager = partial(MultiTaskExperimentManager, resumed_run=resumed_run)
             stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
         stack.enter_context(_replaced(rl_zoo3.train, "StoreDict", KeyValues))
+        stack.enter_context(_replaced(rl_zoo3.train, "argparse", SimpleNamespace(ArgumentParser=_ZooParser)))
         stack.enter_context(_replaced(sys, "argv", ["sb3-softmod train", *defaults, *arguments, "--env", known.env]))
         rl_zoo3.train.train()
 
 
+class _ZooParser(Parser):
+    """Reads the options of RL Zoo, and refuses what could not be used once the envs are made."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="sb3-softmod train")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        check_device("--device", found.device)
+        for folder in (found.log_folder, found.tensorboard_log, found.optimization_log_path):
+            if folder:
+                check_folder(folder)
+        if found.track and find_spec("wandb") is None:
+            raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
+        if found.trial_id is not None and not (found.storage and found.study_name):
+            raise ConfigurationError("--trial-id needs the --storage and the --study-name of the trial.")
+        if found.storage:
+            check_storage(found.storage)
+        return found, rest
+
+
 def _resumed_run(arguments: Sequence[str]) -> Path | None:
     """The run to go on with, if there is one."""
-    parser = argparse.ArgumentParser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser.set_defaults(passes_on=True)
     parser.add_argument("--resume", type=Path)
     return parser.parse_known_args(arguments)[0].resume
 
@@ -114,6 +144,9 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
     if "arguments" not in manifest:
         raise ConfigurationError(f"{run} was made by an older version, which wrote no checkpoints.")
+    before, seed = manifest["arguments"], manifest.get("seed")
+    if not isinstance(before, list) or not all(isinstance(text, str) for text in before) or not isinstance(seed, int):
+        raise FileError(f"{run / 'run.json'} is broken: it says arguments {before!r}, seed {seed!r}.")
     options: list[str] = []
     rest = iter(given)
     for option in rest:
@@ -126,12 +159,13 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
             raise ConfigurationError(
                 f"--resume takes no {option}: a run goes on as it began. Only {', '.join(_RESUME_OPTIONS)} may follow."
             )
-    return [*manifest["arguments"], "--seed", str(manifest["seed"]), *options]
+    return [*before, "--seed", str(seed), *options]
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
     """What must be known before RL Zoo reads the rest, checked."""
-    parser = argparse.ArgumentParser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
+    parser.set_defaults(passes_on=True)
     parser.add_argument("--algo")
     parser.add_argument("--env")
     parser.add_argument("--gym-packages", nargs="+", default=[])

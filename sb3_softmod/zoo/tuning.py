@@ -8,6 +8,8 @@ import numpy as np
 import optuna
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import check_file
 from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 
 #: Sizes of a network by the option that sets them; those that a policy does not know are left out.
@@ -20,6 +22,24 @@ _SIZES: dict[str, list[int]] = {
     "num_encoders": [4, 6, 8],
     "num_parameter_sets": [3, 5, 8],
 }
+
+
+def check_storage(storage: str) -> None:
+    """Refuse a storage of studies that Optuna cannot open.
+
+    :param storage: a file that ends in ``.log``, or the URL of a database
+    :raises ConfigurationError: saying what is wrong with it
+    """
+    if storage.endswith(".log"):
+        check_file(storage)
+        return
+    try:
+        optuna.storages.get_storage(storage)
+    except Exception as error:  # of whatever library the URL names
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"--storage {storage} is neither a file that ends in .log nor the URL of a database ({reason})."
+        ) from error
 
 
 def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     :param rng: for what is random in them
     """
     import bad_arguments
+    import bad_command_lines
     import bad_env_data
     import bad_evaluations
     import bad_files
@@ -76,6 +77,7 @@ def families(rng: np.random.Generator) -> dict[str, list[BadInput]]:
     found: dict[str, list[BadInput]] = {}
     for case in (
         *bad_arguments.every(),
+        *bad_command_lines.every(),
         *bad_env_data.every(),
         *bad_evaluations.every(),
         *bad_files.every(rng),
@@ -118,7 +120,8 @@ def outcome(case: BadInput, folder: Path) -> str | None:
         message = str(error)
         if case.mentions not in message:
             return f"does not mention {case.mentions!r}: {message}"
-        if len(message) < len(case.mentions) + 10 or ("Traceback" in message and not isinstance(error, EnvError)):
+        trace = "Traceback" in message and not isinstance(error, EnvError)
+        if len(message) < len(case.mentions) + 10 or trace or "string>" in message:  # "<unicode string>", "<string>"
             return f"is not clear: {message!r}"
     except Exception as error:  # what is looked for
         return f"{type(error).__name__}: {error}"

@@ -323,6 +323,16 @@ def test_what_cannot_work_is_refused(method: str, kwargs: dict[str, Any], messag
         make_model(method, **kwargs)
 
 
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """SB3 takes the CPU without a word."""
+    with pytest.raises(ConfigurationError, match="device is 'cuda', but PyTorch finds no GPU here: take 'cpu' or"):
+        make_model(device="cuda")
+    make_model().save(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match="device is 'cuda:1', but PyTorch finds no GPU here"):
+        MultiTaskSAC.load(tmp_path / "model", device="cuda:1")
+
+
 def test_sb3s_policies_have_no_bf16() -> None:
     with pytest.raises(ConfigurationError, match='precision="bf16" needs a policy of this package, not SACPolicy'):
         MultiTaskSAC("MlpPolicy", make_point_mass_env(M), precision="bf16")

@@ -267,7 +267,7 @@ def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is no run of sb3-softmod train" in capsys.readouterr().err
     folder = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]})
-    with pytest.raises(ConfigurationError, match=f"{tmp_path} cannot be written"):
+    with pytest.raises(ConfigurationError, match=f"Cannot write {tmp_path}: it is a folder"):
         write_report(folder, tmp_path)
     (folder / "run.json").write_text('{"status": "fini')
     with pytest.raises(ConfigurationError, match=r"run\.json is broken"):
