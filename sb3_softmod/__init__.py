@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sb3_softmod.common.moved import find_moved_modules
+from sb3_softmod.common.version import __version__
 from sb3_softmod.envs.task_sets import register_all
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from sb3_softmod.policies import MultiTaskSACPolicy, SoftModPolicy, SoftModularExtractor
     from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 
-__version__ = "0.1.0"
 
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
 _HOMES = {
@@ -75,6 +75,7 @@ __all__ = [
     "SoftModularExtractor",
     "SoftModularNetwork",
     "TaskEnv",
+    "__version__",
     "make_dm_control_env",
     "make_metaworld_env",
     "make_multitask_env",

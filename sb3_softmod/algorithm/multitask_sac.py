@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -43,14 +45,14 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
-from sb3_softmod.learner.acceleration import Precision, decide, decide_storage
+from sb3_softmod.learner.acceleration import Acceleration, decide, decide_storage
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.metrics import TaskMetrics, record
-from sb3_softmod.learner.nonfinite import OnNonFinite
-from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size
-from sb3_softmod.learner.temperatures import initial_temperatures
+from sb3_softmod.learner.options import LearnerOptions, LearnerState, OnNonFinite, Precision
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
+from sb3_softmod.learner.temperatures import Temperatures, initial_temperatures
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
 from sb3_softmod.saving.sac import SavingSAC
@@ -206,13 +208,13 @@ class MultiTaskSAC(SavingSAC):
         self.episode_statistics: EpisodeStatistics = None  # type: ignore[assignment]
         if _init_setup_model:
             self._setup_model()
-            decide(self)  # a loaded model may act where it could not learn
+            self._acceleration()  # refuses; a loaded model may act where it could not learn
 
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
         M = self._resolve_tasks()
-        check_options(self)
+        check_options(vars(self))
         if self.batch_size is None:
             self.batch_size = 128 * M
         if self.learning_starts is None:
@@ -222,7 +224,8 @@ class MultiTaskSAC(SavingSAC):
         buffer_kwargs = self.replay_buffer_kwargs  # those of the user, which a file of the model keeps
         if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
             check_batch_size(self.batch_size, M)
-            here = dict(num_tasks=M, storage_device=decide_storage(self))
+            needed = nbytes_of(self.buffer_size, self.observation_space, self.action_space, M)
+            here = dict(num_tasks=M, storage_device=decide_storage(self.buffer_device, self.device, needed))
             self.replay_buffer_kwargs = {**buffer_kwargs, **here}
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
@@ -318,21 +321,72 @@ class MultiTaskSAC(SavingSAC):
         assert buffer is not None
         self.policy.set_training_mode(True)
         step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
-        for gradient_step in range(gradient_steps):
-            batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-            self._metrics.add(step(batch, getattr(buffer, "num_present", 0)))
-            if gradient_step % self.target_update_interval == 0:
-                step.update_targets()
-            self._n_updates += 1
+        try:
+            for gradient_step in range(gradient_steps):
+                batch = buffer.sample(batch_size, env=self._vec_normalize_env)
+                at = (self._n_updates + 1, self.num_timesteps)
+                self._metrics.add(step(batch, getattr(buffer, "num_present", 0), at))
+                if gradient_step % self.target_update_interval == 0:
+                    step.update_targets()
+                self._n_updates += 1
+        finally:
+            self.nonfinite_updates = step.finite.dropped
 
     def _learner(self) -> GradientStep:
-        """The gradient step, made once: compiled networks and recorded graphs belong to it."""
+        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs belong to
+        it.
+        """
+        options = self._learner_options()
         if self._gradient_step is None:
-            acceleration = decide(self)
+            acceleration = self._acceleration()
             if self.verbose >= 1:
                 print(acceleration)
-            self._gradient_step = GradientStep(self, acceleration)
+            self._gradient_step = GradientStep(
+                LearnerState(self.policy, self._temperatures(), options),
+                acceleration,
+                balanced=isinstance(self.replay_buffer, MultiTaskReplayBuffer),
+                dropped=self.nonfinite_updates,
+            )
+        state = self._gradient_step.state
+        state.options, state.temperatures = options, self._temperatures()
+        state.folder = Path(getattr(getattr(self, "_logger", None), "dir", None) or "")
         return self._gradient_step
+
+    def _learner_options(self) -> LearnerOptions:
+        own = (field.name for field in fields(LearnerOptions) if field.name != "task_names")
+        return LearnerOptions(task_names=tuple(self.task_names), **{name: getattr(self, name) for name in own})
+
+    def _temperatures(self) -> Temperatures:
+        fixed = None if self.log_ent_coef is not None else self.ent_coef_tensor
+        return Temperatures(self.log_ent_coef, self.ent_coef_optimizer, fixed)
+
+    def _acceleration(self) -> Acceleration:
+        storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))
+        return decide(self._learner_options(), self.policy, storage)
+
+    def _learning_progress(self) -> dict[str, Any]:
+        return {
+            "postponed": self._postponed,
+            "metrics": self._metrics.progress(),
+            "dropped_in_a_row": self._learner().finite.watch.in_a_row(),
+        }
+
+    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
+        self._postponed = progress["postponed"]
+        self._metrics.set_progress(progress["metrics"])
+
+    def replay_dump(self, path: str | Path) -> None:
+        """Take an update again that was not finite, and was dumped by a model that was made with the same arguments.
+
+        The model gets the dump's parameters and temperatures, and nothing is applied to them. On the CPU the numbers
+        are those of the run, to the bit; a GPU may round differently. Returns where this time everything is finite.
+        Loading runs no code.
+
+        :param path: ``nonfinite-<gradient step>.pt``
+        :raises NonFiniteError: as in the run
+        :raises ConfigurationError: for another file, or a model of other arguments
+        """
+        self._learner().finite.replay(path)
 
     # -------------------------------------------------------------- collecting
 
@@ -417,6 +471,8 @@ class MultiTaskSAC(SavingSAC):
         if self._state_to_continue is not None and self.num_timesteps > 0:
             self.action_noise = noise  # SB3 begins it anew
             go_on(self, out[1], self._state_to_continue)
+            in_a_row = self._state_to_continue.get("dropped_in_a_row", 0)  # older checkpoints have none
+            self._learner().finite.watch.set_in_a_row(in_a_row)
         self._state_to_continue = None
         require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
         assert self._turns is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -27,16 +27,11 @@ from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.learner.acceleration import PRECISIONS
 from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
-from sb3_softmod.learner.nonfinite import ON_NONFINITE
+from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import LARGEST_BUFFER, MultiTaskReplayBuffer
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
-
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
-
 
 #: What nearly every option is: its smallest and its largest value.
 _INTEGERS: dict[str, tuple[int, int | None]] = {
@@ -81,39 +76,40 @@ def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
         raise ConfigurationError(f"policy must be a name or a subclass of SB3's SACPolicy, not {policy!r}.")
 
 
-def check_options(model: MultiTaskSAC) -> None:
+def check_options(given: Mapping[str, Any]) -> None:
     """Refuse options that no device could serve; those of the device are :func:`.decide`'s.
 
+    :param given: the attributes of a model
     :raises ConfigurationError: naming the option, with the nearest names that are known
     """
     for name, (least, most) in _INTEGERS.items():
-        require_integer(name.lstrip("_"), getattr(model, name), least, most)
+        require_integer(name.lstrip("_"), given[name], least, most)
     for name in _FLAGS:
-        require_flag(name, getattr(model, name))
+        require_flag(name, given[name])
     for name in ("tau", "gamma"):
-        require_number(name, getattr(model, name), 0, 1)
+        require_number(name, given[name], 0, 1)
     for name, least in (("batch_size", 1), ("learning_starts", 0)):
-        if getattr(model, name) is not None:
-            require_integer(name, getattr(model, name), least)
+        if given[name] is not None:
+            require_integer(name, given[name], least)
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
-        require_names(name, getattr(model, name))
-    if not callable(model.learning_rate):
-        require_number("learning_rate", model.learning_rate, 0)
-    if model.target_entropy != "auto":
-        require_number("target_entropy", model.target_entropy)
-    require_choice("loss_weighting", model.loss_weighting, LOSS_WEIGHTINGS)
-    require_choice("precision", model.precision, PRECISIONS)
-    require_choice("on_nonfinite", model.on_nonfinite, ON_NONFINITE)
-    if not isinstance(model.cuda_graphs, bool) and model.cuda_graphs != "auto":
-        raise ConfigurationError(f"cuda_graphs must be 'auto', True or False, not {model.cuda_graphs!r}.")
-    _check_max_grad_norm(model.max_grad_norm)
-    require_seed(model.seed)
-    _check_train_freq(model)
-    _check_noise(model)
-    _check_buffer(model)
-    if model.gradient_surgery is not None:
-        _check_gradient_surgery(model)
-    _check_buffer_device(model)
+        require_names(name, given[name])
+    if not callable(given["learning_rate"]):
+        require_number("learning_rate", given["learning_rate"], 0)
+    if given["target_entropy"] != "auto":
+        require_number("target_entropy", given["target_entropy"])
+    require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
+    require_choice("precision", given["precision"], PRECISIONS)
+    require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
+    if not isinstance(given["cuda_graphs"], bool) and given["cuda_graphs"] != "auto":
+        raise ConfigurationError(f"cuda_graphs must be 'auto', True or False, not {given['cuda_graphs']!r}.")
+    _check_max_grad_norm(given["max_grad_norm"])
+    require_seed(given["seed"])
+    _check_train_freq(given)
+    _check_noise(given["action_noise"], given["action_space"])
+    _check_buffer(given)
+    if given["gradient_surgery"] is not None:
+        _check_gradient_surgery(given)
+    _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
 
 
 def _check_max_grad_norm(given: Any) -> None:
@@ -127,21 +123,20 @@ def _check_max_grad_norm(given: Any) -> None:
         require_number("max_grad_norm", norm, above=0)
 
 
-def _check_train_freq(model: MultiTaskSAC) -> None:
-    given: Any = model.train_freq
-    frequency, unit = given if isinstance(given, tuple) and len(given) == 2 else (given, "step")
+def _check_train_freq(given: Mapping[str, Any]) -> None:
+    train_freq, env = given["train_freq"], given["env"]
+    frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
     require_integer("train_freq", frequency, 1)
     unit = getattr(unit, "value", unit)  # an enum once SB3 has seen it
     require_choice("unit of train_freq", unit, ("step", "episode"))
-    if unit == "episode" and model.env is not None and model.env.num_envs > 1:
+    if unit == "episode" and env is not None and env.num_envs > 1:
         raise ConfigurationError(
-            f'train_freq counts episodes of one env alone, and there are {model.env.num_envs}: take (n, "step").'
+            f'train_freq counts episodes of one env alone, and there are {env.num_envs}: take (n, "step").'
         )
 
 
-def _check_noise(model: MultiTaskSAC) -> None:
+def _check_noise(noise: Any, action_space: spaces.Space) -> None:
     """Refuse noise that is none, or that is not of the actions' shape."""
-    noise = model.action_noise
     if noise is None:
         return
     if not isinstance(noise, ActionNoise):
@@ -154,16 +149,16 @@ def _check_noise(model: MultiTaskSAC) -> None:
         raise ConfigurationError(f"action_noise {base!r} raised {type(error).__name__}: {error}") from error
     finally:
         np.random.set_state(generator)
-    if shape != model.action_space.shape:
+    if shape != action_space.shape:
         raise ConfigurationError(
-            f"action_noise draws numbers of shape {shape}, but an action has the shape {model.action_space.shape}: "
+            f"action_noise draws numbers of shape {shape}, but an action has the shape {action_space.shape}: "
             "take NormalActionNoise(np.zeros(n), 0.1 * np.ones(n)) for n numbers."
         )
 
 
-def _check_buffer(model: MultiTaskSAC) -> None:
+def _check_buffer(given: Mapping[str, Any]) -> None:
     """Refuse a replay buffer that is none, and arguments that it does not take, or that the model gives it."""
-    cls: Any = model.replay_buffer_class
+    cls = given["replay_buffer_class"]
     cls = MultiTaskReplayBuffer if cls is None else cls
     if not (isinstance(cls, type) and issubclass(cls, ReplayBuffer)):
         raise ConfigurationError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, not {cls!r}.")
@@ -172,14 +167,14 @@ def _check_buffer(model: MultiTaskSAC) -> None:
     ours = issubclass(cls, MultiTaskReplayBuffer)
     of_the_model = dict(list(_OF_THE_MODEL.items())[: None if ours else -2])
     known = [name for name in arguments_of(cls) if name != "self" and name not in of_the_model]
-    for name in model.replay_buffer_kwargs:
+    for name in given["replay_buffer_kwargs"]:
         if name in of_the_model:
             raise ConfigurationError(f"replay_buffer_kwargs must not hold {name!r}: {of_the_model[name]}.")
         if name not in known:
             raise ConfigurationError(
                 f"replay_buffer_kwargs holds {name!r}, which {cls.__name__} does not take: {nearest(name, known)}"
             )
-    check_normalized_rewards(model._vec_normalize_env, cls)
+    check_normalized_rewards(given["_vec_normalize_env"], cls)
 
 
 def check_normalized_rewards(env: Any, buffer_class: type[ReplayBuffer] | None) -> None:
@@ -269,25 +264,26 @@ def check_learn(total_timesteps: Any, callback: Any, log_interval: Any) -> None:
             raise ConfigurationError(f"callback must be a BaseCallback, a function or a list of them, not {one!r}.")
 
 
-def _check_gradient_surgery(model: MultiTaskSAC) -> None:
-    require_choice("gradient_surgery", model.gradient_surgery, GRADIENT_SURGERIES)
-    if not issubclass(model.policy_class, MultiTaskSACPolicy):
+def _check_gradient_surgery(given: Mapping[str, Any]) -> None:
+    policy_class = given["policy_class"]
+    require_choice("gradient_surgery", given["gradient_surgery"], GRADIENT_SURGERIES)
+    if not issubclass(policy_class, MultiTaskSACPolicy):
         raise ConfigurationError(
-            f"gradient_surgery needs a policy of this package, not {model.policy_class.__name__}; MTMlpPolicy "
+            f"gradient_surgery needs a policy of this package, not {policy_class.__name__}; MTMlpPolicy "
             "is the plain perceptron."
         )
-    if issubclass(model.policy_class, SingleTaskPolicy):
+    if issubclass(policy_class, SingleTaskPolicy):
         raise ConfigurationError("The tasks of SingleTaskPolicy share no parameter: gradient_surgery has no use.")
-    if not issubclass(model.replay_buffer_class or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
+    if not issubclass(given["replay_buffer_class"] or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
         raise ConfigurationError("gradient_surgery needs the balanced batches of MultiTaskReplayBuffer.")
 
 
-def _check_buffer_device(model: MultiTaskSAC) -> None:
-    if model.buffer_device == "auto":
+def _check_buffer_device(device: Any, buffer_class: type[ReplayBuffer] | None) -> None:
+    if device == "auto":
         return
-    if str(model.buffer_device).partition(":")[0] == "mps":
+    if str(device).partition(":")[0] == "mps":
         raise ConfigurationError("buffer_device must be the CPU or a CUDA GPU, not 'mps', which has no float64.")
-    check_device("buffer_device", model.buffer_device)
-    buffer_class = model.replay_buffer_class or MultiTaskReplayBuffer
-    if not str(model.buffer_device).startswith("cpu") and not issubclass(buffer_class, MultiTaskReplayBuffer):
-        raise ConfigurationError(f"buffer_device={model.buffer_device!r} needs MultiTaskReplayBuffer.")
+    check_device("buffer_device", device)
+    buffer_class = buffer_class or MultiTaskReplayBuffer
+    if not str(device).startswith("cpu") and not issubclass(buffer_class, MultiTaskReplayBuffer):
+        raise ConfigurationError(f"buffer_device={device!r} needs MultiTaskReplayBuffer.")

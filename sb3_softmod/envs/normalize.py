@@ -15,10 +15,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_softmod.common.checks import require_choice, require_flag, require_number
 from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import replacing
+from sb3_softmod.common.saved_files import naming, unpickled
 from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.saving.models import naming, unpickled
 
 _STATISTICS = ("pooled", "per-task")
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopT
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.common.checks import require_flag, require_integer
+from sb3_softmod.common.csv_files import keep_rows
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.common.files import as_path, check_writable, replacing
 from sb3_softmod.common.task_observation import num_tasks_of
@@ -23,7 +24,6 @@ from sb3_softmod.envs.progress import progress_of, set_progress_of
 from sb3_softmod.evaluation.evaluate import TaskEvaluation, evaluate_tasks
 from sb3_softmod.evaluation.evaluated_env import check_env, check_open, shares_envs, take_statistics
 from sb3_softmod.evaluation.result import mean_over_tasks
-from sb3_softmod.runs.progress import keep_rows
 from sb3_softmod.saving.training_state import callbacks_of, plain_attributes, settings_of
 
 

@@ -9,21 +9,16 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.learner.replay_buffer import nbytes_of
+from sb3_softmod.learner.options import LearnerOptions, Precision
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic, MultiTaskSACPolicy
-
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
-
-Precision = Literal["auto", "fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "tf32", "bf16")
 
 #: A gradient step: from a batch to its metrics.
 Step = Callable[[ReplayBufferSamples], Tensor]
@@ -134,70 +129,74 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def decide(model: MultiTaskSAC) -> Acceleration:
+def decide(options: LearnerOptions, policy: SACPolicy, storage: th.device) -> Acceleration:
     """Fill in what the user left open.
 
+    :param policy: what learns
+    :param storage: where the replay buffer is
     :raises ConfigurationError: for what was asked for by name and does not work on this device, or with this policy
     """
-    device = model.device
+    device = policy.device
     on_gpu = device.type == "cuda"
-    ours = issubclass(model.policy_class, MultiTaskSACPolicy)
 
-    precision = model.precision
+    precision = options.precision
     if precision == "auto":
         precision = "tf32" if on_gpu and th.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     if precision == "tf32" and not on_gpu:
         raise ConfigurationError(f'precision="tf32" needs a GPU; on {device} there are "fp32" and "bf16".')
-    if precision == "bf16" and not ours:
+    if precision == "bf16" and not isinstance(policy, MultiTaskSACPolicy):
         raise ConfigurationError(
-            f'precision="bf16" needs a policy of this package, not {model.policy_class.__name__}; MTMlpPolicy is the '
+            f'precision="bf16" needs a policy of this package, not {type(policy).__name__}; MTMlpPolicy is the '
             "plain perceptron."
         )
 
-    if model.compile:
-        if model.gradient_surgery is not None:
+    if options.compile:
+        if options.gradient_surgery is not None:
             raise ConfigurationError("compile=True does not work with gradient_surgery: leave one of them out.")
         compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
         if not on_gpu and not any(map(shutil.which, compilers)):
             raise ConfigurationError("compile=True needs a C++ compiler: install g++, or leave compile False.")
 
-    obstacle = _obstacle_to_graphs(model)
-    if model.cuda_graphs is True and obstacle:
+    obstacle = _obstacle_to_graphs(policy)
+    if options.cuda_graphs is True and obstacle:
         raise ConfigurationError(f"cuda_graphs=True {obstacle}: leave it at 'auto' or False.")
-    cuda_graphs = model.cuda_graphs is not False and obstacle is None
-    storage = getattr(model.replay_buffer, "storage_device", th.device("cpu"))
-    return Acceleration(device, precision, model.compile, cuda_graphs, storage)
+    cuda_graphs = options.cuda_graphs is not False and obstacle is None
+    return Acceleration(device, precision, options.compile, cuda_graphs, storage)
 
 
-def decide_storage(model: MultiTaskSAC) -> th.device:
-    """Where the transitions of a model are kept, of which SB3 knows the spaces by now."""
-    if model.buffer_device != "auto":
-        return th.device(model.buffer_device)
+def decide_storage(wanted: th.device | str, device: th.device, nbytes: int) -> th.device:
+    """Where transitions are kept.
+
+    :param wanted: a device, or "auto"
+    :param device: where the model learns
+    :param nbytes: that they take
+    """
+    if wanted != "auto":
+        return th.device(wanted)
     cpu = th.device("cpu")
-    if model.device.type != "cuda":
+    if device.type != "cuda":
         return cpu
-    free, _ = th.cuda.mem_get_info(model.device)
-    needed = nbytes_of(model.buffer_size, model.observation_space, model.action_space, model.num_tasks)
-    return model.device if 4 * needed <= free else cpu
+    free, _ = th.cuda.mem_get_info(device)
+    return device if 4 * nbytes <= free else cpu
 
 
-def _obstacle_to_graphs(model: MultiTaskSAC) -> str | None:
+def _obstacle_to_graphs(policy: SACPolicy) -> str | None:
     """Why gradient steps cannot be replayed, if so."""
-    if model.device.type != "cuda":
-        return f"needs a GPU, not {model.device}"
-    if not issubclass(model.policy_class, MultiTaskSACPolicy):
-        return f"needs a policy of this package, not {model.policy_class.__name__}, which waits for the device"
-    network = model.policy_class.network_class
+    if policy.device.type != "cuda":
+        return f"needs a GPU, not {policy.device}"
+    if not isinstance(policy, MultiTaskSACPolicy):
+        return f"needs a policy of this package, not {type(policy).__name__}, which waits for the device"
+    network = policy.network_class
     if not network.capturable:
         return (
             f"does not work with {network.__name__}, which does not say (capturable = True) that its passes never wait "
             "for the device nor depend on what changes in Python"
         )
-    if type(model.actor) is not MultiTaskActor or type(model.critic) is not MultiTaskCritic:
+    if type(policy.actor) is not MultiTaskActor or type(policy.critic) is not MultiTaskCritic:
         return "needs actor and critics of this package"
-    if model.policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
-        return f"needs Adam or AdamW, not {model.policy.optimizer_class.__name__}"
-    options = model.policy.optimizer_kwargs
+    if policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
+        return f"needs Adam or AdamW, not {policy.optimizer_class.__name__}"
+    options = policy.optimizer_kwargs
     if not options.get("fused", options.get("foreach") is None):  # the others cannot be told on the device not to step
         return "needs the fused Adam (leave optimizer_kwargs without fused and foreach)"
     return None

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
+from sb3_softmod.common.errors import NonFiniteError
 from sb3_softmod.common.task_observation import split
-from sb3_softmod.learner.nonfinite import MOST_IN_A_ROW, Failure, Moment, explain, report, tensors_of
-
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.learner.nonfinite import MOST_IN_A_ROW, Failure, Moment, explain, report, take_dump, tensors_of
+from sb3_softmod.learner.options import LearnerState
 
 #: Of an update, in order.
 STAGES = ("temperatures", "critic", "actor")
@@ -142,12 +142,12 @@ class Watch:
 class Rehearsal:
     """In the place of a :class:`Watch`: an update is taken again, but never applied, and one of its stages looked at.
 
-    :param model: whose update it is
+    :param task_names: of all M tasks
     :param failure: what is taken again
     """
 
-    def __init__(self, model: MultiTaskSAC, failure: Failure) -> None:
-        self._names = model.task_names
+    def __init__(self, task_names: Sequence[str], failure: Failure) -> None:
+        self._names = task_names
         self._failure = failure
 
     def begin(self) -> None:
@@ -197,29 +197,33 @@ class Seen(Exception):
 
 
 class FiniteUpdates:
-    """The updates of a model, and what the host does about those that are not finite.
+    """The updates of a learner, and what the host does about those that are not finite.
 
-    :param model: whose ``on_nonfinite`` says what that is
-    :param optimizers: all of the model, prepared for the device
+    :param state: whose ``on_nonfinite`` says what that is
+    :param optimizers: all of the learner, prepared for the device
     :param update: takes an update as it is, never recorded
+    :param dropped: how many updates were not finite before
     """
 
     def __init__(
         self,
-        model: MultiTaskSAC,
+        state: LearnerState,
         optimizers: Sequence[th.optim.Optimizer],
         update: Callable[[ReplayBufferSamples], Any],
+        dropped: int = 0,
     ) -> None:
-        self._model, self._update = model, update
-        most_in_a_row = MOST_IN_A_ROW if model.on_nonfinite == "skip" else 1
-        self.watch = Watch(model.device, most_in_a_row, at_once=host_decides(model.device, optimizers))
+        self._state, self._update, self._device = state, update, state.policy.device
+        #: How many updates were not finite and therefore dropped, as far as the host has looked.
+        self.dropped = dropped
+        most_in_a_row = MOST_IN_A_ROW if state.options.on_nonfinite == "skip" else 1
+        self.watch = Watch(self._device, most_in_a_row, at_once=host_decides(self._device, optimizers))
         #: What an update asks at each stage.
         self.inspector: Watch | Rehearsal = self.watch
         self._moments: list[Moment] = []  # of the updates since the last check
 
-    def moment(self) -> Moment:
+    def moment(self, gradient_step: int, environment_step: int) -> Moment:
         """Now, before an update."""
-        return Moment(self._model._n_updates + 1, self._model.num_timesteps, _random_state(self._model.device))
+        return Moment(gradient_step, environment_step, _random_state(self._device))
 
     def taken(self, moment: Moment) -> None:
         """Take note of an update; the host looks at it now or, where it does not wait, every 100 updates.
@@ -240,19 +244,35 @@ class FiniteUpdates:
         moments, self._moments = self._moments, []
         if not tally.dropped:
             return
-        model, first = self._model, not self._model.nonfinite_updates
-        model.nonfinite_updates += tally.dropped
+        first = not self.dropped
+        self.dropped += tally.dropped
         if tally.over:
-            raise report(model, self._failure(tally, moments[tally.before]), self.rehearse)
+            raise report(self._state, self._failure(tally, moments[tally.before]), self.rehearse)
         if not first:
             return
         what = f"{tally.dropped} of the last {len(moments)} updates were not finite."
         if self.watch.at_once:
             failure = self._failure(tally, moments[-1])
-            what = explain(model, failure, self.rehearse(failure))
+            what = explain(self._state, failure, self.rehearse(failure))
         warnings.warn(
             f'{what} on_nonfinite="skip" goes on; train/nonfinite_updates counts these updates.', stacklevel=2
         )
+
+    def replay(self, path: str | Path) -> None:
+        """Take a dumped update again, see :meth:`.MultiTaskSAC.replay_dump`.
+
+        :raises NonFiniteError: as in the run
+        :raises ConfigurationError: for another file, or a learner of other options
+        """
+        failure = take_dump(self._state, path)
+        self._state.policy.set_training_mode(True)
+        try:
+            found = self.rehearse(failure)
+        finally:
+            self._state.policy.set_training_mode(False)
+        if found:
+            message = explain(self._state, failure, found)
+            raise NonFiniteError(f"{message} The update was read from {path}.")
 
     def _failure(self, tally: Tally, moment: Moment) -> Failure:
         return Failure(STAGES[tally.stage], moment, ReplayBufferSamples(**self.watch.kept))
@@ -263,17 +283,16 @@ class FiniteUpdates:
         :param failure: the update
         :return: what is not finite; empty if everything is
         """
-        device = self._model.device
-        now = _random_state(device)
-        _set_random_state(device, failure.moment.random_state)
-        self.inspector = Rehearsal(self._model, failure)
+        now = _random_state(self._device)
+        _set_random_state(self._device, failure.moment.random_state)
+        self.inspector = Rehearsal(self._state.options.task_names, failure)
         try:
             self._update(failure.batch)
         except Seen as seen:
             return str(seen)
         finally:
             self.inspector = self.watch
-            _set_random_state(device, now)
+            _set_random_state(self._device, now)
         return ""
 
 

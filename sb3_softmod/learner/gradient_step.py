@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import get_parameters_by_name
 from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -19,61 +20,67 @@ from sb3_softmod.learner.acceleration import Acceleration
 from sb3_softmod.learner.finite_updates import FiniteUpdates, NamedParameters
 from sb3_softmod.learner.gradient_surgery import LossFunction, pcgrad, task_gradients
 from sb3_softmod.learner.loss_weights import loss_weights
-from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.options import LearnerState
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
-
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 
 #: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
 METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
 
 
 class GradientStep:
-    """Updates a model's temperatures, critics and actor from one batch.
+    """Updates temperatures, critics and actor from one batch.
 
-    :param model: whose options say how
-    :param acceleration: how its networks and its step are evaluated
+    :param state: what it changes, and what it is told
+    :param acceleration: how networks and step are evaluated
+    :param balanced: whether each batch holds as many rows of every task that it has
+    :param dropped: how many updates were not finite before
     """
 
-    def __init__(self, model: MultiTaskSAC, acceleration: Acceleration) -> None:
-        self.model = model
-        self.actor, self.critic, self.num_tasks = model.actor, model.critic, model.num_tasks
-        self._optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if model.ent_coef_optimizer is not None:
-            self._optimizers.append(model.ent_coef_optimizer)
+    def __init__(
+        self, state: LearnerState, acceleration: Acceleration, *, balanced: bool = False, dropped: int = 0
+    ) -> None:
+        policy, temperatures = state.policy, state.temperatures
+        self.state = state
+        self.actor, self.critic, self.num_tasks = policy.actor, policy.critic, state.options.num_tasks
+        self._optimizers: list[th.optim.Optimizer] = [self.actor.optimizer, self.critic.optimizer]
+        if temperatures.optimizer is not None:
+            self._optimizers.append(temperatures.optimizer)
         for optimizer in self._optimizers:
             acceleration.prepare(optimizer)
         self._acceleration = acceleration
         self._step = acceleration.step(self._update, self._settings)
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
         self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
-        self._target_q_values = acceleration.evaluation(partial(_q_values, model.critic_target))
+        self._target_q_values = acceleration.evaluation(partial(_q_values, policy.critic_target))
         self._learned: list[Tensor] = list(self.critic.parameters())
-        self._targets: list[Tensor] = list(model.critic_target.parameters())
+        self._targets: list[Tensor] = list(policy.critic_target.parameters())
+        # Of a critic of SB3 with batch normalisation.
+        self._statistics, self._target_statistics = (
+            get_parameters_by_name(critic, ["running_"]) for critic in (self.critic, policy.critic_target)
+        )
         self._parameters: dict[str, NamedParameters] = {
-            "temperatures": [] if model.log_ent_coef is None else [("log_ent_coef", model.log_ent_coef)],
+            "temperatures": [] if temperatures.log_alpha is None else [("log_ent_coef", temperatures.log_alpha)],
             "critic": [(f"critic.{name}", p) for name, p in self.critic.named_parameters()],
             "actor": [(f"actor.{name}", p) for name, p in self.actor.named_parameters()],
         }
         #: Which updates were dropped.
-        self.finite = FiniteUpdates(model, self._optimizers, acceleration.products()(self._update_again))
-        buffer_class = model.replay_buffer_class
-        self._balanced = buffer_class is not None and issubclass(buffer_class, MultiTaskReplayBuffer)
+        self.finite = FiniteUpdates(state, self._optimizers, acceleration.products()(self._update_again), dropped)
+        self._balanced = balanced
         self._num_present = 0  # see __call__
 
-    def __call__(self, batch: ReplayBufferSamples, num_present: int = 0) -> Tensor:
+    def __call__(self, batch: ReplayBufferSamples, num_present: int = 0, at: tuple[int, int] = (1, 0)) -> Tensor:
         """One update of temperatures, critics and actor.
 
         :param batch: B transitions
         :param num_present: how many tasks its rows are of, ordered by task, as many of each; the temperatures of the
             other tasks stay, and have no part in the loss weights. 0: not known, or drawn from all tasks by chance
+        :param at: which gradient step it is, from 1, and after how many environment steps; for reports
         :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call; NaN
             for a task without samples; NaN or infinite where the update was not finite and therefore dropped
         :raises NonFiniteError: see :meth:`.FiniteUpdates.check`
         """
         self._num_present = num_present
-        moment = self.finite.moment()
+        moment = self.finite.moment(*at)
         with self._acceleration.products():
             metrics = self._step(batch)
         self.finite.taken(moment)
@@ -91,19 +98,17 @@ class GradientStep:
     def update_targets(self) -> None:
         """Move the target critics towards the critics, unless the last update was dropped."""
         with th.no_grad():
-            self.finite.watch.move(self._targets, self._learned, self.model.tau)
-            if self.model.batch_norm_stats:  # of a policy of SB3
-                self.finite.watch.move(self.model.batch_norm_stats_target, self.model.batch_norm_stats, 1.0)
+            self.finite.watch.move(self._targets, self._learned, self.state.options.tau)
+            if self._statistics:
+                self.finite.watch.move(self._target_statistics, self._statistics, 1.0)
 
     def _settings(self) -> tuple[Any, ...]:
         """All that an update reads besides its batch and tensors that stay where they are."""
-        model = self.model
-        temperatures = (model.log_ent_coef, getattr(model, "ent_coef_tensor", None))
         groups = (group.items() for optimizer in self._optimizers for group in optimizer.param_groups)
         return (
             self._num_present,
-            (model.gamma, model.target_entropy, model.max_grad_norm, model.loss_weighting, model.gradient_surgery),
-            [_place(value) for value in temperatures],
+            self.state.options,
+            [_place(value) for value in self.state.temperatures],
             [(name, _place(value)) for group in groups for name, value in group if name != "params"],
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
@@ -117,22 +122,22 @@ class GradientStep:
     def _update(self, batch: ReplayBufferSamples) -> Tensor:
         finite = self.finite.inspector
         finite.begin()
-        discounts = batch.discounts.flatten() if batch.discounts is not None else self.model.gamma
+        discounts = batch.discounts.flatten() if batch.discounts is not None else self.state.options.gamma
         task = split(batch.observations, self.num_tasks)[1]  # [B, M]
         count = task.sum(0)
         share = task / count.clamp(min=1)  # its columns average over the samples of one task
         present = count > 0 if 0 < self._num_present < self.num_tasks else None  # [M], where tasks are left out
 
-        if self.model.use_sde:
+        if self.state.options.use_sde:
             self.actor.reset_noise()
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        surgery = self.model.gradient_surgery is not None
+        surgery = self.state.options.gradient_surgery is not None
         with th.set_grad_enabled(not surgery):
             actions_pi, log_prob = self._act(batch.observations)
         task_log_prob = log_prob.detach() @ share  # [M]
 
         alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
-        weights = loss_weights(self.model.loss_weighting, alpha, present)
+        weights = loss_weights(self.state.options.loss_weighting, alpha, present)
         values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
         finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
@@ -188,19 +193,20 @@ class GradientStep:
         :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
         :return: the temperatures, and their losses; both ``[M]``
         """
-        optimizer, log_alpha = self.model.ent_coef_optimizer, self.model.log_ent_coef
-        if optimizer is None or log_alpha is None:
-            alpha = self.model.ent_coef_tensor
-            return alpha, th.zeros_like(alpha)
+        log_alpha, optimizer, fixed = self.state.temperatures
+        if fixed is not None:
+            return fixed, th.zeros_like(fixed)
+        assert log_alpha is not None
+        assert optimizer is not None
         alpha = log_alpha.detach().exp()
         # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
-        losses = -log_alpha * (log_prob + float(self.model.target_entropy) * present)
+        losses = -log_alpha * (log_prob + self.state.options.target_entropy * present)
         optimizer.zero_grad()
         losses.sum().backward()
         return alpha, losses.detach()
 
     def _step_temperatures(self, present: Tensor | None) -> None:
-        optimizer, log_alpha = self.model.ent_coef_optimizer, self.model.log_ent_coef
+        log_alpha, optimizer, _ = self.state.temperatures
         if optimizer is None or log_alpha is None:
             return
         before = log_alpha.detach().clone()
@@ -240,13 +246,13 @@ class GradientStep:
         """
         stage = "actor" if module is self.actor else "critic"
         module.optimizer.zero_grad()
-        if self.model.gradient_surgery is None:
+        if self.state.options.gradient_surgery is None:
             loss, metrics = loss_function(*tensors)
             loss.backward()
         else:
             num_present = self._num_present or self.num_tasks
             gradients, metrics = task_gradients(module, loss_function, tensors, num_present)
-            orders = th.rand(num_present, num_present, device=self.model.device).argsort(-1)
+            orders = th.rand(num_present, num_present, device=metrics[-1].device).argsort(-1)
             projected = pcgrad(gradients, orders)
             for name, parameter in module.named_parameters():
                 parameter.grad = projected.get(name)
@@ -258,7 +264,7 @@ class GradientStep:
         return metrics
 
     def _clip_gradients(self, module: th.nn.Module) -> None:
-        limit = self.model.max_grad_norm
+        limit = self.state.options.max_grad_norm
         if limit is None:
             return
         if isinstance(limit, (list, tuple)):

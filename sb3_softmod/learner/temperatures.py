@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.learner.loss_weights import LossWeighting
+
+
+class Temperatures(NamedTuple):
+    """The temperatures of a model, learned or fixed.
+
+    :param log_alpha: ``[M]``, their logarithms, where they are learned
+    :param optimizer: of these
+    :param alpha: ``[M]``, where they are fixed
+    """
+
+    log_alpha: th.Tensor | None
+    optimizer: th.optim.Optimizer | None
+    alpha: th.Tensor | None
 
 
 def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting) -> th.Tensor:

@@ -21,6 +21,7 @@ from sb3_softmod.common.checks import require_names
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.common.files import as_path
+from sb3_softmod.common.saved_files import naming
 from sb3_softmod.common.task_observation import check_space, split
 from sb3_softmod.networks import (
     CARENetwork,
@@ -36,7 +37,6 @@ from sb3_softmod.networks import (
     SoftModularNetwork,
 )
 from sb3_softmod.networks.base import require_positive
-from sb3_softmod.saving.models import naming
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MultiTaskSACPolicy")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 
+from sb3_softmod.common.csv_files import keep_rows, number
 from sb3_softmod.common.errors import ConfigurationError, FileError
-from sb3_softmod.common.files import as_path, make_folder, replacing
+from sb3_softmod.common.files import as_path, make_folder
 
 PROGRESS = "progress.csv"
 _STEPS = "time/total_timesteps"
@@ -52,24 +52,6 @@ class _ContinuedCSV(CSVOutputFormat):
         self.separator, self.quotechar = ",", '"'
 
 
-def keep_rows(path: Path, column: str, steps: int) -> None:
-    """Take the rows of later steps out of a CSV file, and one that is half-written.
-
-    :param path: of the file; nothing happens without one
-    :param column: that holds environment steps
-    :param steps: the last to keep
-    """
-    if not path.exists():
-        return
-    with path.open(newline="", errors="replace") as file:  # line ends as they are
-        header, *rows = [line for line in file if line.endswith("\n")] or [""]
-    names = next(csv.reader([header]), [])
-    index = names.index(column) if column in names else 0
-    kept = [row for row in rows if len(cells := next(csv.reader([row]))) > index and _number(cells[index]) <= steps]
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        file.write("".join([header, *kept]))
-
-
 def read_progress(
     folder: str | Path, metrics: Sequence[str], task_names: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -100,17 +82,10 @@ def read_progress(
         if missing := [name for name in wanted if name not in column]:
             raise ConfigurationError(f"{path} has no column {missing[0]}.")
         indices = [column[name] for name in wanted]
-        table = np.array([[_number(row[index]) for index in indices] for row in rows if len(row) == len(header)])
+        table = np.array([[number(row[index]) for index in indices] for row in rows if len(row) == len(header)])
         table = table.reshape(-1, len(wanted))
         table = table[np.isfinite(table[:, 0]) & np.isfinite(table[:, 1:]).any(1)]
         if not len(table):
             raise ConfigurationError(f"{path} holds no {metric} yet.")
         found[metric] = (table[:, 0].astype(int), table[:, 1:])
     return found
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -12,7 +12,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -20,22 +20,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_softmod.common.errors import CheckpointError, ConfigurationError
-from sb3_softmod.learner.replay_buffer import Mark, MultiTaskReplayBuffer
-from sb3_softmod.saving.checkpoints import FOLDER, Checkpoint, CheckpointFolder, Writer, find
-from sb3_softmod.saving.training_state import callbacks_of, restore, training_state
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.saving.checkpoints import FOLDER, CheckpointFolder, Writer
+from sb3_softmod.saving.resuming import BUFFER, MODEL, OTHER_BUFFER, STATE, Written, mark_of
+from sb3_softmod.saving.sac import SavingSAC
+from sb3_softmod.saving.training_state import callbacks_of, training_state
 
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
-
-_MODEL, _STATE, _BUFFER, _OTHER_BUFFER = "model.zip", "state.pkl", "buffer.npz", "replay_buffer.pkl"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Written(NamedTuple):
-    """A checkpoint that a training wrote or began from."""
-
-    checkpoint: Checkpoint
-    mark: Mark | None  # what its segments of the replay buffer hold; None for a buffer of SB3
 
 
 class CheckpointCallback(BaseCallback):
@@ -93,9 +84,7 @@ class CheckpointCallback(BaseCallback):
     # ------------------------------------------------------------ of the training
 
     def _on_training_start(self) -> None:
-        from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC  # which calls this class
-
-        if not isinstance(self.model, MultiTaskSAC):
+        if not isinstance(self.model, SavingSAC):
             raise ConfigurationError(
                 f"CheckpointCallback is for SoftModSAC and MultiTaskSAC, not {type(self.model).__name__}: SB3's own "
                 "saves such models."
@@ -155,15 +144,15 @@ class CheckpointCallback(BaseCallback):
 
     def _write(self, callback: BaseCallback) -> None:
         assert self._folder is not None
-        model: MultiTaskSAC = self.model  # type: ignore[assignment]
+        model: SavingSAC = self.model  # type: ignore[assignment]
         newest = self._newest()
         if newest is not None and newest.checkpoint.step == model.num_timesteps:
             return
         self._calls_at_newest = self.n_calls
         buffer = model.replay_buffer
-        files: dict[str, Writer] = {_MODEL: partial(_save, model)}
-        state = training_state(model, callback)
-        files[_STATE] = partial(_dump, state)
+        files: dict[str, Writer] = {MODEL: partial(_save, model)}
+        state = training_state(model, callback, model._learning_progress(), model._settings)
+        files[STATE] = partial(_dump, state)
         segments: dict[str, dict[str, Any]] = {}
         segment, counts = None, None
         if isinstance(buffer, MultiTaskReplayBuffer):
@@ -173,9 +162,9 @@ class CheckpointCallback(BaseCallback):
             elif newest is not None:
                 segments = _needed(newest.checkpoint.segments, buffer)
             segment, counts = _arrays(added), {"last": buffer.added_per_task.tolist()}
-            files[_BUFFER] = _arrays(buffer.head())
+            files[BUFFER] = _arrays(buffer.head())
         else:
-            files[_OTHER_BUFFER] = partial(_pickle, buffer)
+            files[OTHER_BUFFER] = partial(_pickle, buffer)
         start = time.monotonic()
         try:
             facts = {"seconds": round(self._seconds(), 1)}
@@ -188,7 +177,7 @@ class CheckpointCallback(BaseCallback):
                 stacklevel=2,
             )
             return
-        model._checkpoints[self._folder.path] = Written(written, _mark_of(model))
+        model._checkpoints[self._folder.path] = Written(written, mark_of(model.replay_buffer))
         if self.verbose >= 1:
             print(f"Checkpoint {written.folder} ({time.monotonic() - start:.1f} s)")
 
@@ -231,37 +220,6 @@ def checkpoint_callbacks(callback: MaybeCallback) -> list[CheckpointCallback]:
     return [each for each in callbacks_of(callback) if isinstance(each, CheckpointCallback)]
 
 
-def load_checkpoint(cls: type[MultiTaskSAC], path: str | Path, env: Any, **kwargs: Any) -> MultiTaskSAC:
-    """A model as it was in a checkpoint, with its replay buffer, its envs and all generators.
-
-    :param cls: its class
-    :param path: see :func:`.checkpoints.find`
-    :param env: made with the same arguments as before
-    :param kwargs: of ``cls.load``
-    :raises CheckpointError: without a good checkpoint
-    :raises ConfigurationError: for an env that does not fit
-    """
-    checkpoint = find(path)
-    model = cls.load(checkpoint.file(_MODEL), env=env, **kwargs)
-    buffer = model.replay_buffer
-    if isinstance(buffer, MultiTaskReplayBuffer):
-        buffer.restore(map(_load_arrays, checkpoint.segment_files()), _load_arrays(checkpoint.file(_BUFFER)))
-    else:
-        model.load_replay_buffer(checkpoint.file(_OTHER_BUFFER), truncate_last_traj=False)
-    try:
-        state = pickle.loads(checkpoint.file(_STATE).read_bytes())
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.file(_STATE)} needs code that is not there: {error}.") from error
-    restore(model, state)
-    model.resumed_from, model._state_to_continue = checkpoint, state
-    model._checkpoints = {checkpoint.folder.parent.resolve(): Written(checkpoint, _mark_of(model))}
-    return model
-
-
-def _mark_of(model: MultiTaskSAC) -> Mark | None:
-    return model.replay_buffer.mark() if isinstance(model.replay_buffer, MultiTaskReplayBuffer) else None
-
-
 def _needed(segments: dict[str, dict[str, Any]], buffer: MultiTaskReplayBuffer) -> dict[str, dict[str, Any]]:
     """The segments of which the buffer still has transitions."""
     oldest = buffer.added_per_task - buffer.capacity_per_task
@@ -272,7 +230,7 @@ def _dump(state: dict[str, Any], path: Path) -> None:
     path.write_bytes(cloudpickle.dumps(state))
 
 
-def _save(model: MultiTaskSAC, path: Path) -> None:
+def _save(model: SavingSAC, path: Path) -> None:
     content = io.BytesIO()
     model.save(content)  # SB3 would leave a file open that the disk has no room for
     path.write_bytes(content.getbuffer())
@@ -289,8 +247,3 @@ def _arrays(arrays: Any) -> Writer:
             np.savez(file, **arrays)
 
     return write
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sb3_softmod import __version__
 from sb3_softmod.common.errors import CheckpointError
+from sb3_softmod.common.version import __version__
 
 #: Of the files of a checkpoint; one more whenever older code could not read them rightly.
 FORMAT = 1

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -15,13 +15,8 @@ from stable_baselines3.common.utils import get_system_info
 
 from sb3_softmod.common.checks import arguments_of, require_names
 from sb3_softmod.common.errors import ConfigurationError, EnvError, FileError, SoftModError, nearest
+from sb3_softmod.common.saved_files import BROKEN, checked_path, naming
 from sb3_softmod.learner.temperatures import initial_temperatures
-from sb3_softmod.saving.models import BROKEN, checked_path, naming
-
-if TYPE_CHECKING:
-    from sb3_softmod.saving.sac import SavingSAC
-
-    Model = TypeVar("Model", bound=SavingSAC)
 
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.
 _NOT_FOR_LOAD = {"self", "policy", "env", "device", "_init_setup_model"}
@@ -65,11 +60,11 @@ def read(path: Any, device: th.device | str, custom_objects: dict[str, Any], pri
 
 
 def make(
-    cls: type[Model], saved: Saved, env: Any, device: th.device | str, kwargs: Mapping[str, Any], force_reset: bool
-) -> Model:
+    cls: Any, saved: Saved, env: Any, device: th.device | str, kwargs: Mapping[str, Any], force_reset: bool
+) -> Any:
     """The model of a file, with what the caller gives in place of what the file says.
 
-    :param cls: its class
+    :param cls: its class, a :class:`.SavingSAC`
     :param env: to go on in, or None
     :param kwargs: arguments of the class
     :param force_reset: whether the env begins new episodes
@@ -103,7 +98,7 @@ def make(
     return model
 
 
-def restore(model: SavingSAC, saved: Saved, kwargs: Mapping[str, Any]) -> None:
+def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     """Give a model the parameters, the state of optimizers and the temperatures of a file.
 
     Temperatures that the caller wants otherwise than the file has them begin anew.
@@ -128,7 +123,7 @@ def restore(model: SavingSAC, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     own.data = given.data.to(own)
 
 
-def _same_temperatures(first: Any, second: Any, model: SavingSAC) -> bool:
+def _same_temperatures(first: Any, second: Any, model: Any) -> bool:
     """Whether two ``ent_coef`` mean the same: both learned or both fixed, from the same numbers."""
     if isinstance(first, str) != isinstance(second, str):
         return False
@@ -139,7 +134,7 @@ def _same_temperatures(first: Any, second: Any, model: SavingSAC) -> bool:
     return th.equal(*values)
 
 
-def _keep_last_episodes(model: SavingSAC) -> None:
+def _keep_last_episodes(model: Any) -> None:
     """Let the statistics of episodes be of another window."""
     window = model._stats_window_size
     model.episode_statistics = model.episode_statistics.last(window)

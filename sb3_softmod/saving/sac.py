@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch as th
 from gymnasium.vector import VectorEnv
@@ -17,19 +18,18 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.saved_files import unpickled, writing
 from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.saving.checkpoint_callback import Written, load_checkpoint
+from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.saving.checkpoints import Checkpoint
 from sb3_softmod.saving.loading import check_arguments, check_custom_objects, fitting, make, read
-from sb3_softmod.saving.models import check_buffer, saved_facts, saved_weights, unpickled, writing
+from sb3_softmod.saving.models import check_buffer, saved_facts, saved_weights
 from sb3_softmod.saving.parameters import check_parameters
+from sb3_softmod.saving.resuming import Written, load_checkpoint
 from sb3_softmod.saving.safe_loading import load_safely
-
-if TYPE_CHECKING:
-    from sb3_softmod.learner.gradient_step import GradientStep
 
 SelfSavingSAC = TypeVar("SelfSavingSAC", bound="SavingSAC")
 
@@ -52,6 +52,7 @@ class SavingSAC(SAC):
     """SB3's SAC, whose files are written whole or not at all, and refused by name where they do not fit."""
 
     num_tasks: int
+    nonfinite_updates: int  # that were dropped so far
     episode_statistics: EpisodeStatistics
     normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
     _gradient_step: GradientStep | None
@@ -61,6 +62,14 @@ class SavingSAC(SAC):
     _settings: dict[BaseCallback, dict[str, Any]]  # of the callbacks, which no checkpoint overrides
     _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
 
+    @abstractmethod
+    def _learning_progress(self) -> dict[str, Any]:
+        """What a checkpoint holds of the learner, besides parameters, optimizers and replay buffer."""
+
+    @abstractmethod
+    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
+        """Take over what another model's :meth:`_learning_progress` gave."""
+
     def check_updates(self) -> None:
         """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
 
@@ -69,7 +78,10 @@ class SavingSAC(SAC):
         :raises NonFiniteError: for what has to end the run, see ``on_nonfinite``
         """
         if self._gradient_step is not None:
-            self._gradient_step.finite.check()
+            try:
+                self._gradient_step.finite.check()
+            finally:
+                self.nonfinite_updates = self._gradient_step.finite.dropped
 
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy.deepcopy``: a model that learns on by itself, without log files and checkpoints."""
@@ -133,7 +145,8 @@ class SavingSAC(SAC):
         :raises ConfigurationError: naming the file, if it is of other tasks or spaces than the model
         """
         buffer = unpickled(path, "replay buffer", "pkl")
-        check_buffer(path, buffer, self)
+        facts = ("observation_space", "action_space", "num_tasks", "n_envs")
+        check_buffer(path, buffer, {name: getattr(self, name) for name in facts})
         buffer.device = self.device
         self.replay_buffer = buffer
 
@@ -218,4 +231,4 @@ class SavingSAC(SAC):
         :raises ConfigurationError: for envs of other tasks
         """
         check_arguments(cls, "resume", kwargs, more=("custom_objects", "print_system_info"))
-        return load_checkpoint(cls, path, env, device=device, **kwargs)  # type: ignore[arg-type, return-value]
+        return load_checkpoint(cls, path, env, device=device, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.sac.policies import SACPolicy
@@ -13,11 +13,6 @@ from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.saving.loading import Saved, check_networks, restore
 from sb3_softmod.saving.models import is_plain, saved_weights
-
-if TYPE_CHECKING:
-    from sb3_softmod.saving.sac import SavingSAC
-
-    Model = TypeVar("Model", bound=SavingSAC)
 
 #: Arguments that a file gives where it has them in plain text and the caller does not.
 SAFE_ARGUMENTS = (
@@ -40,14 +35,14 @@ _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "nonfinite_updates")
 
 
 def load_safely(
-    cls: type[Model],
+    cls: Any,
     path: str | Path | Any,
     facts: Mapping[str, Any],
     env: Any,
     policy: str | type[SACPolicy] | None,
     device: th.device | str,
     kwargs: dict[str, Any],
-) -> Model:
+) -> Any:
     """``cls.load(..., safe=True)``.
 
     :param facts: of :func:`.saved_facts`
@@ -61,7 +56,7 @@ def load_safely(
     plain = {name: facts[name] for name in SAFE_ARGUMENTS if name in facts and is_plain(facts[name])}
     if "policy_kwargs" in plain:
         check_networks(plain["policy_kwargs"], kwargs)
-    model = cls(policy, env, device=device, **{**plain, **kwargs})  # type: ignore[arg-type]
+    model = cls(policy, env, device=device, **{**plain, **kwargs})
     normalised = facts.get("normalization") is not None
     if normalised and not isinstance(model.get_vec_normalize_env(), MultiTaskVecNormalize):
         raise ConfigurationError(

@@ -9,17 +9,15 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-
-if TYPE_CHECKING:
-    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 
 #: What SB3 gives every callback anew.
 _GIVEN = ("model", "logger", "locals", "globals", "parent", "training_env")
@@ -27,10 +25,14 @@ _GIVEN = ("model", "logger", "locals", "globals", "parent", "training_env")
 _PLAIN = (bool, int, float, str, bytes, type(None), np.generic, np.ndarray)
 
 
-def training_state(model: MultiTaskSAC, callback: BaseCallback) -> dict[str, Any]:
+def training_state(
+    model: SAC, callback: BaseCallback, learning: Mapping[str, Any], settings: Mapping[BaseCallback, dict[str, Any]]
+) -> dict[str, Any]:
     """The state between two steps of the envs, for :func:`restore` and :func:`go_on`.
 
     :param callback: of the training
+    :param learning: how far the learner is
+    :param settings: of the callbacks, see :func:`settings_of`
     """
     try:
         assert model.env is not None
@@ -41,27 +43,21 @@ def training_state(model: MultiTaskSAC, callback: BaseCallback) -> dict[str, Any
     return {
         "envs": envs,
         "obstacle": obstacle,
-        "postponed": model._postponed,
-        "metrics": model._metrics.progress(),
-        "dropped_in_a_row": model._learner().finite.watch.in_a_row(),
+        **learning,
         "logger": {name: dict(getattr(model.logger, name)) for name in names},
-        "callbacks": [
-            (type(each).__name__, _progress(each, model._settings.get(each, {}))) for each in _with_state(callback)
-        ],
+        "callbacks": [(type(each).__name__, _progress(each, settings.get(each, {}))) for each in _with_state(callback)],
         "action_space": model.action_space.np_random.bit_generator.state,
         "generators": _generators(),
         "conditions": _conditions(model),
     }
 
 
-def restore(model: MultiTaskSAC, state: Mapping[str, Any]) -> None:
-    """Let the envs, the generators and the learner of a model be as they were; warn where that cannot be exact.
+def restore(model: SAC, state: Mapping[str, Any]) -> None:
+    """Let the envs and the generators of a model be as they were; warn where that cannot be exact.
 
     :param model: as loaded, with its envs and its replay buffer
     """
     _restore_envs(model, state)
-    model._postponed = state["postponed"]
-    model._metrics.set_progress(state["metrics"])
     for what, before in state["conditions"].items():
         now = _conditions(model)[what]
         if now != before:
@@ -74,7 +70,7 @@ def restore(model: MultiTaskSAC, state: Mapping[str, Any]) -> None:
     _set_generators(state["generators"])  # last: whatever came before may have drawn from them
 
 
-def _restore_envs(model: MultiTaskSAC, state: Mapping[str, Any]) -> None:
+def _restore_envs(model: SAC, state: Mapping[str, Any]) -> None:
     assert model.env is not None
     why = state["obstacle"]
     if not why:
@@ -92,13 +88,12 @@ def _restore_envs(model: MultiTaskSAC, state: Mapping[str, Any]) -> None:
     )
 
 
-def go_on(model: MultiTaskSAC, callback: BaseCallback, state: Mapping[str, Any]) -> None:
+def go_on(model: SAC, callback: BaseCallback, state: Mapping[str, Any]) -> None:
     """Let the logger and the callbacks of a resumed training be as they were; warn of callbacks that are new.
 
     :param callback: of the training, which is about to begin
     :param state: of the checkpoint
     """
-    model._learner().finite.watch.set_in_a_row(state.get("dropped_in_a_row", 0))  # older checkpoints have none
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
     saved: dict[str, list[Any]] = {}
@@ -191,7 +186,7 @@ def _set_generators(states: Mapping[str, Any]) -> None:
         th.cuda.set_rng_state_all(states["cuda"])
 
 
-def _conditions(model: MultiTaskSAC) -> dict[str, Any]:
+def _conditions(model: SAC) -> dict[str, Any]:
     """What sums and products are rounded by, by the names that a user has for them."""
     return {
         "the device": str(model.device),

@@ -271,7 +271,7 @@ def test_runs_that_begin_at_the_same_moment(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "sb3_softmod.zoo",
+        "sb3_softmod.cli",
         "train",
         "--algo",
         "mt_sac",
