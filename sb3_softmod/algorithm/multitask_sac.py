@@ -333,36 +333,33 @@ class MultiTaskSAC(SavingSAC):
             self.nonfinite_updates = step.finite.dropped
 
     def _learner(self) -> GradientStep:
-        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs belong to
-        it.
-        """
-        options = self._learner_options()
+        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs are its."""
+        state = self._learner_state()
         if self._gradient_step is None:
             acceleration = self._acceleration()
             if self.verbose >= 1:
                 print(acceleration)
-            self._gradient_step = GradientStep(
-                LearnerState(self.policy, self._temperatures(), options),
-                acceleration,
-                balanced=isinstance(self.replay_buffer, MultiTaskReplayBuffer),
-                dropped=self.nonfinite_updates,
-            )
-        state = self._gradient_step.state
-        state.options, state.temperatures = options, self._temperatures()
-        state.folder = Path(getattr(getattr(self, "_logger", None), "dir", None) or "")
+            balanced = isinstance(self.replay_buffer, MultiTaskReplayBuffer)
+            self._gradient_step = GradientStep(state, acceleration, balanced, self.nonfinite_updates)
+        vars(self._gradient_step.state).update(vars(state))
         return self._gradient_step
 
-    def _learner_options(self) -> LearnerOptions:
-        own = (field.name for field in fields(LearnerOptions) if field.name != "task_names")
-        return LearnerOptions(task_names=tuple(self.task_names), **{name: getattr(self, name) for name in own})
-
-    def _temperatures(self) -> Temperatures:
-        fixed = None if self.log_ent_coef is not None else self.ent_coef_tensor
-        return Temperatures(self.log_ent_coef, self.ent_coef_optimizer, fixed)
+    def _learner_state(self) -> LearnerState:
+        own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
+        return LearnerState(
+            self.policy,
+            Temperatures(
+                self.log_ent_coef,
+                self.ent_coef_optimizer,
+                self.ent_coef_tensor if self.log_ent_coef is None else None,
+            ),
+            LearnerOptions(tuple(self.task_names), **own),
+            Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
+        )
 
     def _acceleration(self) -> Acceleration:
         storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))
-        return decide(self._learner_options(), self.policy, storage)
+        return decide(self._learner_state().options, self.policy, self.device, storage)
 
     def _learning_progress(self) -> dict[str, Any]:
         return {

@@ -129,14 +129,14 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def decide(options: LearnerOptions, policy: SACPolicy, storage: th.device) -> Acceleration:
+def decide(options: LearnerOptions, policy: SACPolicy, device: th.device, storage: th.device) -> Acceleration:
     """Fill in what the user left open.
 
     :param policy: what learns
+    :param device: where it does
     :param storage: where the replay buffer is
     :raises ConfigurationError: for what was asked for by name and does not work on this device, or with this policy
     """
-    device = policy.device
     on_gpu = device.type == "cuda"
 
     precision = options.precision
@@ -157,7 +157,7 @@ def decide(options: LearnerOptions, policy: SACPolicy, storage: th.device) -> Ac
         if not on_gpu and not any(map(shutil.which, compilers)):
             raise ConfigurationError("compile=True needs a C++ compiler: install g++, or leave compile False.")
 
-    obstacle = _obstacle_to_graphs(policy)
+    obstacle = _obstacle_to_graphs(policy, device)
     if options.cuda_graphs is True and obstacle:
         raise ConfigurationError(f"cuda_graphs=True {obstacle}: leave it at 'auto' or False.")
     cuda_graphs = options.cuda_graphs is not False and obstacle is None
@@ -180,10 +180,10 @@ def decide_storage(wanted: th.device | str, device: th.device, nbytes: int) -> t
     return device if 4 * nbytes <= free else cpu
 
 
-def _obstacle_to_graphs(policy: SACPolicy) -> str | None:
+def _obstacle_to_graphs(policy: SACPolicy, device: th.device) -> str | None:
     """Why gradient steps cannot be replayed, if so."""
-    if policy.device.type != "cuda":
-        return f"needs a GPU, not {policy.device}"
+    if device.type != "cuda":
+        return f"needs a GPU, not {device}"
     if not isinstance(policy, MultiTaskSACPolicy):
         return f"needs a policy of this package, not {type(policy).__name__}, which waits for the device"
     network = policy.network_class

@@ -37,7 +37,7 @@ class GradientStep:
     """
 
     def __init__(
-        self, state: LearnerState, acceleration: Acceleration, *, balanced: bool = False, dropped: int = 0
+        self, state: LearnerState, acceleration: Acceleration, balanced: bool = False, dropped: int = 0
     ) -> None:
         policy, temperatures = state.policy, state.temperatures
         self.state = state

@@ -289,16 +289,14 @@ def test_the_buffer_is_on_the_gpu_where_there_is_room(
 ) -> None:
     """Told without a GPU: by what the GPU would say of its memory."""
     model = make_model()
-    model.device = th.device("cuda")
     buffer = model.replay_buffer
     assert isinstance(buffer, MultiTaskReplayBuffer)
     rows = nbytes_of(buffer.buffer_size, model.observation_space, model.action_space, M)
     buffer.reset()
     assert 0 <= buffer.nbytes - rows <= 8 * M  # and the number of transitions of each task
     monkeypatch.setattr(th.cuda, "mem_get_info", lambda device: (free * rows, 100 * rows))
-    assert decide_storage(model).type == chosen
-    model.buffer_device = "cpu"
-    assert decide_storage(model).type == "cpu"
+    assert decide_storage("auto", th.device("cuda"), rows).type == chosen
+    assert decide_storage("cpu", th.device("cuda"), rows).type == "cpu"
 
 
 @pytest.mark.parametrize(

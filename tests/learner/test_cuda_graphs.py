@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskSACPolicy
-from sb3_softmod.learner.acceleration import Acceleration, RecordedStep, decide
+from sb3_softmod.learner.acceleration import Acceleration, RecordedStep
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.networks import MlpNetwork, MultiTaskNetwork
 from sb3_softmod.policies import POLICIES, MTMlpPolicy, MultiTaskActor
@@ -208,7 +208,7 @@ def test_a_model_that_is_changed_is_recorded_anew(change: str, cuda: Cuda) -> No
         nonlocal passes
         passes += 1
 
-    step = GradientStep(model, Recorded(CPU, "fp32", compile=False, cuda_graphs=False, storage=CPU))
+    step = GradientStep(model._learner_state(), Recorded(CPU, "fp32", compile=False, cuda_graphs=False, storage=CPU))
     model.actor.network.register_forward_hook(count)  # type: ignore[union-attr]
     batch = batch_of(4)
     for _ in range(6):
@@ -221,6 +221,7 @@ def test_a_model_that_is_changed_is_recorded_anew(change: str, cuda: Cuda) -> No
         step.update_targets()
     assert passes == before  # nothing of it is read any more
     CHANGES[change](model)
+    vars(step.state).update(vars(model._learner_state()))
     step(batch)
     assert passes > before
     for _ in range(5):
@@ -230,7 +231,7 @@ def test_a_model_that_is_changed_is_recorded_anew(change: str, cuda: Cuda) -> No
 
 def test_fewer_tasks_are_recorded_anew(cuda: Cuda) -> None:
     model = MultiTaskSAC("MTMlpPolicy", make_point_mass_env(M), policy_kwargs=dict(net_arch=[4]), device="cpu")
-    step = GradientStep(model, Recorded(CPU, "fp32", compile=False, cuda_graphs=False, storage=CPU))
+    step = GradientStep(model._learner_state(), Recorded(CPU, "fp32", compile=False, cuda_graphs=False, storage=CPU))
     batch = batch_of(4)
     for num_present in (0, 1, 2):
         for _ in range(5):
@@ -280,7 +281,7 @@ def on_gpu(policy: Any, **kwargs: Any) -> MultiTaskSAC:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_our_networks_are_recorded(policy: str) -> None:
-    assert decide(on_gpu(policy)).cuda_graphs == (policy != "SingleTaskPolicy")
+    assert on_gpu(policy)._acceleration().cuda_graphs == (policy != "SingleTaskPolicy")
 
 
 @pytest.mark.parametrize(
@@ -303,14 +304,14 @@ def test_our_networks_are_recorded(policy: str) -> None:
 )
 def test_others_are_not_recorded_and_refused_by_name(policy: Any, kwargs: dict[str, Any], message: str) -> None:
     model = on_gpu(policy, **kwargs)
-    assert not decide(model).cuda_graphs
+    assert not model._acceleration().cuda_graphs
     model.cuda_graphs = True
     with pytest.raises(ConfigurationError, match=f"cuda_graphs=True {message}.*leave it at 'auto' or False"):
-        decide(model)
+        model._acceleration()
 
 
 def test_a_network_is_recorded_if_its_own_class_says_so() -> None:
     assert not MultiTaskNetwork.capturable
     assert MlpNetwork.capturable
     assert not Custom.capturable
-    assert decide(on_gpu(DeclaredPolicy)).cuda_graphs
+    assert on_gpu(DeclaredPolicy)._acceleration().cuda_graphs

@@ -19,9 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, NonFiniteError
-from sb3_softmod.learner.acceleration import decide
 from sb3_softmod.learner.finite_updates import Watch
-from sb3_softmod.learner.nonfinite import replay_dump
 from sb3_softmod.policies import POLICIES
 
 M, B = 4, 32
@@ -111,7 +109,7 @@ def learned_here(error: pytest.ExceptionInfo[NonFiniteError]) -> str:
 def fails_alike(folder: Path, step: int, error: pytest.ExceptionInfo[NonFiniteError], model: MultiTaskSAC) -> None:
     """The dump of the step gives the same error in another model, which applies nothing of it."""
     with pytest.raises(NonFiniteError, match=rf"The update was read from .*nonfinite-{step}\.pt") as again:
-        replay_dump(model, folder / f"nonfinite-{step}.pt")
+        model.replay_dump(folder / f"nonfinite-{step}.pt")
     assert learned_here(again) == learned_here(error)
 
 
@@ -130,7 +128,7 @@ def test_an_infinite_reward_stops_before_anything_is_learned_from_it(policy: str
         NonFiniteError,
         match=r"Gradient step 4 \(environment step 0\): the loss of the critic holds NaN or infinity, for 8 of 8 "
         r"samples of task 'corner-2'\. So do the batch's rewards: look at where .* nothing of the update was applied\. "
-        r"The update is in .*nonfinite-4\.pt: sb3_softmod\.nonfinite\.replay_dump\(model, path\) takes it again\.",
+        r"The update is in .*nonfinite-4\.pt: model\.replay_dump\(path\) takes it again\.",
     ) as error:
         model.train(5, B)
     assert same(numbers(model), before)
@@ -350,7 +348,7 @@ def test_a_hundred_in_a_row_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteError, match=r"Gradient step 200 .* the temperature holds NaN or infinity, for task 'corner-3'"
     ):
-        replay_dump(make_model(**CHANCE), tmp_path / "nonfinite-200.pt")
+        make_model(**CHANCE).replay_dump(tmp_path / "nonfinite-200.pt")
 
 
 # ------------------------------------------------------------------------------- dumps
@@ -407,16 +405,16 @@ def test_a_dump_needs_a_model_of_its_arguments(tmp_path: Path) -> None:
         (dict(policy_kwargs=dict(net_arch=[12, 11])), "The model has other parameters than"),
     ):
         with pytest.raises(ConfigurationError, match=message):
-            replay_dump(make_model(**options), dump)
+            make_model(**options).replay_dump(dump)
     for content in (b"", b"text", dump.read_bytes()[:1000]):
         (tmp_path / "other.pt").write_bytes(content)
         with pytest.raises(ConfigurationError, match=r"other\.pt is not the dump of an update"):
-            replay_dump(make_model(), tmp_path / "other.pt")
+            make_model().replay_dump(tmp_path / "other.pt")
     th.save({"batch": {}}, tmp_path / "other.pt")
     with pytest.raises(ConfigurationError, match=r"other\.pt is not the dump of an update"):
-        replay_dump(make_model(), tmp_path / "other.pt")
+        make_model().replay_dump(tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError):
-        replay_dump(make_model(), tmp_path / "none.pt")
+        make_model().replay_dump(tmp_path / "none.pt")
 
 
 def test_a_dump_with_finite_numbers_raises_nothing(tmp_path: Path) -> None:
@@ -427,7 +425,7 @@ def test_a_dump_with_finite_numbers_raises_nothing(tmp_path: Path) -> None:
     dump["parameters"]["critic.network.mlp.layers.0.weight"].view(-1)[0] = 0.0
     th.save(dump, tmp_path / "healed.pt")
     before = numbers(model)
-    replay_dump(model, tmp_path / "healed.pt")
+    model.replay_dump(tmp_path / "healed.pt")
     model.policy.load_state_dict({n: v for n, v in before.items() if n in model.policy.state_dict()})
     assert same(numbers(model), before)  # the optimizers took no step
 
@@ -496,7 +494,7 @@ def test_skipping_without_waiting(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteError, match=r"Gradient step 160 .* the temperature holds NaN or infinity, for task 'corner-3'"
     ):
-        replay_dump(at_once, tmp_path / "nonfinite-160.pt")
+        at_once.replay_dump(tmp_path / "nonfinite-160.pt")
 
 
 # ---------------------------------------------------------------------- healthy learners
@@ -535,7 +533,7 @@ def test_what_cannot_work_is_refused() -> None:
     model = make_model(policy_kwargs=dict(optimizer_kwargs=dict(foreach=False)), precision="fp32")
     model.device, model.cuda_graphs = th.device("cuda"), True  # as if there were one
     with pytest.raises(ConfigurationError, match="cuda_graphs=True needs the fused Adam"):
-        decide(model)
+        model._acceleration()
 
 
 @pytest.mark.slow
