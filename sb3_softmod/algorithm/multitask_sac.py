@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -20,6 +18,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.algorithm.learning_sac import LearningSAC
+from sb3_softmod.algorithm.logs import record
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
@@ -45,23 +45,21 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
-from sb3_softmod.learner.acceleration import Acceleration, decide, decide_storage
-from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.acceleration import decide_storage
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
-from sb3_softmod.learner.metrics import TaskMetrics, record
-from sb3_softmod.learner.options import LearnerOptions, LearnerState, OnNonFinite, Precision
+from sb3_softmod.learner.metrics import TaskMetrics
+from sb3_softmod.learner.options import OnNonFinite, Precision
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
-from sb3_softmod.learner.temperatures import Temperatures, initial_temperatures
+from sb3_softmod.learner.temperatures import initial_temperatures
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
-from sb3_softmod.saving.sac import SavingSAC
 from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(SavingSAC):
+class MultiTaskSAC(LearningSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -191,9 +189,9 @@ class MultiTaskSAC(SavingSAC):
         self.compile = compile
         self.cuda_graphs = cuda_graphs
         self.buffer_device = buffer_device
-        self._postponed: tuple[int, int] | None = None
+        self._postponed = None
         self._overlapped: Overlapped | None = None
-        self._turns: TaskTurns | None = None
+        self._turns = None
         self._gradient_step = None
         self.resumed_from = None
         self._checkpoints = {}
@@ -204,7 +202,7 @@ class MultiTaskSAC(SavingSAC):
         self.normalization = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
-        self.task_names: list[str] = []
+        self.task_names = []
         self.episode_statistics: EpisodeStatistics = None  # type: ignore[assignment]
         if _init_setup_model:
             self._setup_model()
@@ -293,7 +291,7 @@ class MultiTaskSAC(SavingSAC):
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
-    # ---------------------------------------------------------------- learning
+    # ------------------------------------------------------------------ acting
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """The actions for some observations; arguments as in SB3.
@@ -303,87 +301,6 @@ class MultiTaskSAC(SavingSAC):
         """
         check_observation(observation, self.observation_space, self.num_tasks)
         return super().predict(observation, *args, **kwargs)
-
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to
-        the next step of the envs.
-        """
-        if self._turns is not None and self._turns.wait(self.replay_buffer):
-            return
-        if self.overlap:
-            self._postponed = (gradient_steps, batch_size)
-        else:
-            self._learn_now(gradient_steps, batch_size)
-
-    def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
-        """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
-        step, buffer = self._learner(), self.replay_buffer
-        assert buffer is not None
-        self.policy.set_training_mode(True)
-        step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
-        try:
-            for gradient_step in range(gradient_steps):
-                batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-                at = (self._n_updates + 1, self.num_timesteps)
-                self._metrics.add(step(batch, getattr(buffer, "num_present", 0), at))
-                if gradient_step % self.target_update_interval == 0:
-                    step.update_targets()
-                self._n_updates += 1
-        finally:
-            self.nonfinite_updates = step.finite.dropped
-
-    def _learner(self) -> GradientStep:
-        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs are its."""
-        state = self._learner_state()
-        if self._gradient_step is None:
-            acceleration = self._acceleration()
-            if self.verbose >= 1:
-                print(acceleration)
-            balanced = isinstance(self.replay_buffer, MultiTaskReplayBuffer)
-            self._gradient_step = GradientStep(state, acceleration, balanced, self.nonfinite_updates)
-        vars(self._gradient_step.state).update(vars(state))
-        return self._gradient_step
-
-    def _learner_state(self) -> LearnerState:
-        own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
-        return LearnerState(
-            self.policy,
-            Temperatures(
-                self.log_ent_coef,
-                self.ent_coef_optimizer,
-                self.ent_coef_tensor if self.log_ent_coef is None else None,
-            ),
-            LearnerOptions(tuple(self.task_names), **own),
-            Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
-        )
-
-    def _acceleration(self) -> Acceleration:
-        storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))
-        return decide(self._learner_state().options, self.policy, self.device, storage)
-
-    def _learning_progress(self) -> dict[str, Any]:
-        return {
-            "postponed": self._postponed,
-            "metrics": self._metrics.progress(),
-            "dropped_in_a_row": self._learner().finite.watch.in_a_row(),
-        }
-
-    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
-        self._postponed = progress["postponed"]
-        self._metrics.set_progress(progress["metrics"])
-
-    def replay_dump(self, path: str | Path) -> None:
-        """Take an update again that was not finite, and was dumped by a model that was made with the same arguments.
-
-        The model gets the dump's parameters and temperatures, and nothing is applied to them. On the CPU the numbers
-        are those of the run, to the bit; a GPU may round differently. Returns where this time everything is finite.
-        Loading runs no code.
-
-        :param path: ``nonfinite-<gradient step>.pt``
-        :raises NonFiniteError: as in the run
-        :raises ConfigurationError: for another file, or a model of other arguments
-        """
-        self._learner().finite.replay(path)
 
     # -------------------------------------------------------------- collecting
 
@@ -451,12 +368,6 @@ class MultiTaskSAC(SavingSAC):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         return super()._sample_action(0 if self.policy_at_warmup else learning_starts, action_noise, n_envs)
-
-    def _learn_postponed(self) -> None:
-        if self._postponed is not None:
-            (gradient_steps, batch_size), self._postponed = self._postponed, None
-            self._learn_now(gradient_steps, batch_size)
-            self.policy.set_training_mode(False)  # as SB3 does before it collects
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, MultiTaskReplayBuffer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.logger import Logger
 
 from sb3_softmod.learner.gradient_step import METRICS
 
@@ -45,15 +44,3 @@ class TaskMetrics:
         """Take over the gradient steps of other metrics."""
         for own, given in zip((self._sums, self._counts), progress, strict=True):
             own.copy_(th.from_numpy(given))
-
-
-def record(logger: Logger, group: str, name: str, values: np.ndarray, task_names: list[str]) -> None:
-    """Log the mean over the tasks everywhere, and each task to every writer but the terminal.
-
-    :param values: ``[M]``; NaN for a task that has none
-    """
-    logger.record(f"{group}/{name}", float(np.nanmean(values)))
-    for task, value in zip(task_names, values, strict=True):
-        if np.isfinite(value):
-            # The terminal cuts keys at 36 characters and raises where two then coincide.
-            logger.record(f"{name}/{task}", float(value), exclude=("stdout", "log"))

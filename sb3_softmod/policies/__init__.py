@@ -1,6 +1,9 @@
 """Actor and critics around a network, as policies of SB3's SAC by name, and extractors. May import networks, common."""
 
-from sb3_softmod.policies.actor_critic import (
+from sb3_softmod.policies.actor_critic import MultiTaskActor, MultiTaskCritic
+from sb3_softmod.policies.base import MultiTaskSACPolicy, policy_options
+from sb3_softmod.policies.extractors import SoftModularExtractor
+from sb3_softmod.policies.named import (
     POLICIES,
     CAREPolicy,
     FiLMPolicy,
@@ -9,15 +12,10 @@ from sb3_softmod.policies.actor_critic import (
     MOOREPolicy,
     MTMlpPolicy,
     MultiHeadPolicy,
-    MultiTaskActor,
-    MultiTaskCritic,
-    MultiTaskSACPolicy,
     PaCoPolicy,
     SingleTaskPolicy,
     SoftModPolicy,
-    policy_options,
 )
-from sb3_softmod.policies.extractors import SoftModularExtractor
 
 __all__ = [
     "POLICIES",
