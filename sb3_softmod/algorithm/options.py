@@ -30,7 +30,8 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
-from sb3_softmod.learner.replay_buffer import LARGEST_BUFFER, MultiTaskReplayBuffer
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.task_rings import LARGEST_BUFFER
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
 
 #: What nearly every option is: its smallest and its largest value.

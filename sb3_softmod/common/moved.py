@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: Old path to new path.
+#: Old path to the new paths of what was there.
 MOVED = {
-    "sb3_softmod.buffers": "sb3_softmod.learner.replay_buffer",
-    "sb3_softmod.episode_statistics": "sb3_softmod.envs.episode_statistics",
-    "sb3_softmod.extractors": "sb3_softmod.policies.extractors",
+    "sb3_softmod.buffers": ("sb3_softmod.learner.replay_buffer", "sb3_softmod.learner.task_rings"),
+    "sb3_softmod.episode_statistics": ("sb3_softmod.envs.episode_statistics",),
+    "sb3_softmod.extractors": ("sb3_softmod.policies.extractors",),
 }
 
 
@@ -27,7 +26,9 @@ class _Moved(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module)["__getattr__"] = partial(getattr, import_module(MOVED[module.__name__]))
+        for path in MOVED[module.__name__]:
+            found = vars(import_module(path))
+            vars(module).update({name: value for name, value in found.items() if not name.startswith("__")})
 
 
 def find_moved_modules() -> None:

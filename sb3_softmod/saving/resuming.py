@@ -10,7 +10,8 @@ import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_softmod.common.errors import CheckpointError
-from sb3_softmod.learner.replay_buffer import Mark, MultiTaskReplayBuffer
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.task_rings import Mark
 from sb3_softmod.saving.checkpoints import Checkpoint, find
 from sb3_softmod.saving.training_state import restore
 
