@@ -86,7 +86,7 @@ class SavingSAC(SAC):
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy.deepcopy``: a model that learns on by itself, without log files and checkpoints."""
         self.check_updates()
-        own: dict[str, Any] = {"_gradient_step": None, "_checkpoints": {}, "_settings": {}}
+        own: dict[str, Any] = {"_gradient_step": None, "_overlapped": None, "_checkpoints": {}, "_settings": {}}
         if "_logger" in vars(self):  # its files are this model's
             own |= {"_logger": Logger(None, []), "_custom_logger": False}
         return {**vars(self), **own}
