@@ -70,7 +70,7 @@ def by_metaworld(model: Any, seed: int, episodes: int) -> tuple[list[float], lis
     return [success[name] for name in TASKS], [returns[name] for name in TASKS]
 
 
-@pytest.mark.parametrize("model", [Expert(), Expert(1)], ids=["expert", "clumsy"])
+@pytest.mark.parametrize("model", [pytest.param(Expert(), id="expert", marks=pytest.mark.slow), Expert(1)])
 def test_equals_meta_worlds_own_evaluator(model: Any) -> None:
     """Same goals, each of the 50 once: the same success rates, and returns to rounding."""
     success, returns = by_metaworld(model, seed=3, episodes=50)
