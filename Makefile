@@ -9,9 +9,11 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
 
+# A process for each core, and each test file in one of them: the tests of a file share what is slow to make.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
+# One after the other: some of them measure memory, or take all cores.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 

@@ -220,10 +220,12 @@ def soak_for(steps: int, num_tasks: int = 10, growth: float = 0.02) -> list[Row]
     :param steps: of all envs together
     :param growth: how much larger memory may be at the end than after the first tenth
     """
+    from shared_memory import left_behind, segments
     from worker_envs import make_copy
 
     from sb3_softmod import MultiTaskReplayBuffer, MultiTaskVecEnv
 
+    before = segments()
     env = MultiTaskVecEnv([partial(make_copy, task, num_tasks=num_tasks) for task in range(num_tasks)], n_workers=2)
     buffer = MultiTaskReplayBuffer(
         steps // 20, env.observation_space, env.action_space, "cpu", num_tasks, num_tasks=num_tasks
@@ -246,20 +248,21 @@ def soak_for(steps: int, num_tasks: int = 10, growth: float = 0.02) -> list[Row]
         if step % (rounds // 100) == rounds // 100 - 1:
             seen.append(_resources())
     stored = int(buffer.added_per_task.sum())
+    left = len(left_behind(before))
     env.close()
     warm, last = seen[len(seen) // 10 - 1], {name: max(s[name] for s in seen[-10:]) for name in seen[0]}
     rows = [Row("steps stored", stored, str(rounds * num_tasks), stored == rounds * num_tasks)]
-    for name, before in warm.items():
+    for name, first in warm.items():
         limit = growth if "memory of" in name else 0.0
         rows.append(
             Row(
-                f"{name}: growth since the first tenth ({before:g})",
-                f"{last[name] / before - 1 if before else last[name]:+.2%}",
+                f"{name}: growth since the first tenth ({first:g})",
+                f"{last[name] / first - 1 if first else last[name]:+.2%}",
                 f"at most {limit:.0%}",
-                last[name] <= (1 + limit) * before,
+                last[name] <= (1 + limit) * first,
             )
         )
-    return rows
+    return [*rows, Row("shared memory left in /dev/shm", left, "0", left == 0)]
 
 
 def _resources() -> dict[str, float]:
@@ -270,12 +273,7 @@ def _resources() -> dict[str, float]:
         "files open in this process": len(os.listdir(f"/proc/{own}/fd")),
         "files open in the workers": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers),
         "shared memory mapped": sum("/dev/shm/" in line for line in Path(f"/proc/{own}/maps").read_text().splitlines()),
-        "shared memory left in /dev/shm": sum(path.owner() == _user() for path in Path("/dev/shm").glob("psm_*")),
     }
-
-
-def _user() -> str:
-    return Path(f"/proc/{os.getpid()}").owner()
 
 
 def _rss(pid: int) -> float:

@@ -66,8 +66,15 @@ def performance_profiles(
 
     complete = {name: _complete(of_method) for name, of_method in scores.items()}
     with _seeded(seed):
-        profiles, intervals = library.create_performance_profile(complete, thresholds, reps=REPETITIONS)
+        profiles, intervals = library.create_performance_profile(
+            complete, thresholds, custom_profile_func=_shares_above, reps=REPETITIONS
+        )
     return {name: (profiles[name], intervals[name]) for name in complete}
+
+
+def _shares_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """What rliable does threshold by threshold in Python, some 30 times as fast."""
+    return (scores.reshape(-1, 1) > thresholds).mean(0)
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from point_mass import HORIZON
+from shared_memory import left_behind, segments
 from worker_envs import M, make_troubled_env
 
 from sb3_softmod import EnvError, MultiTaskVecEnv, SoftModError, TaskEnv
@@ -34,12 +35,12 @@ def eventually(condition: Any, seconds: float = 10) -> bool:
 
 
 def test_closing() -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = segments()
     env = make_troubled_env(n_workers=2)
     pids = env.env_method("pid")
     env.reset()
     env.step_async(np.zeros((M, 2)))
-    assert set(os.listdir("/dev/shm")) <= before  # nothing that could be left behind
+    assert not left_behind(before)
     env.close()
     env.close()
     assert not any(map(is_alive, pids))
@@ -155,7 +156,7 @@ env.step(np.zeros((3, 2)))
 @pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 9)", "time.sleep(60)", "raise SystemExit", "1 / 0"])
 def test_no_worker_outlives_the_script(ending: str) -> None:
     """However the script ends: killed, by Ctrl-C (which all processes get), or by itself without close()."""
-    before = set(os.listdir("/dev/shm"))
+    before = segments()
     code = SCRIPT.format(tests=str(Path(__file__).parents[1] / "helpers"), ending=ending)
     script = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -172,6 +173,6 @@ def test_no_worker_outlives_the_script(ending: str) -> None:
         os.killpg(script.pid, signal.SIGINT)
     _, stderr = script.communicate(timeout=20)
     assert eventually(lambda: not any(map(is_alive, pids)))
-    assert set(os.listdir("/dev/shm")) <= before
+    assert not left_behind(before)
     assert "leaked" not in stderr
     assert stderr.count("Traceback") == (1 if "sleep" in ending or "/" in ending else 0), stderr

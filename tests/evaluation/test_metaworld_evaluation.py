@@ -71,7 +71,10 @@ def by_metaworld(model: Any, seed: int, episodes: int, horizon: int | None) -> t
     return [success[name] for name in TASKS], [returns[name] for name in TASKS]
 
 
-@pytest.mark.parametrize(("model", "horizon"), [(Expert(), None), (Expert(1), 200)], ids=["expert", "clumsy"])
+@pytest.mark.parametrize(
+    ("model", "horizon"),
+    [pytest.param(Expert(), None, id="expert", marks=pytest.mark.slow), pytest.param(Expert(1), 200, id="clumsy")],
+)
 def test_equals_meta_worlds_own_evaluator(model: Any, horizon: int | None) -> None:
     """Same goals, each of the 50 once: the same success rates, and returns to rounding."""
     success, returns = by_metaworld(model, seed=3, episodes=50, horizon=horizon)

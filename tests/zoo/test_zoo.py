@@ -45,7 +45,13 @@ def config(run: Path) -> dict[str, Any]:
     return yaml.load((run / run.name.rpartition("_")[0] / "config.yml").read_text(), yaml.UnsafeLoader)
 
 
-@pytest.mark.parametrize("algo", METHODS)
+#: Methods with an algorithm, a network or a batch of another kind; the rest differ in what a file says.
+KINDS = ("softmod_deep", "single_task_sac", "hard_routing", "mt_sac_pcgrad")
+
+
+@pytest.mark.parametrize(
+    "algo", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_every_method(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained on three real tasks, played, and loaded by the library."""
     assert train(tmp_path, algo=algo, steps=300, env_kwargs=["horizon:25"]) == 0

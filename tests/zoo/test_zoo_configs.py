@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,13 @@ from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def shipped(file: str) -> dict[str, Any]:
+    return load_config(find_config(file), MultiTaskSAC)
+
+
 def hyperparams_of(file: str, algo: str, env: str) -> dict[str, Any]:
-    config = load_config(find_config(file), MultiTaskSAC)
+    config = deepcopy(shipped(file))
     return complete(block_of(config, env), METHODS[algo], TASK_SETS[env], config)
 
 
