@@ -54,6 +54,7 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch
 from sb3_softmod.learner.temperatures import initial_temperatures
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
+from sb3_softmod.saving.loading import check_space_of
 from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
@@ -272,7 +273,7 @@ class MultiTaskSAC(LearningSAC):
 
         :param env: as in the constructor; the name of a Meta-World task or set is made with the seed of the model
         :param force_reset: as in SB3
-        :raises ConfigurationError: if it has another number of tasks or of envs
+        :raises ConfigurationError: if it has another number of tasks or of envs, or other spaces
         """
         wrapped = self._wrap_env(as_env(env, self.seed), self.verbose)
         check_normalization(wrapped, unwrap_vec_normalize(wrapped))
@@ -284,6 +285,8 @@ class MultiTaskSAC(LearningSAC):
                 f"The model has {self.n_envs} envs, but these are {wrapped.num_envs}: save it, and load it with these, "
                 "load(path, env=...)."
             )
+        for name in ("observation_space", "action_space"):
+            check_space_of(name, getattr(self, name), getattr(wrapped, name))
         normalized = unwrap_vec_normalize(wrapped)
         check_normalized_rewards(normalized, self.replay_buffer_class)
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and normalized is None:

@@ -181,7 +181,7 @@ def check_space_of(name: str, saved: Any, found: Any) -> None:
     :raises ConfigurationError: naming both
     """
     if saved != found:
-        raise ConfigurationError(f"the {name.replace('_', ' ')} of the model is {saved}, that of the env {found}.")
+        raise ConfigurationError(f"The {name.replace('_', ' ')} of the model is {saved}, that of the env {found}.")
 
 
 def check_networks(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from small_networks import TINY
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_softmod import ConfigurationError, FileError, MultiTaskReplayBuffer, SoftModSAC, TaskEnv
+from sb3_softmod import ConfigurationError, FileError, MultiTaskReplayBuffer, SoftModSAC, TaskEnv, make_multitask_env
 from sb3_softmod.policies import POLICIES
 
 M = 3
@@ -452,6 +452,10 @@ def test_set_env_refuses() -> None:
     for env, message in (
         (make_point_mass_env(M, envs_per_task=2), r"The model has 3 envs, but these are 6: .* load\(path, env="),
         (make_point_mass_env(2), "The model has 3 tasks, but the env 2"),
+        (
+            make_multitask_env(dict.fromkeys("abc", "Pendulum-v1"), n_workers=0),
+            r"The observation space of the model is Box\(.*, that of the env Box\(",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=message):
             model.set_env(env)
