@@ -85,7 +85,8 @@ def test_single_task_sac_is_a_run_of_its_own_for_each_task() -> None:
 
 
 def test_the_registry_is_complete() -> None:
-    assert {method.policy for method in METHODS.values()} == set(POLICIES)
+    ours = {method.policy for method in METHODS.values() if isinstance(method.policy, str)}  # others' are classes
+    assert ours == set(POLICIES)
     titles = [method.title for method in METHODS.values()]
     assert len(set(titles)) == len(titles)
     for title in ("MT-SAC", "MT-MH-SAC", "Mix-Expert", "Hard Routing", "Ours (Shallow)", "Ours (Deep)"):

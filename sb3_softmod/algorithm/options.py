@@ -284,7 +284,7 @@ def _check_buffer_device(device: Any, buffer_class: type[ReplayBuffer] | None) -
         return
     if str(device).partition(":")[0] == "mps":
         raise ConfigurationError("buffer_device must be the CPU or a CUDA GPU, not 'mps', which has no float64.")
-    check_device("buffer_device", device)
     buffer_class = buffer_class or MultiTaskReplayBuffer
     if not str(device).startswith("cpu") and not issubclass(buffer_class, MultiTaskReplayBuffer):
         raise ConfigurationError(f"buffer_device={device!r} needs MultiTaskReplayBuffer.")
+    check_device("buffer_device", device)

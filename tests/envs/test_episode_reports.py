@@ -103,7 +103,7 @@ def test_successes_count_without_a_report() -> None:
     model.learn(9)
     assert model.episode_statistics.num_episodes() == [3]
     assert set(model.episode_statistics.means()) == {"success_rate", "success_at_end_rate"}
-    with pytest.raises(ConfigurationError, match=r"report no info\['episode'\]: wrap them in SB3's Monitor or VecMoni"):
+    with pytest.raises(ConfigurationError, match=r"No episode was reported: .* 'episode' .*Monitor and VecMonitor"):
         evaluate_tasks(model, model.get_env(), n_eval_episodes=1)  # type: ignore[arg-type]
     result = evaluate_tasks(model, VecMonitor(DummyVecEnv([make])), n_eval_episodes=2)
     assert result.length == [3]

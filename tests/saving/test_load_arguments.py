@@ -138,6 +138,7 @@ OTHER: dict[str, Any] = dict(
     use_sde=False,
     sde_sample_freq=4,
     use_sde_at_warmup=True,
+    policy_at_warmup=True,
     stats_window_size=3,
     tensorboard_log="boards",
     policy_kwargs=dict(net_arch=[4]),

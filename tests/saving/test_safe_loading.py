@@ -164,8 +164,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     wider = dict(embedding_dim=6, module_dim=5)
     with pytest.raises(ConfigurationError, match=r"model\.zip does not go with .*, which differs in module_dim"):
         load_safely(tmp_path / "model.zip", policy_kwargs=wider)
+    trained("MTMlpPolicy", net_arch=[6]).save(tmp_path / "perceptron.zip")
     with pytest.raises(ConfigurationError, match=r"is missing.* and \d+ more"):
-        load_safely(tmp_path / "model.zip", policy="PaCoPolicy", policy_kwargs=None)
+        load_safely(tmp_path / "perceptron.zip", policy="MultiHeadPolicy", policy_kwargs=dict(net_arch=[6]))
     with pytest.raises(ConfigurationError, match="saved for 3 tasks, but the env has 2"):
         load_safely(tmp_path / "model.zip", env=make_point_mass_env(2))
     for name in ("env", "policy"):
