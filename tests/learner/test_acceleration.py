@@ -25,9 +25,9 @@ from sb3_softmod import (
     MultiTaskSAC,
     MultiTaskVecNormalize,
     SoftModSAC,
-    acceleration,
 )
 from sb3_softmod.cli import main
+from sb3_softmod.learner import acceleration
 from sb3_softmod.learner.acceleration import Acceleration, decide_storage
 from sb3_softmod.learner.replay_buffer import nbytes_of
 from sb3_softmod.methods import METHODS
