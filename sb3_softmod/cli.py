@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
-from sb3_softmod.common.files import check_folder
+from sb3_softmod.common.files import check_folder, save_figure
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -169,7 +169,6 @@ def _table_capacity(args: argparse.Namespace) -> None:
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
-    from sb3_softmod.routing.figures import save_figure
     from sb3_softmod.runs.curves import draw_curves
 
     check_folder(args.out)
@@ -183,7 +182,6 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
 
 def _plot_profiles(args: argparse.Namespace) -> None:
-    from sb3_softmod.routing.figures import save_figure
     from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
 
     check_folder(args.out)

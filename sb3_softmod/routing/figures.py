@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_softmod.common.files import save_figure
 from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.routing.history_figure import draw_routing_history
@@ -58,16 +58,3 @@ def plot_routing_history(snapshots: Path, out: Path) -> list[Path]:
     :raises ConfigurationError: for a file that is missing or holds fewer than two snapshots
     """
     return save_figure(draw_routing_history(RoutingSnapshots.load(snapshots)), out / "routing-history")
-
-
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """As SVG and PNG, in a folder that is made if need be.
-
-    :param stem: of the names of the files
-    :return: the files
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
