@@ -14,19 +14,10 @@ from sb3_softmod.common.errors import ConfigurationError, nearest
 
 #: The smallest value of every option that counts something, whatever the command. The default of an option, which may
 #: stand for "not given", is always allowed.
+_ONE = ("episodes", "eval_episodes", "max_total_trials", "n_eval_envs", "n_evaluations", "n_timesteps", "n_trials")
 _AT_LEAST = {
-    "episodes": 1,
-    "eval_episodes": 1,
-    "max_total_trials": 1,
-    "n_eval_envs": 1,
-    "n_evaluations": 1,
-    "n_startup_trials": 0,
-    "n_timesteps": 1,
-    "n_trials": 1,
-    "num_threads": 1,
-    "steps": 1,
-    "trial_id": 1,  # RL Zoo takes 0 for "not given"
-    "verbose": 0,
+    **dict.fromkeys((*_ONE, "num_threads", "steps", "trial_id"), 1),  # RL Zoo takes trial 0 for "not given"
+    **dict.fromkeys(("n_startup_trials", "verbose"), 0),
 }
 #: Where a negative value has a meaning of its own.
 _NOT_ZERO = ("log_interval", "n_jobs")

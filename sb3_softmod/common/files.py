@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sb3_softmod.common.errors import FileError, SoftModError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def as_path(path: object) -> Path:
@@ -128,3 +131,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileError(f"{path} is broken: it holds no JSON object but {type(content).__name__}.")
     return content
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """As SVG and PNG, in a folder that is made if need be.
+
+    :param stem: of the names of the files
+    :return: the files
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    return files

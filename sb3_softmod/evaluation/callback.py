@@ -209,9 +209,6 @@ class MultiTaskEvalCallback(EvalCallback):
         if np.isfinite(self.last_success_rate):
             self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
         self._write_arrays()
-        self._write_table(found)
-
-    def _write_table(self, found: TaskEvaluation) -> None:
         columns = ("episodes", "success_rate", "success_at_end_rate", "mean_return", "length")
         path = Path(f"{self.log_path}.csv")
         goes_on = len(self.evaluations_timesteps) > 1 and path.exists()

@@ -23,7 +23,7 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-from sb3_softmod.evaluation.evaluated_env import learned_normalized, playing, statistics_of
+from sb3_softmod.evaluation.evaluated_env import learned_normalized, normalize_of, playing, statistics_of
 from sb3_softmod.evaluation.result import TaskEvaluation
 
 #: How others evaluate: Meta-World's protocol, whose envs time out after 500 steps (metaworld.evaluation and
@@ -77,14 +77,13 @@ def evaluate_tasks(
     :raises ConfigurationError: for fewer than one episode, an unknown protocol, tasks, spaces or normalisation that are
         not the model's, options of envs beside an env, or the envs in which the model is learning at this moment
     """
-    of_protocol: dict[str, Any] = {}
     if not hasattr(model, "predict"):
         raise ConfigurationError(f"A model has a method predict, which {model!r} has not.")
     if protocol is not None:
         require_choice("protocol", protocol, PROTOCOLS)
-        of_protocol = dict(PROTOCOLS[protocol])
-    episodes = of_protocol.pop("n_eval_episodes", 50) if n_eval_episodes is None else n_eval_episodes
-    of_protocol.pop("n_eval_episodes", None)
+    of_protocol = {"n_eval_episodes": 50, **PROTOCOLS.get(protocol or "", {})}
+    usual = of_protocol.pop("n_eval_episodes")
+    episodes = usual if n_eval_episodes is None else n_eval_episodes
     require_integer("n_eval_episodes", episodes, 1)
     require_flag("deterministic", deterministic)
     if env_kwargs is not None:
@@ -101,12 +100,11 @@ def evaluate_tasks(
                 )
         return _evaluate(model, env, settings, progress_bar)
     options = {**of_protocol, **({} if goals is None else {"goals": goals}), **(env_kwargs or {})}
-    made = make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)
-    try:
+    with closing(
+        make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)
+    ) as made:
         settings |= dict(env=env if isinstance(env, str) else list(env), protocol=protocol, seed=seed, **options)
         return _evaluate(model, made, settings, progress_bar)
-    finally:
-        made.close()
 
 
 def make_evaluation_env(
@@ -143,18 +141,15 @@ def make_evaluation_env(
 
 
 def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:
-    n_eval_episodes = settings["n_eval_episodes"]
     with playing(model, env), tqdm(total=None, unit="episode", disable=not progress_bar) as progress:
-        num_tasks = num_tasks_of(env)
-        statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
-        _play(model, env, statistics, num_tasks, n_eval_episodes, settings["deterministic"], progress)
+        statistics = _play(model, env, settings["n_eval_episodes"], settings["deterministic"], progress)
     means = statistics.means()
     if "return" not in means:
         raise ConfigurationError(
             "No episode was reported: the last info of each must hold 'episode' and 'task_id', as those of "
             "sb3_softmod.TaskEnv do (SB3's Monitor and VecMonitor add the former)."
         )
-    missing = np.full(num_tasks, np.nan)
+    missing = np.full_like(means["return"], np.nan)
     return TaskEvaluation(
         task_names=task_names_of(env),
         episodes=statistics.num_episodes(),
@@ -166,16 +161,10 @@ def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: b
     )
 
 
-def _play(
-    model: Any,
-    env: VecEnv,
-    statistics: EpisodeStatistics,
-    num_tasks: int,
-    n_eval_episodes: int,
-    deterministic: bool,
-    progress: tqdm,
-) -> None:
-    """Play the episodes that count, and hand them to ``statistics``."""
+def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, progress: tqdm) -> EpisodeStatistics:
+    """Play the episodes that count."""
+    num_tasks = num_tasks_of(env)
+    statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
     observations = np.asarray(env.reset())
     tasks = task_ids(observations, num_tasks)
     rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < num_tasks
@@ -190,23 +179,17 @@ def _play(
             counts[index] = to_begin[key] > 0
             to_begin[key] -= counts[index]
         if not counts.any() and not to_begin.any():
-            break
+            return statistics
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]
         tasks = task_ids(observations, num_tasks)
         ended = begins & counts
         statistics.add(info for info, counted in zip(infos, ended, strict=True) if counted)
-        if ended.any():
-            progress.update(int(ended.sum()))
+        progress.update(int(ended.sum()))
 
 
 def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
-    """Deal out the episodes of each task to its envs.
-
-    :param tasks: ``[n_envs]``, the task of each env
-    :param episodes: of each task
-    :return: ``[n_envs]``
-    """
+    """Deal out the episodes of each task to its envs; both the tasks of the envs and the result are ``[n_envs]``."""
     shares = np.empty(len(tasks), int)
     for task in np.unique(tasks):
         copies = np.flatnonzero(tasks == task)
@@ -217,7 +200,6 @@ def _shares(tasks: np.ndarray, episodes: int) -> np.ndarray:
 def act(model: Any, env: VecEnv) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
     """Act by the deterministic policy, without end; the env takes its step when the next item is asked for.
 
-    :param model: anything with ``predict``
     :param env: it is reset
     :return: for each step the observations ``[n_envs, O + M]``, the actions ``[n_envs, action_dim]`` that answer them,
         and ``[n_envs]`` whether an episode begins with them
@@ -234,9 +216,8 @@ def act(model: Any, env: VecEnv) -> Generator[tuple[np.ndarray, np.ndarray, np.n
 def rollout(model: Any, env: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """What the deterministic policy meets and does.
 
-    :param model: anything with ``predict``
     :param env: it is reset
-    :param steps: steps of each env
+    :param steps: of each env
     :return: observations ``[steps, n_envs, O + M]`` and actions ``[steps, n_envs, action_dim]``
     :raises ConfigurationError: for fewer than one step, or as :func:`act`
     """
@@ -260,9 +241,9 @@ class MetaWorldAgent:
     def eval_action(self, observations: np.ndarray) -> np.ndarray:
         """The deterministic actions, ``[n_envs, action_dim]``, for ``[n_envs, O + M]``."""
         observations = observations.astype(np.float32)
-        normalize = getattr(self.model, "get_vec_normalize_env", lambda: None)()
+        normalize = normalize_of(self.model)
         if normalize is not None:
-            observations = normalize.normalize_obs(observations)
+            observations = normalize.normalize_obs(observations)  # type: ignore[assignment]
         elif learned_normalized(self.model):
             raise ConfigurationError(
                 "The model was trained on normalised observations: load it with an env, load(path, env=...)."

@@ -15,18 +15,15 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalizatio
 
 def statistics_of(model: Any) -> dict[str, Any] | None:
     """The statistics of the :class:`.MultiTaskVecNormalize` that a model learned with; None for one without."""
-    normalize = _normalize_of(model)
+    normalize = normalize_of(model)
     if isinstance(normalize, MultiTaskVecNormalize):
         return normalize.statistics()
     return getattr(model, "normalization", None)
 
 
 def learned_normalized(model: Any) -> bool | None:
-    """Whether a model learned from normalised observations; None for one that does not know.
-
-    :param model: anything with ``predict``
-    """
-    normalize = _normalize_of(model)
+    """Whether a model learned from normalised observations; None for one that does not know."""
+    normalize = normalize_of(model)
     if normalize is not None:
         return normalize.norm_obs
     if hasattr(model, "normalization"):
@@ -112,8 +109,6 @@ def playing(model: Any, env: VecEnv) -> Iterator[None]:
 
     Where these are the envs that the model learns in, its next ``learn`` begins new episodes.
 
-    :param model: anything with ``predict``
-    :param env: which is about to be reset
     :raises ConfigurationError: see :func:`check_env`; and for the envs that it is learning in at this moment
     """
     check_env(model, env)
@@ -144,5 +139,6 @@ def _env_of(model: Any) -> VecEnv | None:
     return getattr(model, "get_env", lambda: None)()
 
 
-def _normalize_of(model: Any) -> VecNormalize | None:
+def normalize_of(model: Any) -> VecNormalize | None:
+    """The normalisation of the env that a model learns in, if it has one."""
     return getattr(model, "get_vec_normalize_env", lambda: None)()

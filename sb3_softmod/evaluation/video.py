@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -45,9 +44,7 @@ class VideoFile:
     def __enter__(self) -> VideoFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
@@ -126,28 +123,24 @@ def check_pictures(env: VecEnv) -> None:
 def record_episodes(model: Any, env: VecEnv, out: Path) -> list[Path]:
     """Film an episode of each task by the deterministic policy.
 
-    :param model: anything with ``predict``
     :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
     :param out: folder, made if need be
     :return: the files, ``<task>.mp4``
     :raises ConfigurationError: for an env without pictures, or without imageio-ffmpeg
     """
     check_pictures(env)
-    files = []
-    for task in task_names_of(env):
-        files.append(out / f"{task}.mp4")
-        with VideoFile(files[-1]) as video:
+    files = {task: out / f"{task}.mp4" for task in task_names_of(env)}
+    for task, file in files.items():
+        with VideoFile(file) as video:
             for _, image in episode_frames(model, env, task):
                 video.write(image, task)
-    return files
+    return list(files.values())
 
 
 def episode_frames(model: Any, env: VecEnv, task: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What is seen in the first episode of a task.
 
-    :param model: anything with ``predict``
-    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset
-    :param task: its name
+    :param env: as of :func:`record_episodes`
     :return: of each step the observation ``[1, O + M]`` and the picture of it ``[height, width, 3]`` uint8, both sides
         even, as video players want them
     """

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import save_figure
 from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.routing.history_figure import draw_routing_history
@@ -37,18 +36,16 @@ def plot_routing(model: Any, env: VecEnv, out: Path, *, steps: int = 200, seed: 
     :raises ConfigurationError: for a model without routing, or fewer than one step
     """
     routed_networks(model)  # before the rollouts, which take a while
-    if steps < 1:
-        raise ConfigurationError(f"steps must be at least 1, not {steps}.")
     all_samples = sample_routing(model, *rollout(model, env, steps), task_names_of(env))
     files = []
     for samples in all_samples:
         name = f"routing-{samples.network.replace(' ', '-')}"
         statistics = RoutingStatistics.of(samples)
-        files += _save(draw_routing(statistics), out / name)
+        files += save_figure(draw_routing(statistics), out / name)
         if pairs := statistics.most_similar(_PAIRS):
-            files += _save(draw_shared_routing(statistics, pairs), out / f"{name}-pairs")
+            files += save_figure(draw_shared_routing(statistics, pairs), out / f"{name}-pairs")
         if samples is all_samples[0]:
-            files += _save(draw_routing_map(samples, seed=seed), out / f"{name}-map")
+            files += save_figure(draw_routing_map(samples, seed=seed), out / f"{name}-map")
     return files
 
 
@@ -60,12 +57,4 @@ def plot_routing_history(snapshots: Path, out: Path) -> list[Path]:
     :return: the files
     :raises ConfigurationError: for a file that is missing or holds fewer than two snapshots
     """
-    return _save(draw_routing_history(RoutingSnapshots.load(snapshots)), out / "routing-history")
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
+    return save_figure(draw_routing_history(RoutingSnapshots.load(snapshots)), out / "routing-history")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.routing.network_figure import figure_of
 from sb3_softmod.routing.routes import RoutingSamples, RoutingStatistics
 
 #: Okabe and Ito's colours, which every kind of colour vision tells apart, without their black.
@@ -54,9 +55,8 @@ def embed_routes(samples: RoutingSamples, *, seed: int = 0) -> tuple[np.ndarray,
 
 
 def task_order(statistics: RoutingStatistics) -> tuple[list[int], np.ndarray]:
-    """Cluster the tasks by the similarity of their routes (average linkage), and put similar ones side by side.
+    """Cluster at least two tasks by the similarity of their routes (average linkage), similar ones side by side.
 
-    :param statistics: of at least two tasks
     :return: the indices of the tasks in that order, and SciPy's linkage matrix ``[tasks - 1, 4]`` of their distances
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
@@ -80,7 +80,7 @@ def draw_routing_map(samples: RoutingSamples, *, seed: int = 0) -> Figure:
         figure = draw_routing_points(samples, seed=seed)
     else:
         side = _side(statistics, 5)
-        figure = _figure(2 * side + 3.6, side + 1.2)
+        figure = figure_of(2 * side + 3.6, side + 1.2, pad=0.1)
         left, tree, right = figure.subplots(1, 3, width_ratios=(side, 1.0, side))
         _draw_points(left, samples, _places(samples), seed)
         _draw_tasks(tree, right, statistics)
@@ -89,35 +89,18 @@ def draw_routing_map(samples: RoutingSamples, *, seed: int = 0) -> Figure:
 
 
 def draw_routing_points(samples: RoutingSamples, *, seed: int = 0) -> Figure:
-    """The left half of :func:`draw_routing_map`: t-SNE alone.
-
-    :param samples: of one network
-    :param seed: of t-SNE
-    :return: a figure
-    :raises ConfigurationError: for fewer than two states, or without scikit-learn
-    """
-    figure = _figure(6, 5.5)
+    """The left half of :func:`draw_routing_map`, whose arguments these are: t-SNE alone."""
+    figure = figure_of(6, 5.5, pad=0.1)
     _draw_points(figure.subplots(), samples, _places(samples), seed)
     return figure
 
 
 def draw_routing_similarity(statistics: RoutingStatistics) -> Figure:
-    """The right half of :func:`draw_routing_map`: similarities and dendrogram alone.
-
-    :param statistics: of at least two tasks
-    :return: a figure
-    """
+    """The right half of :func:`draw_routing_map`: similarities and dendrogram alone, of at least two tasks."""
     side = _side(statistics, 3.5)
-    figure = _figure(side + 3, side + 0.5)
+    figure = figure_of(side + 3, side + 0.5, pad=0.1)
     tree, right = figure.subplots(1, 2, width_ratios=(1.0, side))
     _draw_tasks(tree, right, statistics)
-    return figure
-
-
-def _figure(across: float, down: float) -> Figure:
-    """A figure of a size in inches."""
-    figure = Figure(figsize=(across, down), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     return figure
 
 

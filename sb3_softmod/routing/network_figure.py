@@ -35,6 +35,9 @@ _INK = "0.2"
 #: More tasks than these are drawn smaller.
 _MANY = 12
 
+#: Inches that the legend needs.
+_LEGEND = 7.0
+
 
 def colour(p: np.ndarray | float) -> np.ndarray:
     """The colour of probabilities, RGBA, a pale blue for 0."""
@@ -105,10 +108,7 @@ class NetworkDrawing:
         self._labels = [(-k, f"layer {k + 1}") for k in range(levels)] + [(-levels, "head")] * routed_head
 
     def update(self, layers: Sequence[np.ndarray]) -> None:
-        """Show other probabilities, in the same artists.
-
-        :param layers: in the form of those before
-        """
+        """Show other probabilities, in the form of those before, in the same artists."""
         p = _flat(layers)
         self.order = np.argsort(p, kind="stable")
         self.lines.set_segments(list(self._segments[self.order]))
@@ -139,8 +139,6 @@ class NetworkDrawing:
 def draw_routing(statistics: RoutingStatistics) -> Figure:
     """The base network of each task, a panel each, with the spread over the states.
 
-    :param statistics: of one network
-    :return: a figure
     :raises ConfigurationError: for no task at all
     """
     names = statistics.task_names
@@ -150,7 +148,8 @@ def draw_routing(statistics: RoutingStatistics) -> Figure:
     columns = -(-len(names) // rows)
     scale = 1.0 if len(names) <= _MANY else 0.65
     panel = _panel_size(statistics, scale)
-    figure = _figure(columns * (panel[0] + 0.1) + 0.8, rows * (panel[1] + 0.3) + 0.9)
+    across = max(columns * (panel[0] + 0.1) + 0.8, _LEGEND)
+    figure = figure_of(across, rows * (panel[1] + 0.3) + 0.9, pad=0.08)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for index, (axis, name) in enumerate(zip(axes, names, strict=False)):
         drawing = NetworkDrawing(axis, statistics.mean[name], std=statistics.std[name], scale=scale)
@@ -167,11 +166,7 @@ def draw_routing(statistics: RoutingStatistics) -> Figure:
 
 
 def draw_task_routing(statistics: RoutingStatistics, task: str) -> Figure:
-    """The base network of one task alone, with the spread over the states: :func:`draw_routing`'s panel, bare.
-
-    :param statistics: of one network
-    :param task: its name
-    """
+    """The base network of one task alone, with the spread over the states: :func:`draw_routing`'s panel, bare."""
     across, down = _panel_size(statistics, 1.0)
     figure = Figure(figsize=(across + 0.6, down), layout="constrained")
     axis = figure.subplots()
@@ -184,9 +179,6 @@ def draw_shared_routing(statistics: RoutingStatistics, pairs: Sequence[tuple[str
 
     Strong and shared are what :meth:`.RoutingStatistics.strong` and :meth:`.RoutingStatistics.shared` say.
 
-    :param statistics: of one network
-    :param pairs: names of two tasks each
-    :return: a figure
     :raises ConfigurationError: for no pair, or an unknown task
     """
     for name in (name for pair in pairs for name in pair):
@@ -197,7 +189,8 @@ def draw_shared_routing(statistics: RoutingStatistics, pairs: Sequence[tuple[str
     columns, scale = min(len(pairs), 3), 0.85
     rows = -(-len(pairs) // columns)
     panel = _panel_size(statistics, scale)
-    figure = _figure(columns * (2 * panel[0] + 0.6), rows * (panel[1] + 0.7) + 0.9)
+    across = max(columns * (2 * panel[0] + 0.6), _LEGEND)
+    figure = figure_of(across, rows * (panel[1] + 0.7) + 0.9, pad=0.08)
     boxes = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.04).flatten()
     for box, pair in zip(boxes, pairs, strict=False):
         shared = statistics.shared(*pair)
@@ -217,10 +210,10 @@ def draw_shared_routing(statistics: RoutingStatistics, pairs: Sequence[tuple[str
     return figure
 
 
-def _figure(across: float, down: float) -> Figure:
-    """A figure of a size in inches, wide enough for the legend."""
-    figure = Figure(figsize=(max(across, 7.0), down), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+def figure_of(across: float, down: float, *, pad: float) -> Figure:
+    """A figure of a size in inches."""
+    figure = Figure(figsize=(across, down), layout="constrained")
+    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)  # type: ignore[union-attr, call-arg]
     return figure
 
 

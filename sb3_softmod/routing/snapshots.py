@@ -41,11 +41,7 @@ class RoutingSnapshots:
 
     @classmethod
     def of(cls, step: int, samples: RoutingSamples) -> RoutingSnapshots:
-        """One snapshot.
-
-        :param step: environment steps so far
-        :param samples: of the actor
-        """
+        """One snapshot, of samples of the actor after so many environment steps."""
         mean, entropy = RoutingStatistics.of(samples).mean, samples.entropy()
         layers = []
         for k, layer in enumerate(samples.layers):

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.common.errors import ConfigurationError, nearest
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.video import VideoFile, check_pictures, episode_frames
 from sb3_softmod.routing.network_figure import NetworkDrawing, draw_legend
@@ -76,25 +76,18 @@ def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] |
     check_pictures(env)
     names = task_names_of(env)
     for name in tasks or ():
-        if name not in names:
-            raise ConfigurationError(f"Unknown task {name!r}: {nearest(name, names)}")
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name in names if tasks is None else tasks:
-        file = out / f"routing-{name}.mp4"
+        require_choice("task", name, names)
+    files = {name: out / f"routing-{name}.mp4" for name in (names if tasks is None else tasks)}
+    for name, file in files.items():
         with VideoFile(file) as video:
             for frame in routing_frames(model, env, name):
                 video.write(frame)
-        files.append(file)
-    return files
+    return list(files.values())
 
 
 def routing_frames(model: Any, env: VecEnv, task: str) -> Iterator[np.ndarray]:
-    """The frames of the first episode of a task.
+    """The frames of the first episode of a task, see :func:`record_routing`.
 
-    :param model: any algorithm of SB3 with a soft-modular network
-    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset
-    :param task: its name
     :return: ``[height, width, 3]`` uint8 each; both even, as video players want them
     """
     names, panel = task_names_of(env), None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.runs.parameters import REFERENCE
-from sb3_softmod.runs.results import Entry, Format, check_format, collect, latex, latex_text, markdown, score_cell
+from sb3_softmod.runs.results import Entry, Format, check_format, collect, latex_text, render, score_cell
 from sb3_softmod.runs.run import Run
 
 
@@ -33,22 +31,19 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
     reference = next((entry for entry in entries if entry.method == REFERENCE), entries[0])
     rows = [[entry.title, *_numbers(entry, reference), entry.network] for entry in entries]
     if format == "csv":
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(["method", "title", "benchmark", "seeds", "mean", "std", "parameters", "relative", "network"])
+        header = ["method", "title", "benchmark", "seeds", "mean", "std", "parameters", "relative", "network"]
+        lines = []
         for entry, (title, parameters, relative, network) in zip(entries, rows, strict=True):
             found = entry.aggregate
-            scores = ["", ""] if found is None else [found.mean, found.std]
-            count = parameters.replace(",", "")
-            table.writerow(
-                [entry.method, title, benchmark, len(entry.scores), *scores, count, relative.rstrip("x"), network]
-            )
-        return out.getvalue()
+            scores = [len(entry.scores), *(("", "") if found is None else (found.mean, found.std))]
+            size = [parameters.replace(",", ""), relative.rstrip("x")]
+            lines.append([entry.method, title, benchmark, *scores, *size, network])
+        return render(format, header, lines)
     header = ["Method", benchmark, "parameters", f"relative to {reference.title}", "network"]
     cells = [[title, score_cell([entry], format), *rest] for entry, (title, *rest) in zip(entries, rows, strict=True)]
-    if format == "markdown":
-        return markdown(header, cells)
-    return latex(header, [[*row, latex_text(network)] for *row, network in cells])
+    if format == "latex":
+        cells = [[*row, latex_text(network)] for *row, network in cells]
+    return render(format, header, cells)
 
 
 def _numbers(entry: Entry, reference: Entry) -> list[str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.methods import METHODS
-from sb3_softmod.runs.run import Run, differences
+from sb3_softmod.runs.run import Run, differences, grouped
 
 #: Points of a curve between which runs are interpolated.
 POINTS = 200
-
-_LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,14 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
     :param benchmark: a task set
     :raises ConfigurationError: if no run of it was evaluated
     """
-    groups: dict[tuple[str, tuple[object, ...]], list[Run]] = {}
-    for run in runs:
-        if run.benchmark == benchmark and len(run.timesteps):
-            groups.setdefault((run.method, run.setting), []).append(run)
+    evaluated = [run for run in runs if len(run.timesteps)]
+    groups = grouped(run for run in evaluated if run.benchmark == benchmark)
     if not groups:
-        known = ", ".join(sorted({run.benchmark for run in runs if len(run.timesteps)})) or "nothing"
+        known = ", ".join(sorted({run.benchmark for run in evaluated})) or "nothing"
         raise ConfigurationError(f"No run on {benchmark} was evaluated; there are evaluated runs on {known}.")
-    order = {name: place for place, name in enumerate(METHODS)}
     curves = []
-    for (method, setting), group in sorted(groups.items(), key=lambda g: (order.get(g[0][0], len(order)), str(g[0]))):
-        same_method = [other for name, other in groups if name == method]
+    for group in groups:
+        same_method = [other[0].setting for other in groups if other[0].method == group[0].method]
         end = min(run.steps for run in group)
         begin = max(run.timesteps[0] for run in group)
         if begin > end:
@@ -67,7 +63,7 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
         success = np.stack(
             [np.stack([np.interp(steps, run.timesteps, task) for task in run.success.T], 1) for run in group]
         )
-        facts = [f"{len(group)} seed{'s' * (len(group) > 1)}", *differences(setting, same_method)]
+        facts = [f"{len(group)} seed{'s' * (len(group) > 1)}", *differences(group[0].setting, same_method)]
         curves.append(Curve(f"{group[0].title} ({', '.join(facts)})", steps, success, group[0].task_names))
     return curves
 
@@ -89,41 +85,35 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
     for index, (axis, name) in enumerate(zip(axes, names, strict=False)):
         for place, curve in enumerate(curves):
             success = curve.success[:, :, index] if by_task else np.nanmean(curve.success, -1)
-            _draw(axis, curve, success, place)
+            mean, std = 100 * success.mean(0), 100 * success.std(0)
+            draw_band(axis, place, curve.steps, mean, mean - std, mean + std, linewidth=1.6, label=curve.label)
         axis.set_title(name, fontsize=9)
         axis.set_ylim(-3, 103)
-        axis.grid(color="0.9", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-        axis.xaxis.set_major_formatter(lambda value, _: _short(value))
+        quieten(axis)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     for axis in axes[max(0, len(names) - columns) : len(names)]:  # nothing stands below
         axis.set_xlabel("environment steps", fontsize=8)
         axis.tick_params(labelbottom=True)
     figure.supylabel("success rate (%)", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        fontsize=8,
-        frameon=False,
-        ncols=min(len(labels), 2 if by_task else 1),
-    )
+    ncols = min(len(curves), 2 if by_task else 1)
+    legend = axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", fontsize=8, frameon=False, ncols=ncols)
     return figure
 
 
-def _draw(axis: Axes, curve: Curve, success: np.ndarray, place: int) -> None:
-    """One curve; colours and dashes together tell it apart without colour vision."""
+def draw_band(
+    axis: Axes, place: int, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, **line: Any
+) -> None:
+    """A curve in its band; colours and dashes together, by its place, tell it apart without colour vision."""
     colour = colormaps["tab10" if place < 10 else "tab20b"](place % 10)
-    mean, std = 100 * success.mean(0), 100 * success.std(0)
-    axis.plot(curve.steps, mean, _LINES[place % len(_LINES)], color=colour, linewidth=1.6, label=curve.label)
-    axis.fill_between(curve.steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(x, y, ("-", "--", "-.", ":")[place % 4], color=colour, **line)
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _short(value: float) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+def quieten(axis: Axes) -> None:
+    """Little ink for what is no curve."""
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)

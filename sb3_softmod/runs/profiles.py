@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.runs.curves import draw_band, quieten
 from sb3_softmod.runs.results import Entry, collect
 from sb3_softmod.runs.run import Run, differences
 from sb3_softmod.runs.statistics import performance_profiles, probability_of_improvement
 
 #: Success rates at which profiles are drawn; no run is above 1.
 THRESHOLDS = np.linspace(0, 0.995, 200)
-
-_LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,7 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
 
 
 def improvements(entries: Mapping[str, Entry]) -> list[Improvement]:
-    """Every two methods, each pair once.
-
-    :param entries: by name
-    """
+    """Every two methods, each pair once; the entries are by name."""
     return [
         Improvement(first, second, *probability_of_improvement(entries[first].scores, entries[second].scores))
         for first, second in combinations(entries, 2)
@@ -85,19 +80,15 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
     left, *right = figure.subplots(1, 1 + bool(pairs), squeeze=False)[0]
     profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)
     for place, (name, (profile, (low, high))) in enumerate(profiles.items()):
-        entry, colour = entries[name], colormaps["tab10" if place < 10 else "tab20b"](place % 10)
-        seeds = f"{len(entry.scores)} seed{'s' * (len(entry.scores) > 1)}"
-        label = f"{name} ({seeds} of {entry.episodes} episodes a task)"
-        left.plot(100 * THRESHOLDS, 100 * profile, _LINES[place % len(_LINES)], color=colour, label=label)
-        left.fill_between(100 * THRESHOLDS, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+        count = len(entries[name].scores)
+        label = f"{name} ({count} seed{'s' * (count > 1)} of {entries[name].episodes} episodes a task)"
+        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, 100 * low, 100 * high, label=label)
     left.set(xlabel="success rate (%)", ylabel="runs above it (%)", xlim=(0, 100), ylim=(-3, 103))
     left.set_title(benchmark, fontsize=10)
     for axis in right:
         _draw_improvements(axis, pairs)
     for axis in (left, *right):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="0.9", linewidth=0.6)
-        axis.tick_params(labelsize=8)
+        quieten(axis)
     figure.legend(loc="outside lower left", fontsize=8, frameon=False)
     return figure
 

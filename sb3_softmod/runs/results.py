@@ -12,8 +12,7 @@ import numpy as np
 
 from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.methods import METHODS
-from sb3_softmod.runs.run import Run, differences
+from sb3_softmod.runs.run import Run, differences, grouped
 from sb3_softmod.runs.statistics import Aggregate, aggregate
 
 Format = Literal["markdown", "latex", "csv"]
@@ -58,12 +57,8 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
     :return: methods in the order of the registry, benchmarks by name, settings by budget
     :raises ConfigurationError: if a seed was run twice in one setting, so that the runs would not be independent
     """
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.method, run.benchmark, run.setting), []).append(run)
-    order = {name: place for place, name in enumerate(METHODS)}
     entries = []
-    for (method, benchmark, setting), group in groups.items():
+    for group in grouped(runs):
         done = [run for run in group if run.finished and run.final is not None]
         seeds: dict[Any, Run] = {}
         for run in done:
@@ -75,17 +70,17 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
         finals = [run.final for run in done if run.final is not None]
         entries.append(
             Entry(
-                method,
+                group[0].method,
                 group[0].title,
-                benchmark,
-                setting,
+                group[0].benchmark,
+                group[0].setting,
                 np.array([final.success for final in finals]),
                 min((final.episodes for final in finals), default=0),
                 tuple(run.steps for run in group if run not in done),
                 ", ".join(f"{name} {value}" for name, value in group[0].manifest.get("network", {}).items()),
             )
         )
-    return sorted(entries, key=lambda e: (order.get(e.method, len(order)), e.method, e.benchmark, str(e.setting)))
+    return entries
 
 
 def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
@@ -104,21 +99,15 @@ def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
     if format == "csv":
         return _csv(entries)
     benchmarks = sorted({entry.benchmark for entry in entries})
-    rows = []
-    for title in dict.fromkeys(entry.title for entry in entries):
-        row = [title]
-        for benchmark in benchmarks:
-            here = [entry for entry in entries if (entry.title, entry.benchmark) == (title, benchmark)]
-            row.append(score_cell(here, format))
-        rows.append(row)
-    return (markdown if format == "markdown" else latex)(["Method", *benchmarks], rows)
+    cells: dict[str, dict[str, list[Entry]]] = {}
+    for entry in entries:
+        cells.setdefault(entry.title, {}).setdefault(entry.benchmark, []).append(entry)
+    rows = [[title, *(score_cell(found.get(b, []), format) for b in benchmarks)] for title, found in cells.items()]
+    return render(format, ["Method", *benchmarks], rows)
 
 
 def check_format(format: str) -> None:
-    """Refuse an unknown format.
-
-    :raises ConfigurationError: with the nearest known
-    """
+    """Refuse an unknown format, and name the nearest known."""
     require_choice("format", format, get_args(Format))
 
 
@@ -155,28 +144,19 @@ def _score(entry: Entry, format: str) -> str:
     return "; ".join(parts)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for Markdown; empty cells become dashes."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell or '–' for cell in line)} |" for line in lines)  # noqa: RUF001
-
-
-def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for LaTeX, with the rules of booktabs; empty cells become dashes."""
-    body = []
-    for title, *cells in rows:
-        body.append(" & ".join([latex_text(title), *(cell or "--" for cell in cells)]) + r" \\")
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}",
-            r"\toprule",
-            " & ".join(header) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+def render(format: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; empty cells become dashes, but for CSV. LaTeX's has the rules of booktabs."""
+    if format == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([header, *rows])
+        return out.getvalue()
+    if format == "markdown":
+        lines = [header, ["---"] * len(header), *rows]
+        return "\n".join(f"| {' | '.join(cell or '–' for cell in line)} |" for line in lines)  # noqa: RUF001
+    lines = [header, *([latex_text(title), *(cell or "--" for cell in cells)] for title, *cells in rows)]
+    first, *body = (" & ".join(line) + r" \\" for line in lines)
+    begin, end = rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", first, r"\midrule", *body, r"\bottomrule", end])
 
 
 def latex_text(text: str) -> str:
@@ -185,19 +165,18 @@ def latex_text(text: str) -> str:
 
 
 def _csv(entries: Sequence[Entry]) -> str:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(
-        ["method", "title", "benchmark", "planned_env_steps", "horizon", "goals", "reward_version", "parameters",
-         "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at"]
-    )  # fmt: skip
+    header = [
+        "method", "title", "benchmark", "planned_env_steps", "horizon", "goals", "reward_version", "parameters",
+        "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at",
+    ]  # fmt: skip
+    rows = []
     for entry in entries:
         found = entry.aggregate
         numbers: list[Any] = ["", "", "", "", ""]
         if found is not None:
             numbers = [found.mean, found.std, found.iqm, *(found.iqm_interval or ("", ""))]
-        table.writerow(
+        rows.append(
             [entry.method, entry.title, entry.benchmark, *entry.setting, len(entry.scores), entry.episodes,
              *numbers, " ".join(map(str, entry.unfinished))]
         )  # fmt: skip
-    return out.getvalue()
+    return render("csv", header, rows)

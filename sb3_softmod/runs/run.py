@@ -140,6 +140,16 @@ def differences(setting: tuple[Any, ...], settings: Iterable[tuple[Any, ...]]) -
     ]
 
 
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs of the same method, benchmark and setting; methods in the order of the registry, settings by budget."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.method, run.benchmark, run.setting), []).append(run)
+    places = {name: place for place, name in enumerate(METHODS)}
+    order = sorted(groups, key=lambda group: (places.get(group[0], len(places)), group[0], group[1], str(group[2])))
+    return [groups[group] for group in order]
+
+
 @dataclass(frozen=True)
 class FinalScore:
     """Success rates at the end of a run.
@@ -247,7 +257,9 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
     if not os.path.isdir(logs):  # which, unlike pathlib, takes names of any length
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
-    for folder in _run_folders(logs):
+    for folder in sorted([logs, *(path for path in logs.rglob("*") if path.is_dir())]):
+        if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
+            continue
         try:
             run = load_run(folder)
             run.final  # noqa: B018  # a broken evaluation.json is found here
@@ -257,10 +269,3 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
     if not runs:
         raise ConfigurationError("\n".join([f"No run of sb3-softmod train in {logs}.", *problems]))
     return runs, problems
-
-
-def _run_folders(logs: Path) -> Iterator[Path]:
-    marks = {MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip"}
-    for folder in sorted([logs, *(path for path in logs.rglob("*") if path.is_dir())]):
-        if any((folder / mark).exists() for mark in marks):
-            yield folder

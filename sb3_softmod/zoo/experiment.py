@@ -60,13 +60,7 @@ class MultiTaskExperimentManager(ExperimentManager):
     """
 
     def __init__(
-        self,
-        args: Namespace,
-        algo: str,
-        env_id: str,
-        *rest: Any,
-        resumed_run: Path | None = None,
-        **kwargs: Any,
+        self, args: Namespace, algo: str, env_id: str, *rest: Any, resumed_run: Path | None = None, **kwargs: Any
     ) -> None:
         self.task_set = get_task_set(env_id)
         self.task_names = task_names(self.task_set)
@@ -166,15 +160,10 @@ class MultiTaskExperimentManager(ExperimentManager):
             env = MonitorFile(env, self.save_path, **self.monitor_kwargs, go_on=self._resumed_run is not None)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
-        env = self._maybe_normalize(env, eval_env)
+        if self.normalize:  # a model that goes on learning brings its statistics with it
+            frozen = dict(training=False, norm_reward=False) if eval_env else {}
+            env = MultiTaskVecNormalize(env, **{**self.normalize_kwargs, **frozen})
         return env if self.frame_stack is None else VecFrameStack(env, self.frame_stack)
-
-    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
-        # A model that goes on learning brings its statistics with it.
-        if not self.normalize:
-            return env
-        frozen = dict(training=False, norm_reward=False) if eval_env else {}
-        return MultiTaskVecNormalize(env, **{**self.normalize_kwargs, **frozen})
 
     # ------------------------------------------------------------------ running
 

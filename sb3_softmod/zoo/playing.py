@@ -83,15 +83,8 @@ def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
         raise ConfigurationError(f"Unknown algo {args.algo!r}: {nearest(args.algo, ALGOS)}")
     try:
         with redirect_stdout(io.StringIO()):
-            _, model, run = get_model_path(
-                args.exp_id,
-                str(args.folder),
-                args.algo,
-                name,
-                args.load_best,
-                args.load_checkpoint,
-                args.load_last_checkpoint,
-            )
+            which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+            _, model, run = get_model_path(args.exp_id, str(args.folder), args.algo, name, *which)
     except (AssertionError, ValueError) as error:
         runs = sorted(str(path.parent) for path in args.folder.glob("*/*/run.json"))
         raise ConfigurationError(f"{error}. Runs in {args.folder}: {', '.join(runs) or 'none'}.") from error

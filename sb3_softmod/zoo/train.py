@@ -61,8 +61,8 @@ What is different from RL Zoo:
   --conf-file                     "paper" (default), "laptop", or a file of yours
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
   --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
-  --eval-freq                     default: every {eval_every:,} steps of each task
-  --save-freq                     default: a checkpoint to resume from every {save_every:,} steps of each task, the last
+  --eval-freq                     default: every {every:,} steps of each task
+  --save-freq                     default: a checkpoint to resume from every {every:,} steps of each task, the last
                                   two are kept; 0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint; a
                                   number: that often, and the model too, as RL Zoo does
   --resume RUN                    go on with a run that was ended by whatever cause; no other option but
@@ -84,7 +84,7 @@ def train(arguments: Sequence[str]) -> None:
     if {"-h", "--help"}.intersection(arguments):
         print(_help())
         return
-    resumed_run = _resumed_run(arguments)
+    resumed_run = _known(arguments).resume
     if resumed_run is not None:
         arguments = _arguments_of(resumed_run, arguments)
     known = _read(arguments)
@@ -126,12 +126,17 @@ class _ZooParser(Parser):
         return found, rest
 
 
-def _resumed_run(arguments: Sequence[str]) -> Path | None:
-    """The run to go on with, if there is one."""
+def _known(arguments: Sequence[str]) -> argparse.Namespace:
+    """What must be known before RL Zoo reads the rest."""
     parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
     parser.set_defaults(passes_on=True)
     parser.add_argument("--resume", type=Path)
-    return parser.parse_known_args(arguments)[0].resume
+    parser.add_argument("--algo")
+    parser.add_argument("--env")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("-i", "--trained-agent")
+    return parser.parse_known_args(arguments)[0]
 
 
 def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
@@ -163,15 +168,8 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    """What must be known before RL Zoo reads the rest, checked."""
-    parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
-    parser.set_defaults(passes_on=True)
-    parser.add_argument("--algo")
-    parser.add_argument("--env")
-    parser.add_argument("--gym-packages", nargs="+", default=[])
-    parser.add_argument("-conf", "--conf-file")
-    parser.add_argument("-i", "--trained-agent")
-    known = parser.parse_known_args(arguments)[0]
+    """The same, checked."""
+    known = _known(arguments)
     register_methods(known.gym_packages)
     for name, examples in (("algo", METHODS), ("env", TASK_SETS)):
         if getattr(known, name) is None:
@@ -212,8 +210,7 @@ def _help() -> str:
         _INTRODUCTION.format(
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
-            eval_every=EVAL_EVERY,
-            save_every=EVAL_EVERY,
+            every=EVAL_EVERY,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]

@@ -25,11 +25,7 @@ _SIZES: dict[str, list[int]] = {
 
 
 def check_storage(storage: str) -> None:
-    """Refuse a storage of studies that Optuna cannot open.
-
-    :param storage: a file that ends in ``.log``, or the URL of a database
-    :raises ConfigurationError: saying what is wrong with it
-    """
+    """Refuse a storage of studies that Optuna cannot open: a file that ends in ``.log``, or the URL of a database."""
     if storage.endswith(".log"):
         check_file(storage)
         return
@@ -45,7 +41,6 @@ def check_storage(storage: str) -> None:
 def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:
     """Draw the next candidate.
 
-    :param trial: of Optuna
     :param options: what the policy's ``policy_kwargs`` may hold
     :return: as Optuna names and stores it; :func:`to_hyperparams` makes hyperparameters of it
     """

@@ -15,11 +15,11 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from point_mass import PointMass, make_task
+from reference_surgery import pcgrad_by_loops
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-from test_gradient_surgery import pcgrad_by_loops
 
 from sb3_softmod import (
     ConfigurationError,
@@ -29,8 +29,8 @@ from sb3_softmod import (
     MultiTaskVecNormalize,
     SoftModSAC,
     TaskEnv,
-    task_turns,
 )
+from sb3_softmod.algorithm import task_turns
 from sb3_softmod.envs.registered import TasksInTurn
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.routing.snapshots import RoutingSnapshotCallback, RoutingSnapshots

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 from bad_inputs import BadInput, later
+from bad_shapes import Graph, shapes
+from bad_values import JUNK, SMALL, bad_values, model, point_mass
 from gymnasium import spaces
-from point_mass import PointMass, make_task
+from point_mass import PointMass
 
 from sb3_softmod import (
-    MultiTaskReplayBuffer,
     MultiTaskSAC,
     MultiTaskVecEnv,
     MultiTaskVecNormalize,
@@ -33,98 +31,10 @@ from sb3_softmod.runs.parameters import parameter_table
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.statistics import aggregate
 
-M = 2
-SMALL: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4]), buffer_size=50, batch_size=4, device="cpu")
-
-
-class Thing:
-    """What nobody expects."""
-
-    def __repr__(self) -> str:
-        return "a thing"
-
-
-JUNK: dict[str, Any] = {
-    "None": None,
-    "True": True,
-    "a word": "ten",
-    "no word": "",
-    "minus one": -1,
-    "zero": 0,
-    "one and a half": 1.5,
-    "NaN": math.nan,
-    "infinity": math.inf,
-    "a huge number": 10**30,
-    "an empty list": [],
-    "a list": [1],
-    "an empty dictionary": {},
-    "bytes": b"x",
-    "a thing": Thing(),
-    "a complex number": 1j,
-    "an array": np.arange(3),
-}
-
-#: What junk each kind of argument takes.
-_NUMBERS = {"zero", "one and a half", "a huge number"}
-KINDS: dict[str, set[str]] = {
-    "count": {"a huge number"},
-    "size": set(),
-    "count or None": {"a huge number", "None"},
-    "count from 0 or None": {"a huge number", "None", "zero"},
-    "count from -1": {"a huge number", "zero", "minus one"},
-    "share": {"zero"},
-    "number from 0": _NUMBERS,
-    "positive": _NUMBERS - {"zero"},
-    "positive or infinite": (_NUMBERS - {"zero"}) | {"infinity"},
-    "positive or None": (_NUMBERS - {"zero"}) | {"None"},
-    "flag": {"True"},
-    "name": set(),
-    "name or None": {"None"},
-    "mapping": {"an empty dictionary"},
-    "mapping or None": {"an empty dictionary", "None"},
-    "seed": {"zero", "None"},
-    "widths": {"an empty list", "a list"},
-    "some widths": {"a list"},
-    "index": {"zero"},
-    "anything else": set(),
-    "nothing else": {"None"},
-}
-
 
 def every() -> list[BadInput]:
     """All of them."""
     return [*algorithms(), *policies(), *task_sets(), *shapes(), *evaluations()]
-
-
-def bad_values(
-    family: str, of: str, call: Callable[..., Any], arguments: dict[str, str], names: dict[str, str] | None = None
-) -> Iterator[BadInput]:
-    """A case for each argument and each junk that it must not take.
-
-    :param of: what is called
-    :param call: takes the argument by name
-    :param arguments: to their kinds
-    :param names: what the error calls an argument, if it is not its name
-    """
-    for argument, kind in arguments.items():
-        for what, value in JUNK.items():
-            if what not in KINDS[kind]:
-                name = (names or {}).get(argument, argument)
-                yield BadInput(family, f"{of}: {argument} is {what}", later(call, **{argument: value}), name)
-
-
-@cache
-def point_mass() -> MultiTaskVecEnv:
-    return MultiTaskVecEnv([partial(_make, task) for task in range(M)], n_workers=0)
-
-
-def _make(task: int, copy: int) -> TaskEnv:
-    return make_task(task, M)
-
-
-@cache
-def model() -> MultiTaskSAC:
-    return MultiTaskSAC("MTMlpPolicy", point_mass(), **SMALL, seed=0)
 
 
 # ------------------------------------------------------------------------------------ algorithm and policies
@@ -352,132 +262,6 @@ def task_sets() -> Iterator[BadInput]:
 
 def _two() -> dict[str, Any]:
     return {"a": partial(PointMass, 0), "b": partial(PointMass, 1)}
-
-
-class Graph(PointMass):
-    """Sends graphs, which no Box can hold."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-        self.observation_space = spaces.Graph(spaces.Box(-1, 1, (2,)), None)  # type: ignore[assignment]
-
-
-# ------------------------------------------------------------------------------------------ shapes and types
-
-
-def shapes() -> Iterator[BadInput]:
-    width = 2 + M
-    for text, observation in (
-        ("short", np.zeros(width - 1, np.float32)),
-        ("long", np.zeros(width + 1, np.float32)),
-        ("a batch of short ones", np.zeros((3, width - 1), np.float32)),
-        ("of three axes", np.zeros((1, 3, width), np.float32)),
-        ("a number", np.float32(3)),
-        ("empty", np.zeros(0, np.float32)),
-        ("of words", np.array(["a"] * width)),
-        ("of objects", np.array([Thing()] * width)),
-        ("complex", np.zeros(width, complex)),
-        ("of lists that differ in length", [[1, 2], [3]]),
-        ("None", None),
-        ("a dictionary", {"observation": np.zeros(width)}),
-        ("what reset of gymnasium returns", (np.zeros(width, np.float32), {})),
-        ("of dates", np.zeros(width, "datetime64[s]")),
-    ):
-        yield BadInput("shapes", f"predict: an observation {text}", later(model().predict, observation), "")
-    for text, actions in (
-        ("short", np.zeros((M, 1), np.float32)),
-        ("for another number of envs", np.zeros((M + 1, 2), np.float32)),
-        ("flat", np.zeros(2 * M, np.float32)),
-        ("complex", np.zeros((M, 2), complex)),
-        ("of words", np.full((M, 2), "a")),
-        ("of objects", np.full((M, 2), Thing())),
-        ("with NaN", np.full((M, 2), np.nan, np.float32)),
-        ("with infinity", np.full((M, 2), np.inf, np.float32)),
-        ("of lists that differ in length", [[1, 2], [3]]),
-        ("None", None),
-        ("a number", 0.0),
-    ):
-
-        def step(_: Path, actions: Any = actions) -> None:
-            point_mass().reset()
-            point_mass().step(actions)
-
-        yield BadInput("shapes", f"step: actions {text}", step, "action")
-
-    one_hot = np.eye(M, dtype=np.float32)
-    obs = np.concatenate([np.zeros((M, 2), np.float32), one_hot], 1)
-    good: dict[str, Any] = dict(
-        obs=obs,
-        next_obs=obs,
-        action=np.zeros((M, 2), np.float32),
-        reward=np.zeros(M, np.float32),
-        done=np.zeros(M, bool),
-        infos=[{} for _ in range(M)],
-    )
-    for name, value in good.items():
-        worse = {"short": value[:-1], "of another shape": np.zeros((3, 7, 2))} if name != "infos" else {}
-        for text, bad in worse.items():
-            yield BadInput(
-                "shapes",
-                f"add: {name} {text}",
-                later(_buffer().add, **{**good, name: bad}),
-                name,
-            )
-    for text, tasks in (
-        ("of no task", np.zeros((M, M))),
-        ("of two tasks", np.ones((M, M))),
-        ("of half a task", np.full((M, M), 0.5)),
-        ("with NaN for a task", np.full((M, M), np.nan)),
-    ):
-        bad = np.concatenate([obs[:, :2], tasks.astype(np.float32)], 1)
-        yield BadInput("shapes", f"add: obs {text}", later(_buffer().add, **{**good, "obs": bad}), "one-hot")
-    yield from bad_values(
-        "shapes",
-        "MultiTaskReplayBuffer",
-        _buffer,
-        {
-            "buffer_size": "size",
-            "num_tasks": "size",
-            "observation_space": "anything else",
-            "action_space": "anything else",
-            "n_envs": "count",
-        },
-        {"num_tasks": "task", "observation_space": "observation space", "action_space": "actions"},
-    )
-    for batch_size in ("ten", 1.5, -1, 0, 3, None, True, math.nan):
-        yield BadInput("shapes", f"a batch of {batch_size}", later(_buffer().sample, batch_size), "batch_size")
-    for text, change in (
-        ("nothing", lambda p: p.clear()),
-        ("another name", lambda p: p.update(nobody={})),
-        ("no critics' optimizer", lambda p: p.pop("critic.optimizer")),
-        ("a word for a network", lambda p: p.update(policy="ten")),
-        ("a network without a layer", lambda p: p["policy"].popitem()),
-        ("a network with one more", lambda p: p["policy"].update(more=th.zeros(1))),
-        ("words for tensors", lambda p: p["policy"].update(dict.fromkeys(p["policy"], "ten"))),
-        ("other shapes", lambda p: p["policy"].update({k: th.zeros(7, 7) for k in p["policy"]})),
-        ("an optimizer without state", lambda p: p.update({"actor.optimizer": {}})),
-        ("an optimizer of other parameters", lambda p: p["actor.optimizer"]["param_groups"][0]["params"].pop()),
-    ):
-
-        def set_parameters(_: Path, change: Callable[[Any], Any] = change) -> None:
-            parameters = {name: dict(state) for name, state in model().get_parameters().items()}
-            change(parameters)
-            model().set_parameters(parameters)
-
-        yield BadInput("shapes", f"parameters: {text}", set_parameters, "arameters")
-
-
-def _buffer(**kwargs: Any) -> MultiTaskReplayBuffer:
-    env = point_mass()
-    arguments: dict[str, Any] = dict(
-        buffer_size=10,
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        num_tasks=M,
-        n_envs=M,
-        device="cpu",
-    )
-    return MultiTaskReplayBuffer(**{**arguments, **kwargs})
 
 
 # -------------------------------------------------------------------------------- evaluation, tables, networks

@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from bad_arguments import JUNK, SMALL, M, model, point_mass
 from bad_inputs import BadInput, later
+from bad_values import JUNK, SMALL, M, model, point_mass
 from gymnasium import spaces
 from point_mass import PointMass, make_point_mass_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize

@@ -15,9 +15,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch as th
-from bad_arguments import JUNK, SMALL, model, point_mass
 from bad_inputs import BadInput, at, later, of_file
 from bad_run_folders import load_hyperparameters
+from bad_values import JUNK, SMALL, model, point_mass
 from point_mass import make_point_mass_env
 from stable_baselines3 import PPO
 

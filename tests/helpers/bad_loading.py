@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from bad_arguments import SMALL, M, model, point_mass
 from bad_inputs import BadInput, later
+from bad_values import SMALL, M, model, point_mass
 from gymnasium import spaces
 from point_mass import PointMass, make_point_mass_env
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
@@ -58,7 +58,7 @@ def others(env: type[PointMass] = PointMass, width: int = 2) -> VecEnv:
 
 
 def arguments_of_load() -> Iterator[BadInput]:
-    """What does not go with the file of :func:`.bad_arguments.model`."""
+    """What does not go with the file of :func:`.bad_values.model`."""
 
     def load(folder: Path, **kwargs: Any) -> Any:
         return MultiTaskSAC.load(folder / FILE, **{"env": point_mass(), **kwargs})

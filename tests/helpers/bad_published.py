@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bad_arguments import SMALL, bad_values, later, point_mass
-from bad_inputs import BadInput
+from bad_inputs import BadInput, later
+from bad_values import SMALL, bad_values, point_mass
 
 from sb3_softmod import MultiTaskSAC
 

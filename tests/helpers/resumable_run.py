@@ -251,3 +251,8 @@ def _live(options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     _serve()
+
+
+def names(path: Path) -> list[str]:
+    """All that is in the folder, but for the lock."""
+    return sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file() and each.name != ".lock")

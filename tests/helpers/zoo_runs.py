@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sb3_softmod.cli import main
 
@@ -27,3 +31,18 @@ def train(
     command = f"train --algo {algo} --env {env} -f {folder} -n {steps} --conf-file laptop --seed 3".split()
     kwargs = ["--env-kwargs", *TINY_ENV, *env_kwargs, "-params", *TINY_PARAMS, *params]
     return main([*command, "--eval-freq", "75", *TINY, *options, *kwargs])
+
+
+MT3 = ["reach-v3", "drawer-close-v3", "button-press-topdown-v3"]
+
+
+def run_of(folder: Path, algo: str = "softmod_deep", env: str = "MT3", number: int = 1) -> Path:
+    return folder / algo / f"{env}_{number}"
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run.json").read_text())
+
+
+def config(run: Path) -> dict[str, Any]:
+    return yaml.load((run / run.name.rpartition("_")[0] / "config.yml").read_text(), yaml.UnsafeLoader)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch as th
 from point_mass import make_point_mass_env
+from reference_surgery import pcgrad_by_loops
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -42,19 +43,6 @@ def make_model(policy: str = "MTMlpPolicy", **kwargs: Any) -> MultiTaskSAC:
         seed=0,
     )
     return MultiTaskSAC(policy, make_point_mass_env(M), **{**options, **kwargs})
-
-
-def pcgrad_by_loops(gradients: list[Tensor], orders: list[list[int]]) -> Tensor:
-    """Algorithm 1 of the paper on flat gradients, for given orders; the mean instead of the sum."""
-    projected = [g.clone() for g in gradients]
-    for i, order in enumerate(orders):
-        for j in order:
-            if j == i:
-                continue
-            inner = projected[i] @ gradients[j]
-            if inner < 0:
-                projected[i] -= inner / gradients[j].square().sum() * gradients[j]
-    return th.stack(projected).mean(0)
 
 
 @pytest.mark.parametrize("seed", range(3))

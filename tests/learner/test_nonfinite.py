@@ -1,19 +1,17 @@
-"""Losses, gradients and temperatures that are not finite: nothing of them is applied; the error, the dump, "skip"."""
+"""Losses, gradients and temperatures that are not finite: nothing of them is applied; the error, "skip"."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import math
-import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch as th
+from nonfinite_models import CHANCE, B, M, fails_alike, infected_at, make_model, numbers, same, set_parameter, store
 from point_mass import make_point_mass_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -21,97 +19,6 @@ from stable_baselines3.common.logger import configure
 from sb3_softmod import ConfigurationError, MultiTaskSAC, NonFiniteError
 from sb3_softmod.learner.finite_updates import Watch
 from sb3_softmod.policies import POLICIES
-
-M, B = 4, 32
-SMALL: dict[str, dict[str, Any]] = {
-    "SoftModPolicy": dict(embedding_dim=12, module_dim=8),
-    "MixtureOfExpertsPolicy": dict(net_arch=[12, 10], gating_arch=[9]),
-    "HardRoutingPolicy": dict(num_layers=2, embedding_dim=12, module_dim=8),
-    "CAREPolicy": dict(embedding_dim=6, encoder_arch=[7], net_arch=[12, 10]),
-    "FiLMPolicy": dict(embedding_dim=6, net_arch=[12, 10]),
-}
-CHANCE: dict[str, Any] = dict(seed=5)  # of a model that takes a dump again: all numbers are the dump's
-
-
-def make_model(
-    folder: Path | None = None, policy: str = "MTMlpPolicy", rows: int = 50, tasks: int = M, **kwargs: Any
-) -> MultiTaskSAC:
-    """A small model whose buffer holds transitions of each task; what it logs and dumps goes into the folder."""
-    options: dict[str, Any] = dict(
-        batch_size=8 * tasks,
-        buffer_size=4000,
-        policy_kwargs=SMALL.get(policy, dict(net_arch=[12, 10])),
-        seed=0,
-        device="cpu",
-    )
-    model = MultiTaskSAC(policy, make_point_mass_env(tasks), **{**options, **kwargs})
-    if folder is not None:
-        model.set_logger(configure(str(folder), ["csv"]))
-    store(model, rows)
-    return model
-
-
-def store(model: MultiTaskSAC, rows: int, rewards: list[float] | None = None) -> None:
-    """Transitions of each task, with the rewards of the tasks or random ones."""
-    rng, tasks = np.random.default_rng(0), model.num_tasks
-    states = np.concatenate([rng.normal(size=(rows + 1, tasks, 2)), np.tile(np.eye(tasks), (rows + 1, 1, 1))], -1)
-    states = states.astype(np.float32)
-    assert model.replay_buffer is not None
-    for row in range(rows):
-        reward = rng.normal(size=tasks) if rewards is None else np.array(rewards)
-        actions = rng.uniform(-1, 1, (tasks, 2))
-        model.replay_buffer.add(states[row], states[row + 1], actions, reward, np.zeros(tasks, bool), [{}] * tasks)
-
-
-def numbers(model: MultiTaskSAC, but: str = "nothing") -> dict[str, th.Tensor]:
-    """Parameters, temperatures and the states of the optimizers."""
-    found = {name: p.clone() for name, p in model.policy.state_dict().items()}
-    optimizers = dict(actor=model.actor.optimizer, critic=model.critic.optimizer, log_ent_coef=model.ent_coef_optimizer)
-    for name, optimizer in optimizers.items():
-        if optimizer is not None:
-            for index, state in optimizer.state_dict()["state"].items():
-                found.update({f"{name}.{index}.{key}": th.as_tensor(value).clone() for key, value in state.items()})
-    if model.log_ent_coef is not None:
-        found["log_ent_coef"] = model.log_ent_coef.detach().clone()
-    return {name: value for name, value in found.items() if not name.startswith(f"{but}.")}
-
-
-def same(one: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> bool:
-    """To the bit; NaN is NaN."""
-    return one.keys() == other.keys() and all(
-        th.equal(value.nan_to_num(123.0), other[name].nan_to_num(123.0)) for name, value in one.items()
-    )
-
-
-def set_parameter(model: MultiTaskSAC, name: str, value: float) -> None:
-    dict(model.policy.named_parameters())[name].data.view(-1)[0] = value
-
-
-def infected_at(model: MultiTaskSAC, step: int, stage: str) -> dict[str, th.Tensor]:
-    """Take gradient steps up to one that fails; the numbers before it."""
-    model.train(step - 1, B)
-    before = numbers(model)
-    if stage == "critic":
-        store(model, 1000, [0.0, math.inf, 0.0, 0.0])
-    elif stage == "temperatures":
-        model.log_ent_coef.data[1] = math.inf  # type: ignore[union-attr]
-        before["log_ent_coef"] = model.log_ent_coef.detach().clone()  # type: ignore[union-attr]
-    else:
-        model.lr_schedule = lambda _: 1e30
-    return before
-
-
-def learned_here(error: pytest.ExceptionInfo[NonFiniteError]) -> str:
-    """What an error says, but for where the dump is."""
-    return re.split(r" The update (?:is in|was read from) ", str(error.value))[0]
-
-
-def fails_alike(folder: Path, step: int, error: pytest.ExceptionInfo[NonFiniteError], model: MultiTaskSAC) -> None:
-    """The dump of the step gives the same error in another model, which applies nothing of it."""
-    with pytest.raises(NonFiniteError, match=rf"The update was read from .*nonfinite-{step}\.pt") as again:
-        model.replay_dump(folder / f"nonfinite-{step}.pt")
-    assert learned_here(again) == learned_here(error)
-
 
 # ----------------------------------------------------------------- each stage, "raise"
 
@@ -162,17 +69,6 @@ def test_a_parameter_that_is_nan(parameter: str, options: dict[str, Any], tensor
         model.train(1, B)
     assert same(numbers(model), before)
     fails_alike(tmp_path, 4, error, make_model(**options, **CHANCE))
-
-
-def test_the_dump_draws_the_actions_of_the_run(tmp_path: Path) -> None:
-    model = make_model(tmp_path)
-    model.train(3, B)
-    # Of the first unit, the weight of an action: whose target is infinite hangs on the sign of the action drawn.
-    model.critic_target.network.mlp.layers[0].weight.data[0, 0, 2] = math.inf  # type: ignore[union-attr, index]
-    with pytest.raises(NonFiniteError, match=r"for [1-7] of 8 samples of task 'corner-0', ") as error:
-        model.train(1, B)
-    th.manual_seed(99)
-    fails_alike(tmp_path, 4, error, make_model(**CHANCE))
 
 
 def test_a_temperature_that_is_infinite(tmp_path: Path) -> None:
@@ -349,85 +245,6 @@ def test_a_hundred_in_a_row_end_the_run(tmp_path: Path) -> None:
         NonFiniteError, match=r"Gradient step 200 .* the temperature holds NaN or infinity, for task 'corner-3'"
     ):
         make_model(**CHANCE).replay_dump(tmp_path / "nonfinite-200.pt")
-
-
-# ------------------------------------------------------------------------------- dumps
-
-
-def broken(folder: Path, **kwargs: Any) -> MultiTaskSAC:
-    """A model that fails at its next update."""
-    model = make_model(folder, **kwargs)
-    set_parameter(model, "critic.network.mlp.layers.0.weight", math.inf)
-    return model
-
-
-def test_a_dump_is_plain_data(tmp_path: Path) -> None:
-    kwargs: dict[str, Any] = dict(net_arch=[12, 10], optimizer_class=th.optim.AdamW)
-    model = broken(tmp_path, policy_kwargs=kwargs)
-    with pytest.raises(NonFiniteError):
-        model.train(1, B)
-    dump = th.load(tmp_path / "nonfinite-1.pt", weights_only=True)  # which runs no code
-    assert dump["batch"]["observations"].shape == (B, 2 + M)
-    assert dump["batch"]["rewards"].shape == (B, 1)
-    assert dump["parameters"].keys() == model.policy.state_dict().keys()
-    assert (dump["stage"], dump["gradient_step"], dump["environment_step"]) == ("critic", 1, 0)
-    assert dump["settings"]["policy"] == "MTMlpPolicy"
-    assert dump["policy_kwargs"]["net_arch"] == [12, 10]
-    assert dump["policy_kwargs"]["optimizer_class"] == "<class 'torch.optim.adamw.AdamW'>"
-    assert dump["log_ent_coef"].shape == (M,)
-
-
-def test_the_error_comes_even_if_no_dump_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    model = broken(tmp_path)
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(
-        NonFiniteError,
-        match=r"the loss of the critic holds .* could not be dumped to .*nonfinite-1\.pt: .*No space left on device",
-    ):
-        model.train(1, B)
-    assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
-    model.logger.dir = str(tmp_path / "progress.csv" / "folder")
-    with pytest.raises(NonFiniteError, match=r"could not be dumped to .*: .*Not a directory"):
-        model.train(1, B)
-
-
-def test_a_dump_needs_a_model_of_its_arguments(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError):
-        broken(tmp_path).train(1, B)
-    dump = tmp_path / "nonfinite-1.pt"
-    for options, message in (
-        (dict(gamma=0.9), r"written with gamma=0\.99, the model has 0\.9"),
-        (dict(gradient_surgery="pcgrad"), "written with gradient_surgery=None, the model has 'pcgrad'"),
-        (dict(policy="MultiHeadPolicy"), "written with policy='MTMlpPolicy', the model has 'MultiHeadPolicy'"),
-        (dict(policy_kwargs=dict(net_arch=[12, 11])), "The model has other parameters than"),
-    ):
-        with pytest.raises(ConfigurationError, match=message):
-            make_model(**options).replay_dump(dump)
-    for content in (b"", b"text", dump.read_bytes()[:1000]):
-        (tmp_path / "other.pt").write_bytes(content)
-        with pytest.raises(ConfigurationError, match=r"other\.pt is not the dump of an update"):
-            make_model().replay_dump(tmp_path / "other.pt")
-    th.save({"batch": {}}, tmp_path / "other.pt")
-    with pytest.raises(ConfigurationError, match=r"other\.pt is not the dump of an update"):
-        make_model().replay_dump(tmp_path / "other.pt")
-    with pytest.raises(FileNotFoundError):
-        make_model().replay_dump(tmp_path / "none.pt")
-
-
-def test_a_dump_with_finite_numbers_raises_nothing(tmp_path: Path) -> None:
-    model = broken(tmp_path)
-    with pytest.raises(NonFiniteError):
-        model.train(1, B)
-    dump = th.load(tmp_path / "nonfinite-1.pt", weights_only=True)
-    dump["parameters"]["critic.network.mlp.layers.0.weight"].view(-1)[0] = 0.0
-    th.save(dump, tmp_path / "healed.pt")
-    before = numbers(model)
-    model.replay_dump(tmp_path / "healed.pt")
-    model.policy.load_state_dict({n: v for n, v in before.items() if n in model.policy.state_dict()})
-    assert same(numbers(model), before)  # the optimizers took no step
 
 
 # ------------------------------------------- learners that do not wait for the device

@@ -11,8 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch as th
-from test_zoo import manifest, run_of
-from zoo_runs import train
+from zoo_runs import manifest, run_of, train
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
