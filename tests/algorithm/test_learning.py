@@ -13,9 +13,9 @@ from sb3_softmod import MultiTaskSAC, MultiTaskSACPolicy, SoftModSAC, SoftModula
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
 
 SMALL: dict[str, Any] = dict(embedding_dim=32, module_dim=32)
-#: With which 500 gradient steps are enough: targets that follow fast, and little exploration once all is seen.
+#: With which 1000 gradient steps are enough: targets that follow fast, and temperatures that are low soon.
 FAST: dict[str, Any] = dict(
-    learning_rate=5e-3, gamma=0.9, tau=0.02, ent_coef="auto_0.2", batch_size=64, learning_starts=100
+    learning_rate=3e-3, gamma=0.9, tau=0.02, ent_coef="auto_0.5", batch_size=64, learning_starts=100
 )
 
 
@@ -31,11 +31,11 @@ class BlindPolicy(MultiTaskSACPolicy):
 
 
 def learn(
-    algorithm: type[MultiTaskSAC], policy: Any, steps_per_task: int, seed: int = 0, **kwargs: Any
+    algorithm: type[MultiTaskSAC], policy: Any, steps_per_task: int = 1000, seed: int = 0, **kwargs: Any
 ) -> TaskEvaluation:
     """Train, and evaluate on other initial positions."""
     env = make_point_mass_env(4)
-    model = algorithm(policy, env, seed=seed, **FAST, **kwargs)
+    model = algorithm(policy, env, seed=seed, **{**FAST, **kwargs})
     model.learn(4 * steps_per_task)
     env.seed(100)
     result = evaluate_tasks(model, env, n_eval_episodes=50)
@@ -44,15 +44,24 @@ def learn(
     return result
 
 
-# The authors' variant with its initial weights, tiny, solves all four with three of the seeds 0 to 3: not with 0.
-@pytest.mark.parametrize(("seed", "kwargs"), [(0, dict()), (1, dict(variant="official", preset="deep", module_dim=16))])
-def test_soft_modularization_solves_conflicting_tasks(seed: int, kwargs: dict[str, Any]) -> None:
-    result = learn(SoftModSAC, "SoftModPolicy", 2000, seed, policy_kwargs={**SMALL, **kwargs})
+# The authors' variant, tiny, solves all four with the seeds 0 and 1: not with 2.
+@pytest.mark.parametrize("kwargs", [dict(), dict(variant="official", preset="shallow", routing_dim=32)])
+def test_soft_modularization_solves_conflicting_tasks(kwargs: dict[str, Any]) -> None:
+    result = learn(SoftModSAC, "SoftModPolicy", policy_kwargs={**SMALL, **kwargs})
+    assert min(result.success_rate) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_authors_deep_variant_solves_them() -> None:
+    """With its initial weights, with three of the seeds 0 to 3: not with 0."""
+    patient: dict[str, Any] = dict(tau=0.005, ent_coef="auto", batch_size=128, learning_starts=None)
+    policy_kwargs = dict(variant="official", preset="deep", embedding_dim=32, module_dim=16)
+    result = learn(SoftModSAC, "SoftModPolicy", 2000, seed=1, policy_kwargs=policy_kwargs, **patient)
     assert min(result.success_rate) >= 0.95
 
 
 def test_a_policy_that_cannot_see_the_task_cannot() -> None:
-    assert np.mean(learn(SoftModSAC, BlindPolicy, 2000, policy_kwargs=SMALL).success_rate) <= 0.5
+    assert np.mean(learn(SoftModSAC, BlindPolicy, policy_kwargs=SMALL).success_rate) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -70,11 +79,11 @@ def test_a_policy_that_cannot_see_the_task_cannot() -> None:
     ],
 )
 def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], options: dict[str, Any]) -> None:
-    result = learn(MultiTaskSAC, policy, 1500, policy_kwargs=dict(net_arch=[32, 32], **policy_kwargs), **options)
+    result = learn(MultiTaskSAC, policy, policy_kwargs=dict(net_arch=[32, 32], **policy_kwargs), **options)
     assert min(result.success_rate) >= 0.95
 
 
 def test_hard_routing_learns_routes_that_solve_them() -> None:
     policy_kwargs = dict(num_layers=2, embedding_dim=32, module_dim=32)
-    result = learn(MultiTaskSAC, "HardRoutingPolicy", 1500, policy_kwargs=policy_kwargs)
+    result = learn(MultiTaskSAC, "HardRoutingPolicy", policy_kwargs=policy_kwargs)
     assert np.mean(result.success_rate) >= 0.8  # a policy that cannot see the task: at most 0.5
