@@ -70,7 +70,7 @@ class MultiTaskSACPolicy(SACPolicy):
             if name not in options:
                 raise ConfigurationError(f"Unknown option {name!r} of {type(self).__name__}: {nearest(name, options)}")
         check_space(observation_space, num_tasks)
-        require_positive("n_critics", n_critics)
+        require_positive(n_critics=n_critics)
         _check_optimizer(optimizer_class, optimizer_kwargs)
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
