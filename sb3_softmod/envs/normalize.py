@@ -31,13 +31,7 @@ class MultiTaskVecNormalize(VecNormalize):
 
     :param venv: a multi-task env, SB3's or a vector env of gymnasium
     :param obs_statistics: "pooled": mean and variance of the observations over all tasks; "per-task": of each task
-    :param training: whether to update the statistics
-    :param norm_obs: whether to normalise observations
-    :param norm_reward: whether to normalise rewards
-    :param clip_obs: largest absolute value of a normalised observation
-    :param clip_reward: largest absolute value of a normalised reward
-    :param gamma: discount of the returns that scale the rewards
-    :param epsilon: added to variances
+    :param training: whether to update the statistics; this and all that follow: as in SB3
     :raises ConfigurationError: for an env without tasks, or unknown ``obs_statistics``
     """
 

@@ -36,15 +36,7 @@ _DM_CONTROL_TASKS = {
 
 #: What can be said of the envs of a suite, beside what a set says itself.
 ENV_OPTIONS = {
-    "metaworld": (
-        "goals",
-        "horizon",
-        "seed",
-        "reward_version",
-        "terminate_on_success",
-        "render_mode",
-        "camera_name",
-    ),
+    "metaworld": ("goals", "horizon", "seed", "reward_version", "terminate_on_success", "render_mode", "camera_name"),
     "dm_control": ("horizon", "seed", "render_mode"),
 }
 

@@ -204,7 +204,7 @@ class EnvGroup:
         try:
             env = self._built[index, task] = self._makers[task](self._copies[index], **self._seed)
             _leave_reports_to_wrapper(env)
-            missing = [fact for fact in FACTS if not has_attribute(env, fact)]
+            missing = [fact for fact in FACTS if not (isinstance(env, gym.Env) and env.has_wrapper_attr(fact))]
             if missing:
                 raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
             if (index, task) in self._origins:
@@ -288,18 +288,6 @@ def _leave_reports_to_wrapper(env: Env) -> None:
 
 
 # What apply() calls, as functions of a module: a process gets them by name.
-
-
-def has_attribute(env: Env, name: str) -> bool:
-    try:
-        env.get_wrapper_attr(name)
-    except AttributeError:
-        return False
-    return True
-
-
-def get_attribute(env: Env, name: str) -> Any:
-    return env.get_wrapper_attr(name)
 
 
 def call_method(env: Env, name: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:

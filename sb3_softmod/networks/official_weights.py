@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch as th
 from torch import Tensor, nn
@@ -19,19 +19,8 @@ _OFFICIAL_OPTIONS = dict(
     routing_history="all_probabilities", activate_embedding=True, module_activation="after_mixing", head="routed"
 )
 
-
-class Layers(Protocol):
-    """What is read of a :class:`.SoftModularNetwork`, which imports this module."""
-
-    ensemble_size: int
-    options: Any
-    state_encoder: Any
-    task_encoder: Any
-    routing_encoder: nn.ModuleList
-    routing_down: nn.ModuleList
-    routing_up: nn.ModuleList
-    module_layers: nn.ModuleList
-    head: Any
+#: A :class:`.SoftModularNetwork`, which imports this module.
+Network = Any
 
 
 def read(params: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
@@ -110,7 +99,7 @@ def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def load_into(network: Layers, arrays: Mapping[str, Tensor]) -> None:
+def load_into(network: Network, arrays: Mapping[str, Tensor]) -> None:
     """Copy the authors' parameters into every member of a network of their sizes.
 
     :raises ConfigurationError: naming the parameter that is missing, left over or of the wrong shape
@@ -130,7 +119,7 @@ def load_into(network: Layers, arrays: Mapping[str, Tensor]) -> None:
         raise ConfigurationError(f"Parameters that the network has no place for: {', '.join(sorted(left))}.")
 
 
-def export(network: Layers, member: int) -> dict[str, Tensor]:
+def export(network: Network, member: int) -> dict[str, Tensor]:
     """The parameters of one member under the authors' names.
 
     :raises ConfigurationError: if the network is not of the official variant
@@ -143,7 +132,7 @@ def export(network: Layers, member: int) -> dict[str, Tensor]:
     return {name: parameter[member].detach().clone() for name, parameter in _named_views(network)}
 
 
-def _named_views(network: Layers) -> Iterator[tuple[str, Tensor]]:
+def _named_views(network: Network) -> Iterator[tuple[str, Tensor]]:
     """Each of the authors' names with the view ``[E, ...]`` of our parameters that it stands for."""
     for name, layer, module in _named_layers(network):
         for kind in ("weight", "bias"):
@@ -151,7 +140,7 @@ def _named_views(network: Layers) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.{kind}", parameter if module is None else parameter[:, module]
 
 
-def _named_layers(network: Layers) -> Iterator[tuple[str, nn.Module, int | None]]:
+def _named_layers(network: Network) -> Iterator[tuple[str, nn.Module, int | None]]:
     options = network.options
     last = options.num_layers - 1
     for k, layer in enumerate(network.state_encoder.layers):

@@ -84,12 +84,7 @@ class MultiTaskActor(Actor):
 class MultiTaskCritic(ContinuousCritic):
     """SB3's critic whose Q-functions are the members of one multi-task network.
 
-    :param observation_space: ``[O + M]``
-    :param action_space: a Box
-    :param num_tasks: M
-    :param network_class: the network
-    :param network_kwargs: its options
-    :param n_critics: E, the number of Q-functions
+    :param n_critics: E, the number of Q-functions; the other arguments are those of :class:`MultiTaskActor`
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class SoftModularExtractor(BaseFeaturesExtractor):
         self, observation_space: spaces.Space, num_tasks: int, features_dim: int = 256, **network_kwargs: Any
     ) -> None:
         check_space(observation_space, num_tasks)
-        require_positive("features_dim", features_dim)
+        require_positive(features_dim=features_dim)
         super().__init__(observation_space, features_dim)
         self.num_tasks = num_tasks
         width = observation_space.shape[0] - num_tasks  # type: ignore[index]
