@@ -166,7 +166,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         init: Literal["pytorch", "official"] | None = None,
         ensemble_size: int = 1,
     ) -> None:
-        arguments = dict(locals())
+        arguments = dict(locals())  # whose names are those of the options
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
         given = {field.name: arguments[field.name] for field in dataclasses.fields(SoftModularOptions)}
         self.options = options = SoftModularOptions.resolve(variant, preset, given)

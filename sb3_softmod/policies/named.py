@@ -69,7 +69,19 @@ class FiLMPolicy(MultiTaskSACPolicy):
     network_class = networks.FiLMNetwork
 
 
-#: The policies of this file by the name that :class:`.MultiTaskSAC` knows them under.
+#: The policies by the name that :class:`.MultiTaskSAC` knows them under.
 POLICIES: dict[str, type[MultiTaskSACPolicy]] = {
-    policy.__name__: policy for policy in MultiTaskSACPolicy.__subclasses__()
+    policy.__name__: policy
+    for policy in (
+        SoftModPolicy,
+        MTMlpPolicy,
+        MultiHeadPolicy,
+        SingleTaskPolicy,
+        MixtureOfExpertsPolicy,
+        HardRoutingPolicy,
+        CAREPolicy,
+        PaCoPolicy,
+        MOOREPolicy,
+        FiLMPolicy,
+    )
 }
