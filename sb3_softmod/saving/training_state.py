@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.envs.progress import progress_of, set_progress_of
@@ -111,7 +111,10 @@ def go_on(model: SAC, callback: BaseCallback, state: Mapping[str, Any]) -> None:
 
 
 def _with_state(callback: BaseCallback) -> Iterator[BaseCallback]:
-    yield from (each for each in callbacks_of(callback) if not isinstance(each, ProgressBarCallback))
+    for each in callbacks_of(callback):
+        nobodys = isinstance(each, ConvertCallback) and each.callback is None  # what SB3 makes of no callback
+        if not nobodys and not isinstance(each, ProgressBarCallback):
+            yield each
 
 
 def callbacks_of(callback: Any) -> Iterator[BaseCallback]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def test_checkpoint_is_resumed(env: MultiTaskVecEnv, tmp_path: Path) -> None:
     shutil.copytree(FILES / "checkpointed", tmp_path / "run")
     model = SoftModSAC.resume(tmp_path / "run", env=env, device="cpu")
     assert (model.num_timesteps, model.remaining_timesteps) == (30, 30)
-    assert model.learn().num_timesteps == 60
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.learn().num_timesteps == 60
 
 
 def test_extractor_in_ppo() -> None:
