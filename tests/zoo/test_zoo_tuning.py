@@ -78,7 +78,8 @@ def test_processes_share_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     options = ["--storage", "study.log", "--study-name", "mine"]
     code = f"from test_zoo_tuning import *; optimize(Path('.'), *{options}, '--n-trials', '1')"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'helpers'}"}
     workers = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert optimize(tmp_path, *options, "--max-total-trials", "2") == 0  # there is nothing left to do
