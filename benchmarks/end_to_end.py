@@ -32,7 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from vec_env import sb3
 
 from sb3_softmod import SoftModSAC, make_metaworld_env
-from sb3_softmod.acceleration import keep_memory
+from sb3_softmod.learner.acceleration import keep_memory
 
 CASES = ("MT10-640-small", "MT10-1280", "MT50-1250")
 NETWORKS: dict[bool, dict[str, Any]] = {

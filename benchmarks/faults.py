@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--only worker-kills soak] [--quick]
 
-bad-inputs    500 bad arguments, shapes, files and paths (tests/bad_inputs.py): each has to be refused by an error of
-              the package's own that names what is bad, without a hang and without half a file.
+bad-inputs    500 bad arguments, shapes, files and paths (tests/helpers/bad_inputs.py): each has to be refused by an
+              error of the package's own that names what is bad, without a hang and without half a file.
 worker-kills  50 times SIGKILL for a worker process at a random moment of one training run, with restart_failed=True:
               the run has to end, with as many episodes of each task begun as of every other (or one more).
 kills         SIGKILL for 200 trainings on a small synthetic set and 10 on Meta-World, at random moments, each resumed
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 

@@ -18,10 +18,10 @@ import torch as th
 
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.methods import get_method
-from sb3_softmod.plots.curves import draw_curves
-from sb3_softmod.plots.results import results_table
-from sb3_softmod.run_evaluation import evaluate_run
-from sb3_softmod.runs import FINAL, MANIFEST, Run, load_run
+from sb3_softmod.runs.curves import draw_curves
+from sb3_softmod.runs.evaluation import evaluate_run
+from sb3_softmod.runs.results import results_table
+from sb3_softmod.runs.run import FINAL, MANIFEST, Run, load_run
 
 
 def main() -> None:

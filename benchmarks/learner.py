@@ -29,7 +29,7 @@ from stable_baselines3 import SAC
 from torch import Tensor, nn
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskSAC, MultiTaskSACPolicy
-from sb3_softmod.acceleration import keep_memory
+from sb3_softmod.learner.acceleration import keep_memory
 from sb3_softmod.networks import MultiTaskNetwork
 
 NUM_TASKS = 10

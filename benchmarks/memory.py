@@ -29,7 +29,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskVecNormalize, make_multitask_env
-from sb3_softmod.plots.tables import ACTION_DIM, OBSERVATION_DIM
+from sb3_softmod.runs.parameters import ACTION_DIM, OBSERVATION_DIM
 
 NUM_TASKS = (10, 50)
 SAMPLES_A_TASK = 128

@@ -27,9 +27,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskSAC, make_multitask_env
-from sb3_softmod.acceleration import keep_memory
+from sb3_softmod.learner.acceleration import keep_memory
 from sb3_softmod.methods import METHODS, get_method
-from sb3_softmod.plots.tables import ACTION_DIM, OBSERVATION_DIM
+from sb3_softmod.runs.parameters import ACTION_DIM, OBSERVATION_DIM
 
 NUM_TASKS = (10, 50)
 Model = TypeVar("Model", bound=SAC)

@@ -23,8 +23,8 @@ from matplotlib import pyplot as plt
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskVecNormalize, SoftModSAC, make_metaworld_env, make_multitask_env
-from sb3_softmod.acceleration import keep_memory
 from sb3_softmod.evaluation import evaluate_tasks
+from sb3_softmod.learner.acceleration import keep_memory
 
 PRECISIONS = ("fp32", "bf16")
 RESULTS = Path(__file__).parent / "results" / "precision.json"

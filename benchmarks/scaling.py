@@ -20,7 +20,7 @@ import numpy as np
 import torch as th
 from methods import OBSERVATION_DIM, make_model, seconds_a_step
 
-from sb3_softmod.acceleration import keep_memory
+from sb3_softmod.learner.acceleration import keep_memory
 
 NUM_TASKS = (10, 25, 50)
 METHODS = ("softmod_shallow", "softmod_deep", "softmod_official")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sb3_softmod.common.moved import find_moved_modules
+from sb3_softmod.common.version import __version__
 from sb3_softmod.envs.task_sets import register_all
 
 if TYPE_CHECKING:
-    from sb3_softmod.buffers import MultiTaskReplayBuffer
-    from sb3_softmod.checkpoint_callback import CheckpointCallback
-    from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
-    from sb3_softmod.envs.make import make_dm_control_env, make_metaworld_env, make_multitask_env
-    from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-    from sb3_softmod.envs.tasks import TaskEnv
-    from sb3_softmod.envs.vec_env import MultiTaskVecEnv
-    from sb3_softmod.errors import (
+    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+    from sb3_softmod.algorithm.softmod_sac import SoftModSAC
+    from sb3_softmod.common.errors import (
         CheckpointError,
         ConfigurationError,
         EnvError,
@@ -23,32 +20,35 @@ if TYPE_CHECKING:
         NonFiniteError,
         SoftModError,
     )
-    from sb3_softmod.extractors import SoftModularExtractor
-    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
+    from sb3_softmod.envs.make import make_dm_control_env, make_metaworld_env, make_multitask_env
+    from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+    from sb3_softmod.envs.tasks import TaskEnv
+    from sb3_softmod.envs.vec_env import MultiTaskVecEnv
+    from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
     from sb3_softmod.networks import SoftModularNetwork
-    from sb3_softmod.policies import MultiTaskSACPolicy, SoftModPolicy
-    from sb3_softmod.softmod_sac import SoftModSAC
+    from sb3_softmod.policies import MultiTaskSACPolicy, SoftModPolicy, SoftModularExtractor
+    from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 
-__version__ = "0.1.0"
 
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
 _HOMES = {
-    "CheckpointCallback": "checkpoint_callback",
-    "CheckpointError": "errors",
-    "ConfigurationError": "errors",
-    "EnvError": "errors",
-    "FileError": "errors",
+    "CheckpointCallback": "saving.checkpoint_callback",
+    "CheckpointError": "common.errors",
+    "ConfigurationError": "common.errors",
+    "EnvError": "common.errors",
+    "FileError": "common.errors",
     "GymnasiumVecEnv": "envs.gymnasium_vector",
-    "MultiTaskReplayBuffer": "buffers",
-    "MultiTaskSAC": "multitask_sac",
+    "MultiTaskReplayBuffer": "learner.replay_buffer",
+    "MultiTaskSAC": "algorithm.multitask_sac",
     "MultiTaskSACPolicy": "policies",
-    "MultiTaskVecNormalize": "envs.normalize",
     "MultiTaskVecEnv": "envs.vec_env",
-    "NonFiniteError": "errors",
-    "SoftModError": "errors",
+    "MultiTaskVecNormalize": "envs.normalize",
+    "NonFiniteError": "common.errors",
+    "SoftModError": "common.errors",
     "SoftModPolicy": "policies",
-    "SoftModSAC": "softmod_sac",
-    "SoftModularExtractor": "extractors",
+    "SoftModSAC": "algorithm.softmod_sac",
+    "SoftModularExtractor": "policies",
     "SoftModularNetwork": "networks",
     "TaskEnv": "envs.tasks",
     "make_dm_control_env": "envs.make",
@@ -75,11 +75,13 @@ __all__ = [
     "SoftModularExtractor",
     "SoftModularNetwork",
     "TaskEnv",
+    "__version__",
     "make_dm_control_env",
     "make_metaworld_env",
     "make_multitask_env",
 ]
 
+find_moved_modules()
 register_all()
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sb3_softmod.command_line import Parser
-from sb3_softmod.errors import SoftModError
-from sb3_softmod.files import check_folder
+from sb3_softmod.common.command_line import Parser
+from sb3_softmod.common.errors import SoftModError
+from sb3_softmod.common.files import check_folder, save_figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from sb3_softmod.runs.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,109 +41,99 @@ def _parser() -> Parser:
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
-    demo = commands.add_parser(
-        "demo",
-        help="train on three Meta-World tasks for about 12 minutes and show what was learned",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    does = "train on three Meta-World tasks for about 12 minutes and show what was learned"
+    demo = _command(commands, "demo", _demo, does, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")
     demo.add_argument("--steps", type=int, default=40_000, help="steps of each environment, and gradient steps")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
-    demo.set_defaults(run=_demo)
 
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
-        command = commands.add_parser(name, help=does, add_help=False)  # their modules read the arguments
-        command.set_defaults(run=run, passes_on=True)
+        command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
+        command.set_defaults(passes_on=True)
 
     tables = commands.add_parser("table", help="print a table").add_subparsers(
         title="tables", dest="table", required=True
     )
-    params = tables.add_parser(
-        "params",
-        help="the parameters of every method, beside Table 2 of the paper",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    does = "the parameters of every method, beside Table 2 of the paper"
+    params = _command(tables, "params", _table_params, does, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     params.add_argument("--env", default="MT50", help="a Meta-World task or set, whose number of tasks counts")
-    params.set_defaults(run=_table_params)
-    results = tables.add_parser("results", help="success rates of all methods on all benchmarks, from run folders")
-    results.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    does = "success rates of all methods on all benchmarks, from run folders"
+    results = _command(tables, "results", _table_results, does)
     results.add_argument("--format", default="markdown", help="markdown (default), latex or csv")
-    results.set_defaults(run=_table_results)
-
-    capacity = tables.add_parser(
-        "capacity", help="success beside parameters on one task set, as in Table 2 of the paper"
-    )
-    capacity.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    does = "success beside parameters on one task set, as in Table 2 of the paper"
+    capacity = _command(tables, "capacity", _table_capacity, does)
     capacity.add_argument("--env", default="MT50-Fixed", help="task set (default: MT50-Fixed, the paper's)")
     capacity.add_argument("--format", default="markdown", help="markdown, latex or csv (default: markdown)")
-    capacity.set_defaults(run=_table_capacity)
 
     plots = commands.add_parser("plot", help="draw a figure").add_subparsers(
         title="figures", dest="figure", required=True
     )
-    curves = plots.add_parser(
-        "curves", help="success against environment steps, as in Figures 5 and 6 of the paper, from run folders"
-    )
-    curves.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    does = "success against environment steps, as in Figures 5 and 6 of the paper, from run folders"
+    curves = _command(plots, "curves", _plot_curves, does)
     curves.add_argument("--env", help="task set (default: each that there is)")
     curves.add_argument("--by-task", action="store_true", help="a panel for each task instead of their mean")
-    curves.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
-    curves.set_defaults(run=_plot_curves)
-
-    profiles = plots.add_parser(
-        "profiles", help="methods compared over seeds: performance profiles and probabilities of improvement"
-    )
-    profiles.add_argument("logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)")
+    does = "methods compared over seeds: performance profiles and probabilities of improvement"
+    profiles = _command(plots, "profiles", _plot_profiles, does)
     profiles.add_argument("--env", help="task set (default: each that there is)")
-    profiles.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
-    profiles.set_defaults(run=_plot_profiles)
+    for command in (curves, profiles):
+        command.add_argument(
+            "--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)"
+        )
+    for command in (results, capacity, curves, profiles):
+        command.add_argument(
+            "logs", type=Path, nargs="?", default=Path("logs"), help="folder of the runs (default: logs)"
+        )
 
-    routing = plots.add_parser(
-        "routing", help="what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
-    )
-    routing.add_argument("folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1")
+    does = "what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
+    routing = _command(plots, "routing", _plot_routing, does)
     routing.add_argument("--steps", type=int, default=200, help="steps of each task to average over (default: 200)")
     routing.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
     routing.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     routing.add_argument("--video", action="store_true", help="film an episode of each task with its routing beside it")
     routing.add_argument("--out", type=Path, help="folder for the figures (default: figures in the run folder)")
-    routing.set_defaults(run=_plot_routing)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate the policies of runs, for the tables")
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate the policies of runs, for the tables")
     evaluate.add_argument("runs", type=Path, nargs="+", help="run folders, for instance logs/mt_sac/MT3_1")
     protocols = "metaworld (each of 50 goals once, up to 500 steps) or paper (100 episodes, random goals)"
     evaluate.add_argument("--protocol", help=protocols)
     evaluate.add_argument("--episodes", type=int, help="of each task (default: the protocol's, or 50)")
     evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
     evaluate.add_argument("--best", action="store_true", help="the best model of training instead of the last")
-    evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="all that is known of a run, as one HTML file")
-    report.add_argument("folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1")
+    report = _command(commands, "report", _report, "all that is known of a run, as one HTML file")
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
     report.add_argument("--video", action="store_true", help="with a video of each task")
     report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
-    report.set_defaults(run=_report)
+    for command in (routing, report):
+        command.add_argument(
+            "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
+        )
     return parser
+
+
+def _command(group: Any, name: str, run: Callable[[Any], None], does: str, **options: Any) -> Parser:
+    command: Parser = group.add_parser(name, help=does, **options)
+    command.set_defaults(run=run)
+    return command
 
 
 # What a command needs is imported when it runs, so that --help does not wait for torch.
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from sb3_softmod.acceleration import keep_memory
     from sb3_softmod.demo import run_demo
+    from sb3_softmod.learner.acceleration import keep_memory
 
     keep_memory()
     run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from sb3_softmod.acceleration import keep_memory
+    from sb3_softmod.learner.acceleration import keep_memory
     from sb3_softmod.zoo.train import train
 
     keep_memory()
@@ -158,77 +149,72 @@ def _enjoy(arguments: Sequence[str]) -> None:
 def _table_params(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sb3_softmod.plots.tables import parameter_table
+    from sb3_softmod.runs.parameters import parameter_table
 
     Console().print(parameter_table(args.env))
 
 
 def _table_results(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.results import results_table
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.results import results_table
 
-    runs, problems = find_runs(args.logs)
-    print(results_table(runs, args.format))
-    _complain(problems)
+    with _runs(args) as runs:
+        print(results_table(runs, args.format))
 
 
 def _table_capacity(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.capacity import capacity_table
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.capacity import capacity_table
 
-    runs, problems = find_runs(args.logs)
-    print(capacity_table(runs, args.env, args.format))
-    _complain(problems)
+    with _runs(args) as runs:
+        print(capacity_table(runs, args.env, args.format))
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.curves import draw_curves
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.curves import draw_curves
 
     check_folder(args.out)
-    runs, problems = find_runs(args.logs)
-    names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
-    if not names:
-        raise SoftModError(f"No run in {args.logs} was evaluated.")
-    for name in names:
-        _save(draw_curves(runs, name, by_task=args.by_task), args.out, f"curves-{name}{'-by-task' * args.by_task}")
-    _complain(problems)
+    with _runs(args) as runs:
+        names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+        if not names:
+            raise SoftModError(f"No run in {args.logs} was evaluated.")
+        for name in names:
+            figure, stem = draw_curves(runs, name, by_task=args.by_task), f"curves-{name}{'-by-task' * args.by_task}"
+            print(*save_figure(figure, args.out / stem), sep="\n")
 
 
 def _plot_profiles(args: argparse.Namespace) -> None:
-    from sb3_softmod.plots.profiles import draw_profiles, finished_entries, improvements
-    from sb3_softmod.runs import find_runs
+    from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
 
     check_folder(args.out)
+    with _runs(args) as runs:
+        names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        if not names:
+            raise SoftModError(f"No run in {args.logs} is finished.")
+        for name in names:
+            print(*save_figure(draw_profiles(runs, name), args.out / f"profiles-{name}"), sep="\n")
+            entries = finished_entries(runs, name)
+            for pair in improvements(entries):
+                seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
+                likely = f"{pair.probability:.2f} ({pair.interval[0]:.2f} to {pair.interval[1]:.2f}; {seeds} seeds)"
+                print(f"P({pair.first} > {pair.second}) = {likely}")
+
+
+@contextmanager
+def _runs(args: argparse.Namespace) -> Iterator[list[Run]]:
+    """All that can be read below ``args.logs``; in the end, what cannot be is said."""
+    from sb3_softmod.runs.run import find_runs
+
     runs, problems = find_runs(args.logs)
-    names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
-    if not names:
-        raise SoftModError(f"No run in {args.logs} is finished.")
-    for name in names:
-        _save(draw_profiles(runs, name), args.out, f"profiles-{name}")
-        entries = finished_entries(runs, name)
-        for pair in improvements(entries):
-            seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
-            low, high = pair.interval
-            print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({low:.2f} to {high:.2f}; {seeds} seeds)")
+    yield runs
     _complain(problems)
 
 
-def _save(figure: Figure, out: Path, stem: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("svg", "png"):
-        path = out / f"{stem}.{suffix}"
-        figure.savefig(path, dpi=150)
-        print(path)
-
-
 def _plot_routing(args: argparse.Namespace) -> None:
-    from sb3_softmod.evaluation import make_evaluation_env
-    from sb3_softmod.plots.routing import plot_routing
-    from sb3_softmod.plots.routing_video import record_routing
-    from sb3_softmod.routing import routed_networks
-    from sb3_softmod.run_evaluation import env_options, load_model
-    from sb3_softmod.runs import load_run
+    from sb3_softmod.evaluation.evaluate import make_evaluation_env
+    from sb3_softmod.routing.figures import plot_routing
+    from sb3_softmod.routing.routes import routed_networks
+    from sb3_softmod.routing.video import record_routing
+    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
     out = args.out or run.folder / "figures"
@@ -238,18 +224,15 @@ def _plot_routing(args: argparse.Namespace) -> None:
     options = {**env_options(run), "seed": args.seed}
     if args.video:
         options["render_mode"] = "rgb_array"
-    env = make_evaluation_env(model, run.benchmark, options=options)
-    try:
+    with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
         files = plot_routing(model, env, out, steps=args.steps)
         if args.video:
             files += record_routing(model, env, out)
-    finally:
-        env.close()
     print(*files, sep="\n")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from sb3_softmod.run_evaluation import evaluate_runs
+    from sb3_softmod.runs.evaluation import evaluate_runs
 
     results, problems = evaluate_runs(
         args.runs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from itertools import count
 from pathlib import Path
 
 import torch as th
@@ -11,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import TqdmExperimentalWarning
 
+from sb3_softmod.algorithm.softmod_sac import SoftModSAC
+from sb3_softmod.common.checks import require_integer
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks, rollout
-from sb3_softmod.plots.routing_network import draw_routing
-from sb3_softmod.routing import RoutingStatistics, sample_routing
-from sb3_softmod.softmod_sac import SoftModSAC
+from sb3_softmod.evaluation.evaluate import TaskEvaluation, evaluate_tasks, rollout
+from sb3_softmod.routing.network_figure import draw_routing
+from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
 
 TASKS = "MT3"
 
@@ -25,19 +26,19 @@ TASKS = "MT3"
 def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -> tuple[TaskEvaluation, TaskEvaluation]:
     """Train, evaluate before and after, and write model, logs and a picture of the routing.
 
-    :param out: folder for the runs; each call makes a new one in it
+    :param out: folder for the runs; each call makes a new one in it, the first free ``run-1``, ``run-2``, ...
     :param vector_steps: steps of every env, and gradient steps
     :param n_eval_episodes: episodes of each task in an evaluation
     :param seed: of everything
     :return: the evaluations before and after training
     :raises ConfigurationError: for fewer than one step or episode
     """
-    for name, value in (("steps", vector_steps), ("episodes", n_eval_episodes)):
-        if value < 1:
-            raise ConfigurationError(f"--{name} must be at least 1, not {value}.")
+    require_integer("--steps", vector_steps, 1)
+    require_integer("--episodes", n_eval_episodes, 1)
     warnings.filterwarnings("ignore", category=TqdmExperimentalWarning)  # SB3's progress bar is "experimental"
     console = Console()
-    folder = _new_folder(out)
+    folder = next(path for number in count(1) if not (path := out / f"run-{number}").exists())
+    folder.mkdir(parents=True)
     th.set_num_threads(1)  # enough for networks of this size; the other core steps the envs meanwhile
     env = MultiTaskVecNormalize(make_metaworld_env(TASKS, seed=seed, envs_per_task=3), norm_reward=False)
     model = SoftModSAC(
@@ -91,13 +92,3 @@ def _table(untrained: TaskEvaluation, trained: TaskEvaluation) -> Table:
             str(name), f"{success_before:.0%}", f"{success_after:.0%}", f"{return_before:.0f}", f"{return_after:.0f}"
         )
     return table
-
-
-def _new_folder(out: Path) -> Path:
-    """The first free ``run-1``, ``run-2``, ... in ``out``, made."""
-    number = 1
-    while (out / f"run-{number}").exists():
-        number += 1
-    folder = out / f"run-{number}"
-    folder.mkdir(parents=True)
-    return folder

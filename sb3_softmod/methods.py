@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sb3_softmod.checks import require_choice
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.published_settings import ENV_STEPS, MAX_GRAD_NORM, SCHEDULE, SIZES
 
 if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import GymEnv
 
-    from sb3_softmod.multitask_sac import MultiTaskSAC
+    from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
     from sb3_softmod.networks import MultiTaskNetwork
     from sb3_softmod.policies import MultiTaskSACPolicy
 
@@ -68,8 +68,8 @@ class Method:
         :param env: a multi-task env, or the name of a Meta-World task or set
         :param overrides: further arguments of :class:`.MultiTaskSAC`; ``policy_kwargs`` are added to the method's own
         """
+        from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
         from sb3_softmod.envs.make import as_env
-        from sb3_softmod.multitask_sac import MultiTaskSAC
 
         env = as_env(env, overrides.get("seed"))
         tasks = _published_set(env)
@@ -100,122 +100,65 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _multi_head(title: str, layers: int, units: int, relative_params: float) -> Method:
-    return Method(
-        title=title,
-        source="Table 2, Figure 6a",
-        policy="MultiHeadPolicy",
-        policy_kwargs=dict(net_arch=[units] * layers),
-        options=_CLIPPED,
-        env_steps=ENV_STEPS["mt_sac"],
-        relative_params=relative_params,
-    )
+_TABLE_2 = "Table 2, Figure 6a"
+
+
+def _ours(
+    title: str, source: str, loss_weighting: str, relative_params: float | None = None, **policy_kwargs: Any
+) -> Method:
+    """The paper's own, in one of its forms."""
+    options = {"loss_weighting": loss_weighting, **_CLIPPED}
+    return Method(title, source, "SoftModPolicy", policy_kwargs, options, relative_params=relative_params)
+
+
+def _multi_head(title: str, source: str, relative_params: float | None = None, **policy_kwargs: Any) -> Method:
+    """MT-MH-SAC of some size."""
+    steps = ENV_STEPS["mt_sac"]
+    return Method(title, source, "MultiHeadPolicy", policy_kwargs, _CLIPPED, steps, relative_params=relative_params)
+
+
+def _of_others(name: str, title: str, source: str, policy: str, **options: Any) -> Method:
+    """A method of later work, with what was published under its name."""
+    return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
 
 
 #: The methods by name, as written on the command line.
 METHODS: dict[str, Method] = {
-    "softmod_shallow": Method(
-        title="Ours (Shallow)",
-        source="Table 1, Figure 5",
-        policy="SoftModPolicy",
-        policy_kwargs=dict(preset="shallow"),
-        options=dict(loss_weighting="alpha", **_CLIPPED),
-        relative_params=1.0,
+    "softmod_shallow": _ours("Ours (Shallow)", "Table 1, Figure 5", "alpha", 1.0, preset="shallow"),
+    "softmod_deep": _ours("Ours (Deep)", "Tables 1 and 2, Figures 5 and 6a", "alpha", 1.0, preset="deep"),
+    "softmod_shallow_wo_balance": _ours("Ours (Shallow, w/o Balance)", "Figure 6b", "uniform", preset="shallow"),
+    "softmod_shallow_wo_obs_balance": _ours(
+        "Ours (Shallow, w/o Obs & Balance)", "Figure 6b", "uniform", preset="shallow", condition_on_obs=False
     ),
-    "softmod_deep": Method(
-        title="Ours (Deep)",
-        source="Tables 1 and 2, Figures 5 and 6a",
-        policy="SoftModPolicy",
-        policy_kwargs=dict(preset="deep"),
-        options=dict(loss_weighting="alpha", **_CLIPPED),
-        relative_params=1.0,
+    "softmod_official": _ours(
+        "Ours (Shallow), released code",
+        "the authors' released network, loss weights and gradient clipping",
+        "log_alpha",
+        preset="shallow",
+        variant="official",
     ),
-    "softmod_shallow_wo_balance": Method(
-        title="Ours (Shallow, w/o Balance)",
-        source="Figure 6b",
-        policy="SoftModPolicy",
-        policy_kwargs=dict(preset="shallow"),
-        options=dict(loss_weighting="uniform", **_CLIPPED),
-    ),
-    "softmod_shallow_wo_obs_balance": Method(
-        title="Ours (Shallow, w/o Obs & Balance)",
-        source="Figure 6b",
-        policy="SoftModPolicy",
-        policy_kwargs=dict(preset="shallow", condition_on_obs=False),
-        options=dict(loss_weighting="uniform", **_CLIPPED),
-    ),
-    "softmod_official": Method(
-        title="Ours (Shallow), released code",
-        source="the authors' released network, loss weights and gradient clipping",
-        policy="SoftModPolicy",
-        policy_kwargs=dict(preset="shallow", variant="official"),
-        options=dict(loss_weighting="log_alpha", **_CLIPPED),
-    ),
-    "single_task_sac": Method(
-        title="Single-task SAC",
-        source="section 5.6",
-        policy="SingleTaskPolicy",
-    ),
-    "mt_sac": Method(
-        title="MT-SAC",
-        source="Table 1, Figure 5",
-        policy="MTMlpPolicy",
-        options=_CLIPPED,
-        env_steps=ENV_STEPS["mt_sac"],
-    ),
-    "mt_mh_sac": Method(
-        title="MT-MH-SAC",
-        source="Tables 1 and 2, Figures 5 and 6",
-        policy="MultiHeadPolicy",
-        options=_CLIPPED,
-        env_steps=ENV_STEPS["mt_sac"],
-        relative_params=1.2,
-    ),
-    "mt_mh_sac_4": _multi_head("MT-MH-SAC-4", 4, 400, 1.6),
-    "mt_mh_sac_5": _multi_head("MT-MH-SAC-5", 5, 400, 2.0),
-    "mt_mh_sac_6": _multi_head("MT-MH-SAC-6", 6, 400, 2.4),
-    "mt_mh_sac_4_wide": _multi_head("MT-MH-SAC-4-Wide", 4, 600, 3.3),
-    "mt_mh_sac_5_wide": _multi_head("MT-MH-SAC-5-Wide", 5, 600, 4.2),
+    "single_task_sac": Method("Single-task SAC", "section 5.6", "SingleTaskPolicy"),
+    "mt_sac": Method("MT-SAC", "Table 1, Figure 5", "MTMlpPolicy", options=_CLIPPED, env_steps=ENV_STEPS["mt_sac"]),
+    "mt_mh_sac": _multi_head("MT-MH-SAC", "Tables 1 and 2, Figures 5 and 6", 1.2),
+    "mt_mh_sac_4": _multi_head("MT-MH-SAC-4", _TABLE_2, 1.6, net_arch=[400] * 4),
+    "mt_mh_sac_5": _multi_head("MT-MH-SAC-5", _TABLE_2, 2.0, net_arch=[400] * 5),
+    "mt_mh_sac_6": _multi_head("MT-MH-SAC-6", _TABLE_2, 2.4, net_arch=[400] * 6),
+    "mt_mh_sac_4_wide": _multi_head("MT-MH-SAC-4-Wide", _TABLE_2, 3.3, net_arch=[600] * 4),
+    "mt_mh_sac_5_wide": _multi_head("MT-MH-SAC-5-Wide", _TABLE_2, 4.2, net_arch=[600] * 5),
     "mt_mh_sac_balance": Method(
-        title="MT-MH-SAC-Balance",
-        source="Figure 6c",
-        policy="MultiHeadPolicy",
+        "MT-MH-SAC-Balance",
+        "Figure 6c",
+        "MultiHeadPolicy",
         options=dict(loss_weighting="alpha", **_CLIPPED),
         env_steps=ENV_STEPS["mt_sac"],
     ),
-    "mix_expert": Method(
-        title="Mix-Expert", source="Table 1, Figure 5", policy="MixtureOfExpertsPolicy", options=_CLIPPED
-    ),
-    "hard_routing": Method(
-        title="Hard Routing", source="Table 1, Figure 5", policy="HardRoutingPolicy", options=_CLIPPED
-    ),
-    "care": Method(
-        title="CARE",
-        source="Sodhani et al. 2021, without metadata",
-        policy="CAREPolicy",
-        env_steps=ENV_STEPS["care"],
-        sizes=SIZES["care"],
-    ),
-    "paco": Method(
-        title="PaCo",
-        source="Sun et al. 2022",
-        policy="PaCoPolicy",
-        env_steps=ENV_STEPS["paco"],
-        sizes=SIZES["paco"],
-    ),
-    "moore": Method(
-        title="MOORE",
-        source="Hendawy et al. 2024",
-        policy="MOOREPolicy",
-        env_steps=ENV_STEPS["moore"],
-        sizes=SIZES["moore"],
-    ),
-    "film": Method(title="FiLM", source="Perez et al. 2018", policy="FiLMPolicy", env_steps=ENV_STEPS["film"]),
-    "mt_sac_pcgrad": Method(
-        title="MT-SAC + PCGrad",
-        source="Yu et al. 2020",
-        policy="MTMlpPolicy",
-        options=dict(gradient_surgery="pcgrad"),
-        env_steps=ENV_STEPS["mt_sac_pcgrad"],
+    "mix_expert": Method("Mix-Expert", "Table 1, Figure 5", "MixtureOfExpertsPolicy", options=_CLIPPED),
+    "hard_routing": Method("Hard Routing", "Table 1, Figure 5", "HardRoutingPolicy", options=_CLIPPED),
+    "care": _of_others("care", "CARE", "Sodhani et al. 2021, without metadata", "CAREPolicy"),
+    "paco": _of_others("paco", "PaCo", "Sun et al. 2022", "PaCoPolicy"),
+    "moore": _of_others("moore", "MOORE", "Hendawy et al. 2024", "MOOREPolicy"),
+    "film": _of_others("film", "FiLM", "Perez et al. 2018", "FiLMPolicy"),
+    "mt_sac_pcgrad": _of_others(
+        "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
     ),
 }

@@ -16,7 +16,7 @@ Unknown: the networks and settings of Mix-Expert and Hard Routing, and anything 
 scripts were not released; CARE's command and PaCo's settings on MT50 (those of MT10 were released; the numbers below
 are of a file for Meta-World+'s code whose author is not known); how long episodes on MT50 were, for the authors' file
 allows 1,000 steps and their version of Meta-World, in which tasks end by themselves, was not at hand; and what Table 2
-counts, see :data:`sb3_softmod.plots.tables.NOTE`.
+counts, see :data:`sb3_softmod.runs.parameters.NOTE`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_softmod import ConfigurationError, MultiTaskSAC, make_metaworld_env
 from sb3_softmod.cli import main
 from sb3_softmod.methods import METHODS, get_method
-from sb3_softmod.plots.tables import count_parameters
 from sb3_softmod.policies import POLICIES
+from sb3_softmod.runs.parameters import count_parameters
 
 TASKS = ["reach-v3", "drawer-close-v3"]
 
@@ -85,7 +85,8 @@ def test_single_task_sac_is_a_run_of_its_own_for_each_task() -> None:
 
 
 def test_the_registry_is_complete() -> None:
-    assert {method.policy for method in METHODS.values()} == set(POLICIES)
+    ours = {method.policy for method in METHODS.values() if isinstance(method.policy, str)}  # others' are classes
+    assert ours == set(POLICIES)
     titles = [method.title for method in METHODS.values()]
     assert len(set(titles)) == len(titles)
     for title in ("MT-SAC", "MT-MH-SAC", "Mix-Expert", "Hard Routing", "Ours (Shallow)", "Ours (Deep)"):

@@ -19,8 +19,8 @@ from sb3_softmod.envs.metaworld import TASK_SETS as METAWORLD
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, TASK_SETS
 from sb3_softmod.methods import METHODS, Method
 from sb3_softmod.networks import MultiHeadNetwork
-from sb3_softmod.plots.tables import count_parameters
 from sb3_softmod.published_settings import ENV_STEPS, ENVS, SCHEDULE, SIZES
+from sb3_softmod.runs.parameters import count_parameters
 from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config
 
 #: Of the paper, whose authors' code clips; that of single-task SAC was not released.

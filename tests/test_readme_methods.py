@@ -12,7 +12,7 @@ from point_mass import make_point_mass_env
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.methods import METHODS
-from sb3_softmod.plots.tables import count_parameters
+from sb3_softmod.runs.parameters import count_parameters
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

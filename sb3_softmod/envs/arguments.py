@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sb3_softmod.checks import require_integer
-from sb3_softmod.errors import ConfigurationError, NonFiniteError
+from sb3_softmod.common.checks import require_choice, require_integer
+from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
 
 #: Of one task. Each is a simulator: a slip of the keyboard must not fill the memory.
 MOST_ENVS = 1000
 
 
-def as_names(tasks: object) -> list[Any]:
+def as_names(tasks: object, kind: str, known: Iterable[str]) -> tuple[str, ...]:
     """The names of tasks that a user passed, one or a list.
 
-    :raises ConfigurationError: for something else
+    :param kind: of the tasks, for errors
+    :param known: all names of that kind
+    :raises ConfigurationError: for something else, or an unknown or repeated name, with the nearest known ones
     """
     if not isinstance(tasks, Sequence):
         raise ConfigurationError(f"tasks must be a name or a list of names, not {tasks!r}.")
-    return [tasks] if isinstance(tasks, str) else list(tasks)
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if not names:
+        raise ConfigurationError("The list of tasks is empty.")
+    for name in names:
+        require_choice(kind, name, known)
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
+            )
+    return names
 
 
 def check_copies(envs_per_task: object) -> None:

@@ -7,13 +7,12 @@ from functools import partial
 
 import gymnasium as gym
 
-from sb3_softmod.checks import require_choice
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs import gymnasium_tasks
 from sb3_softmod.envs.arguments import as_names
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError
 
 
 def make_task_makers(
@@ -43,13 +42,6 @@ def _sources(tasks: str | Sequence[str], render_mode: str | None) -> dict[str, T
             f"dm_control's tasks need packages that are not installed ({error}): pip install sb3-softmod[dm-control]"
         ) from error
     gym.register_envs(shimmy)  # its import did that already
-    names = as_names(tasks)
-    known = ["-".join(task) for task in dm_control.suite.ALL_TASKS]
-    for name in names:
-        require_choice("task of dm_control", name, known)
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
-            )
+    names = as_names(tasks, "task of dm_control", ["-".join(task) for task in dm_control.suite.ALL_TASKS])
     # By spec, not by id: a worker process need not know what Shimmy registered here.
     return {name: partial(gym.make, gym.spec(f"dm_control/{name}-v0"), render_mode=render_mode) for name in names}

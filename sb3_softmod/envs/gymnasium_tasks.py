@@ -13,11 +13,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from sb3_softmod.checks import require_flag, require_integer, require_names, require_seed
-from sb3_softmod.envs.tasks import TaskEnv, draw_seed
+from sb3_softmod.common.checks import require_flag, require_integer, require_names, require_seed
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError, nearest
+from sb3_softmod.common.task_observation import check_common, check_task_names
+from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError, nearest
-from sb3_softmod.task_observation import check_common, check_task_names
 
 #: A gymnasium id, or a function that makes an env.
 TaskSource = str | Callable[[], gym.Env]
@@ -235,8 +235,7 @@ def make_task_makers(
     require_seed(seed)
     require_flag("terminate_on_success", terminate_on_success)
     sources, width = survey(named)
-    if seed is None:
-        seed = draw_seed()
+    seed = seed_or_drawn(seed)
     return [
         partial(
             make_gymnasium_task,

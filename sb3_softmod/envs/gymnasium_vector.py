@@ -12,11 +12,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.task_observation import make_space, split
 from sb3_softmod.envs import worker
 from sb3_softmod.envs.arguments import as_actions
 from sb3_softmod.envs.tasks import success_of
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import make_space, split
 
 _FACTS = ("num_tasks", "task_names", "task_id")
 

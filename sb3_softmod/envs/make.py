@@ -9,7 +9,8 @@ from typing import Any, Literal
 import gymnasium as gym
 from stable_baselines3.common.base_class import maybe_make_env
 
-from sb3_softmod.checks import require_integer
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs import dm_control, gymnasium_tasks, metaworld
 from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
@@ -18,7 +19,6 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.envs.worker import Env, TaskMaker
-from sb3_softmod.errors import ConfigurationError
 
 #: Wraps an env that is a task already.
 Wrapper = Callable[[Env], gym.Env]
@@ -76,12 +76,8 @@ def make_metaworld_env(
     )
     if goals == "each-once":
         _check_each_once(len(makers), envs_per_task, n_envs, terminate_on_success)
-    return MultiTaskVecEnv(
-        _wrapped(makers, wrapper),
-        envs_per_task=envs_per_task,
-        n_envs=n_envs,
-        n_workers=n_workers,
-        restart_failed=restart_failed,
+    return _vec_env(
+        makers, wrapper, envs_per_task=envs_per_task, n_envs=n_envs, n_workers=n_workers, restart_failed=restart_failed
     )
 
 
@@ -128,11 +124,7 @@ def make_multitask_env(
     :param envs_per_task: copies of each task
     :param terminate_on_success: end an episode at its first ``info["success"]`` or, without that,
         ``info["is_success"]``; warns where an episode of a task ends without either
-    :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
-    :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
-    :param n_workers: processes that step the envs; 0: everything in this process. Default one for each core, but none
-        in a daemonic process, such as those of a ``multiprocessing.Pool``.
-    :param restart_failed: build the envs of a worker that fails anew instead of raising
+    :param wrapper: this and all that follow: as in :func:`make_metaworld_env`
     :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown id (with the nearest known), a repeated name, tasks of different action
         spaces, or an impossible number
@@ -140,12 +132,8 @@ def make_multitask_env(
     makers = gymnasium_tasks.make_task_makers(
         tasks, seed=seed, max_episode_steps=max_episode_steps, terminate_on_success=terminate_on_success
     )
-    return MultiTaskVecEnv(
-        _wrapped(makers, wrapper),
-        envs_per_task=envs_per_task,
-        n_envs=n_envs,
-        n_workers=n_workers,
-        restart_failed=restart_failed,
+    return _vec_env(
+        makers, wrapper, envs_per_task=envs_per_task, n_envs=n_envs, n_workers=n_workers, restart_failed=restart_failed
     )
 
 
@@ -169,12 +157,7 @@ def make_dm_control_env(
     :param seed: as in :func:`make_multitask_env`
     :param max_episode_steps: the horizon; an episode that ends there is truncated
     :param envs_per_task: copies of each task
-    :param render_mode: as in gymnasium ("rgb_array" for pictures)
-    :param wrapper: wraps each env, ``env -> env``; it must leave the one-hot task at the end of the observation
-    :param n_envs: fewer envs than tasks, which then take turns; see :class:`.MultiTaskVecEnv`
-    :param n_workers: processes that step the envs; 0: everything in this process. Default one for each core, but none
-        in a daemonic process, such as those of a ``multiprocessing.Pool``.
-    :param restart_failed: build the envs of a worker that fails anew instead of raising
+    :param render_mode: this and all that follow: as in :func:`make_metaworld_env`
     :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known), tasks of different action spaces, or if
         dm_control or Shimmy is not installed
@@ -182,12 +165,8 @@ def make_dm_control_env(
     makers = dm_control.make_task_makers(
         tasks, seed=seed, max_episode_steps=max_episode_steps, render_mode=render_mode, copies=envs_per_task
     )
-    return MultiTaskVecEnv(
-        _wrapped(makers, wrapper),
-        envs_per_task=envs_per_task,
-        n_envs=n_envs,
-        n_workers=n_workers,
-        restart_failed=restart_failed,
+    return _vec_env(
+        makers, wrapper, envs_per_task=envs_per_task, n_envs=n_envs, n_workers=n_workers, restart_failed=restart_failed
     )
 
 
@@ -244,10 +223,12 @@ def as_env(env: Any, seed: int | None) -> Any:
         ) from error
 
 
-def _wrapped(makers: Sequence[TaskMaker], wrapper: Wrapper | None) -> Sequence[TaskMaker]:
+def _vec_env(makers: Sequence[TaskMaker], wrapper: Wrapper | None, **options: Any) -> MultiTaskVecEnv:
     if wrapper is not None and not callable(wrapper):
         raise ConfigurationError(f"wrapper must be a function, env -> env, not {wrapper!r}.")
-    return makers if wrapper is None else [partial(_make_wrapped, maker, wrapper) for maker in makers]
+    if wrapper is not None:
+        makers = [partial(_make_wrapped, maker, wrapper) for maker in makers]
+    return MultiTaskVecEnv(makers, **options)
 
 
 def _make_wrapped(maker: TaskMaker, wrapper: Wrapper, copy: int, **seed: int) -> Env:

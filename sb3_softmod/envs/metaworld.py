@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 import numpy as np
 
-from sb3_softmod.checks import require_choice, require_flag, require_integer, require_seed
+from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_seed
+from sb3_softmod.common.errors import RENDERING_ADVICE, ConfigurationError, nearest
 from sb3_softmod.envs.arguments import as_names, check_copies
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
-from sb3_softmod.envs.tasks import TaskEnv, draw_seed
+from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import RENDERING_ADVICE, ConfigurationError, nearest
 
 try:
     import mujoco
@@ -58,16 +58,7 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
                 f"Unknown task or task set {tasks!r}: {nearest(tasks, [*TASK_SETS, *ALL_V3_ENVIRONMENTS])}"
             )
         return (tasks,)
-    names = tuple(as_names(tasks))
-    if not names:
-        raise ConfigurationError("The list of tasks is empty.")
-    for name in names:
-        require_choice("task", name, ALL_V3_ENVIRONMENTS)
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"The task {name!r} is listed {names.count(name)} times: use envs_per_task instead."
-            )
-    return names
+    return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 
 
 def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
@@ -179,7 +170,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         require_choice("camera_name", camera_name, cameras)
         self._name, self._mode = name, goals
         self._task_id, self._copy, self._copies = task_id, copy, copies
-        self._seed = draw_seed() if seed is None else seed
+        self._seed = seed_or_drawn(seed)
         self._goals = draw_goals(env, name, self._seed)
         self._start_order(self._seed)
         #: What an env must have in common with one whose :meth:`progress` it takes up.
@@ -296,8 +287,7 @@ def make_task_makers(
     check_copies(copies)
     require_flag("terminate_on_success", terminate_on_success)
     require_seed(seed)
-    if seed is None:  # one for all envs: copies of a task have the same 50 goals
-        seed = draw_seed()
+    seed = seed_or_drawn(seed)  # one for all envs: copies of a task have the same 50 goals
     return [
         partial(
             make_task_env,

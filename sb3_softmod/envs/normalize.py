@@ -12,13 +12,13 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_softmod.checks import require_choice, require_flag, require_number
+from sb3_softmod.common.checks import require_choice, require_flag, require_number
+from sb3_softmod.common.errors import ConfigurationError, FileError
+from sb3_softmod.common.files import replacing
+from sb3_softmod.common.saved_files import naming, unpickled
+from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.errors import ConfigurationError, FileError
-from sb3_softmod.files import replacing
-from sb3_softmod.saved_models import naming, unpickled
-from sb3_softmod.task_observation import num_tasks_of, split, task_ids
 
 _STATISTICS = ("pooled", "per-task")
 
@@ -31,13 +31,7 @@ class MultiTaskVecNormalize(VecNormalize):
 
     :param venv: a multi-task env, SB3's or a vector env of gymnasium
     :param obs_statistics: "pooled": mean and variance of the observations over all tasks; "per-task": of each task
-    :param training: whether to update the statistics
-    :param norm_obs: whether to normalise observations
-    :param norm_reward: whether to normalise rewards
-    :param clip_obs: largest absolute value of a normalised observation
-    :param clip_reward: largest absolute value of a normalised reward
-    :param gamma: discount of the returns that scale the rewards
-    :param epsilon: added to variances
+    :param training: whether to update the statistics; this and all that follow: as in SB3
     :raises ConfigurationError: for an env without tasks, or unknown ``obs_statistics``
     """
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Episode, Replay
-from sb3_softmod.errors import ConfigurationError
 
 #: An episode of more steps than this is not played again: its env begins another one.
 LONGEST_REPLAY = 10_000

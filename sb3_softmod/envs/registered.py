@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.envs import dm_control, metaworld
 from sb3_softmod.envs.task_sets import TaskSet, get_task_set
 from sb3_softmod.envs.worker import TaskMaker
-from sb3_softmod.errors import ConfigurationError, nearest
 
 
 class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):

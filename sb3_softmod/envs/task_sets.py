@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
-from sb3_softmod.errors import ConfigurationError, nearest
+from sb3_softmod.common.errors import ConfigurationError, nearest
 
 #: The ids of gymnasium begin with it: "SoftMod/MT10-Conditioned-v3".
 NAMESPACE = "SoftMod"
@@ -36,15 +36,7 @@ _DM_CONTROL_TASKS = {
 
 #: What can be said of the envs of a suite, beside what a set says itself.
 ENV_OPTIONS = {
-    "metaworld": (
-        "goals",
-        "horizon",
-        "seed",
-        "reward_version",
-        "terminate_on_success",
-        "render_mode",
-        "camera_name",
-    ),
+    "metaworld": ("goals", "horizon", "seed", "reward_version", "terminate_on_success", "render_mode", "camera_name"),
     "dm_control": ("horizon", "seed", "render_mode"),
 }
 

@@ -12,14 +12,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_softmod.checks import require_flag, require_integer
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.task_observation import append_task, check_task_names, make_space, require_shape
+from sb3_softmod.common.checks import require_flag, require_integer
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.task_observation import append_task, check_task_names, make_space, require_shape
 
 
-def draw_seed() -> int:
-    """A seed for envs that a user gives none."""
-    return int(np.random.SeedSequence().generate_state(1)[0])
+def seed_or_drawn(seed: int | None) -> int:
+    """The seed that a user gives envs, or one that is drawn."""
+    return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
 def success_of(info: Mapping[str, Any], task: str | int) -> bool | None:

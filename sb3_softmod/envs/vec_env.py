@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from operator import methodcaller
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -12,17 +13,17 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_softmod.checks import require_flag, require_integer
+from sb3_softmod.common.checks import require_flag, require_integer
+from sb3_softmod.common.errors import EnvError, SoftModError
 from sb3_softmod.envs import worker
 from sb3_softmod.envs.arguments import as_actions, check_makers, number_of_envs
+from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.origin import Origin, origin_of
 from sb3_softmod.envs.progress import Journal, check, replays, warn_of_strayed
 from sb3_softmod.envs.rotation import Rotation
 from sb3_softmod.envs.worker import FACTS, Episode, TaskMaker
 from sb3_softmod.envs.worker_pool import WorkerPool
 from sb3_softmod.envs.worker_process import AnswerLost
-from sb3_softmod.episode_statistics import EpisodeStatistics
-from sb3_softmod.errors import EnvError, SoftModError
 
 #: How many episodes of each task :meth:`MultiTaskVecEnv.episode_table` remembers.
 EPISODES_KEPT = 1000
@@ -60,10 +61,7 @@ class MultiTaskVecEnv(VecEnv):
         restart_failed: bool = False,
     ) -> None:
         self._arguments = dict(
-            envs_per_task=envs_per_task,
-            n_envs=n_envs,
-            n_workers=n_workers,
-            restart_failed=restart_failed,
+            envs_per_task=envs_per_task, n_envs=n_envs, n_workers=n_workers, restart_failed=restart_failed
         )
         check_makers(task_makers)
         self._makers = list(task_makers)
@@ -278,7 +276,7 @@ class MultiTaskVecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether all envs have an attribute."""
-        return attr_name in (*FACTS, "tasks_in_turn") or all(self._apply(worker.has_attribute, None, attr_name))
+        return attr_name in (*FACTS, "tasks_in_turn") or all(self._apply(methodcaller("has_wrapper_attr", attr_name)))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of some envs, each with the task that it plays now."""
@@ -290,7 +288,7 @@ class MultiTaskVecEnv(VecEnv):
             everything = tuple(range(self.num_tasks))
             return [everything if self._rotation else (self._tasks[index],) for index in self._listed(indices)]
         self._require(attr_name, indices)
-        return self._apply(worker.get_attribute, indices, attr_name)
+        return self._apply(methodcaller("get_wrapper_attr", attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of some envs, each with the task that it plays now."""
@@ -315,11 +313,12 @@ class MultiTaskVecEnv(VecEnv):
         return self._apply(worker.call_method, None, "render", (), {})
 
     def _require(self, name: str, indices: VecEnvIndices) -> None:
-        for index, found in zip(self._listed(indices), self._apply(worker.has_attribute, indices, name), strict=True):
-            if not found:
+        found = self._apply(methodcaller("has_wrapper_attr", name), indices)
+        for index, has in zip(self._listed(indices), found, strict=True):
+            if not has:
                 raise AttributeError(f"Env {index} (task {self._pool.name(index)!r}) has no attribute {name!r}.")
 
-    def _apply(self, function: Callable[..., Any], indices: VecEnvIndices, *arguments: Any) -> list[Any]:
+    def _apply(self, function: Callable[..., Any], indices: VecEnvIndices = None, *arguments: Any) -> list[Any]:
         """``function(env, *arguments)`` for some envs."""
         self._check_open()
         self._take_answers()

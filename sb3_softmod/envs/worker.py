@@ -23,10 +23,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.task_observation import check_common, require_shape
 from sb3_softmod.envs.origin import Origin, origin_of, restore, settings_of
 from sb3_softmod.envs.tasks import TaskEnv, success_of
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
-from sb3_softmod.task_observation import check_common, require_shape
 
 Env = gym.Env[np.ndarray, Any]
 #: Makes one copy of a task: ``make(copy) -> TaskEnv``; with the keyword ``seed`` if that is in the TaskEnv's settings.
@@ -204,7 +204,7 @@ class EnvGroup:
         try:
             env = self._built[index, task] = self._makers[task](self._copies[index], **self._seed)
             _leave_reports_to_wrapper(env)
-            missing = [fact for fact in FACTS if not has_attribute(env, fact)]
+            missing = [fact for fact in FACTS if not (isinstance(env, gym.Env) and env.has_wrapper_attr(fact))]
             if missing:
                 raise ConfigurationError(f"{env} is no task, it lacks {missing}: wrap it in sb3_softmod.TaskEnv.")
             if (index, task) in self._origins:
@@ -288,18 +288,6 @@ def _leave_reports_to_wrapper(env: Env) -> None:
 
 
 # What apply() calls, as functions of a module: a process gets them by name.
-
-
-def has_attribute(env: Env, name: str) -> bool:
-    try:
-        env.get_wrapper_attr(name)
-    except AttributeError:
-        return False
-    return True
-
-
-def get_attribute(env: Env, name: str) -> Any:
-    return env.get_wrapper_attr(name)
 
 
 def call_method(env: Env, name: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:

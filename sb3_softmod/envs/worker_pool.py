@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sb3_softmod.checks import require_integer
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.task_observation import check_common
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
 from sb3_softmod.envs.worker_process import LocalWorker, WorkerLost, WorkerProcess
-from sb3_softmod.errors import ConfigurationError, EnvError, SoftModError
-from sb3_softmod.task_observation import check_common
 
 Worker = LocalWorker | WorkerProcess
 
@@ -143,7 +143,7 @@ class WorkerPool:
     def restart(self, number: int) -> None:
         """Replace a worker; its envs are built when they begin an episode."""
         self.workers[number].close()
-        self.workers[number] = self._start()
+        self.workers[number] = self._worker_class()
         self._set_up(number)
         self.receive(number)
         self._attach(number)
@@ -152,7 +152,7 @@ class WorkerPool:
         """Start the workers, build the envs side by side, and check that they fit together."""
         numbers = range(len(self.shares))
         for _ in numbers:
-            self.workers.append(self._start())
+            self.workers.append(self._worker_class())
         for number in numbers:
             self._set_up(number)
         for number in numbers:
@@ -164,9 +164,6 @@ class WorkerPool:
         self.dtype = step_dtype(self.facts["observation_space"], self.facts["action_space"])
         for number in numbers:
             self._attach(number)
-
-    def _start(self) -> Worker:
-        return self._worker_class()
 
     def _set_up(self, number: int) -> None:
         copies = {index: self._copies[index] for index in self.envs(number)}

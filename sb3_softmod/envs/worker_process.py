@@ -19,8 +19,8 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from sb3_softmod.common.errors import EnvError, SoftModError
 from sb3_softmod.envs.worker import EnvGroup
-from sb3_softmod.errors import EnvError, SoftModError
 
 #: How long a worker that was hung up on may take to close its envs, in seconds.
 PATIENCE = 5.0

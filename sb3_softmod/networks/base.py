@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError
 
 SelfNetwork = TypeVar("SelfNetwork", bound="MultiTaskNetwork")
 
@@ -21,13 +21,13 @@ class MultiTaskNetwork(nn.Module, ABC):
     """A network of a state (or state and action) and a task, E independent copies of it at once.
 
     Every parameter has the ensemble as its leading axis, and no member reads another's: E critics in one
-    network equal E networks. Subclasses take their own options as keyword arguments behind these four.
+    network equal E networks. Subclasses take their own options as keyword arguments beside these four.
 
-    :param input_dim: width of ``inputs``
+    :param input_dim: width of ``inputs``: of the state, or of state and action for a critic
     :param output_dim: width of the output
     :param num_tasks: M, the number of tasks
     :param ensemble_size: E, the number of independent copies
-    :raises ConfigurationError: if a size is not a positive integer
+    :raises ConfigurationError: if a size is not a positive integer, or for an option that does not fit
     """
 
     #: Whether a CUDA graph can replay a pass: it never waits for the device, and nothing that it reads in Python
@@ -40,13 +40,7 @@ class MultiTaskNetwork(nn.Module, ABC):
 
     def __init__(self, input_dim: int, output_dim: int, num_tasks: int, *, ensemble_size: int = 1) -> None:
         super().__init__()
-        for name, value in (
-            ("input_dim", input_dim),
-            ("output_dim", output_dim),
-            ("num_tasks", num_tasks),
-            ("ensemble_size", ensemble_size),
-        ):
-            require_positive(name, value)
+        require_positive(input_dim=input_dim, output_dim=output_dim, num_tasks=num_tasks, ensemble_size=ensemble_size)
         self.input_dim = input_dim
         self.output_dim = output_dim
         self.num_tasks = num_tasks
@@ -92,15 +86,16 @@ class MultiTaskNetwork(nn.Module, ABC):
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
 
 
-def require_positive(name: str, value: object) -> None:
+def require_positive(**sizes: object) -> None:
     """Refuse a size that is not a positive integer, or larger than any network is.
 
     :raises ConfigurationError: naming the size and the value
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")
-    if value > _LARGEST:
-        raise ConfigurationError(f"{name} must be at most {_LARGEST:,}, not {value}.")
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")
+        if value > _LARGEST:
+            raise ConfigurationError(f"{name} must be at most {_LARGEST:,}, not {value}.")
 
 
 def require_widths(name: str, widths: object, at_least: int = 0) -> tuple[int, ...]:
@@ -113,7 +108,7 @@ def require_widths(name: str, widths: object, at_least: int = 0) -> tuple[int, .
     if isinstance(widths, (str, bytes)) or not isinstance(widths, Sequence):
         raise ConfigurationError(f"{name} must be a list of layer widths, not {widths!r}.")
     for width in widths:
-        require_positive(f"Each width in {name}", width)
+        require_positive(**{f"Each width in {name}": width})
     if len(widths) < at_least:
         raise ConfigurationError(f"{name} needs at least {at_least} layer, not {widths!r}.")
     return tuple(widths)

@@ -17,15 +17,11 @@ class CARENetwork(MultiTaskNetwork):
     Differs from the paper: without its language metadata, the context is a perceptron of the rectified embedding that
     is learned for each task; actor and critics share no encoder; and a critic encodes state and action together.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param num_encoders: K (the paper: 6 on MT10, 10 on MT50)
     :param embedding_dim: width of the task embedding, the context and each encoding
     :param encoder_arch: widths of the hidden layers of the encoders, of the context and of the attention
     :param net_arch: widths of the hidden layers behind them
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -43,8 +39,7 @@ class CARENetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        require_positive("num_encoders", num_encoders)
-        require_positive("embedding_dim", embedding_dim)
+        require_positive(num_encoders=num_encoders, embedding_dim=embedding_dim)
         E, D = ensemble_size, embedding_dim
         hidden = require_widths("encoder_arch", encoder_arch)
         self.task_embedding = nn.Parameter(th.randn(E, num_tasks, D))
@@ -54,7 +49,6 @@ class CARENetwork(MultiTaskNetwork):
         self.mlp = BatchedMLP((E,), (2 * D, *require_widths("net_arch", net_arch), output_dim))
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         context = self._context(task)
         encoding = th.einsum("ebk,ekbd->ebd", self._attend(context), self.encoders(inputs))
         return self.mlp(th.cat([encoding, context], -1))

@@ -15,13 +15,9 @@ class FiLMNetwork(MultiTaskNetwork):
     r"""A perceptron of the state whose hidden layers the task scales and shifts, unit by unit:
     :math:`\mathrm{ReLU}((1 + \gamma_l(z)) \cdot (W_l x + b_l) + \beta_l(z))`.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param embedding_dim: width of the task embedding that, rectified, gives all scales and shifts by one linear layer
     :param net_arch: widths of the hidden layers
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -37,14 +33,13 @@ class FiLMNetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        require_positive("embedding_dim", embedding_dim)
+        require_positive(embedding_dim=embedding_dim)
         self.hidden = require_widths("net_arch", net_arch, at_least=1)
         self.task_embedding = nn.Parameter(th.randn(ensemble_size, num_tasks, embedding_dim))
         self.modulation = BatchedLinear((ensemble_size,), embedding_dim, 2 * sum(self.hidden))
         self.layers = BatchedMLP((ensemble_size,), (input_dim, *self.hidden, output_dim)).layers
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         modulation = self.modulation(relu(task @ self.task_embedding))
         scales, shifts = (part.split(self.hidden, -1) for part in modulation.chunk(2, -1))
         *hidden_layers, last = self.layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.checks import require_number
+from sb3_softmod.common.checks import require_number
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive
 from sb3_softmod.networks.layers import BatchedMLP, at_least_float32, relu
 
@@ -25,17 +25,13 @@ class HardRoutingNetwork(MultiTaskNetwork):
     the batch's rows of the same task. The algorithm has to call :meth:`auxiliary_loss` for it, as
     :class:`.MultiTaskSAC` does; in plain SAC the controller stays as it was drawn.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param num_layers: L
     :param num_modules: n
     :param module_dim: d, width of a module
     :param embedding_dim: D, width of f(s), which the first layer reads: two linear layers, as in soft modularization
     :param controller_scale: the controller's logits are its table times this: it learns that many times as fast as the
         weights, with which it shares the optimizer
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -54,9 +50,8 @@ class HardRoutingNetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        sizes = dict(num_layers=num_layers, num_modules=num_modules, module_dim=module_dim, embedding_dim=embedding_dim)
-        for name, value in sizes.items():
-            require_positive(name, value)
+        require_positive(num_layers=num_layers, num_modules=num_modules)
+        require_positive(module_dim=module_dim, embedding_dim=embedding_dim)
         require_number("controller_scale", controller_scale, above=0)
         E = ensemble_size
         self.controller_scale = controller_scale
@@ -69,7 +64,6 @@ class HardRoutingNetwork(MultiTaskNetwork):
         self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         routes = self._draw(task) if self.training else self.routes(task)
         if self.training and th.is_grad_enabled() and self.controller.requires_grad:
             self._drawn = routes

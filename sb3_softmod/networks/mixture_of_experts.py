@@ -15,14 +15,10 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
     r"""K perceptrons of MT-SAC's shape, mixed by a gating network (Jacobs et al. 1991):
     :math:`\sum_k g_k(s, z)\,\mathrm{expert}_k(s, z)`, :math:`g` a softmax.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param num_experts: K
     :param net_arch: widths of the hidden layers of each expert
     :param gating_arch: widths of the hidden layers of the gating network, of which the paper says nothing
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -39,7 +35,7 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        require_positive("num_experts", num_experts)
+        require_positive(num_experts=num_experts)
         width = input_dim + num_tasks
         experts = (width, *require_widths("net_arch", net_arch), output_dim)
         gating = (width, *require_widths("gating_arch", gating_arch), num_experts)
@@ -47,7 +43,6 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         self.gating = BatchedMLP((ensemble_size,), gating)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         outputs = self.experts(with_task(inputs, task))
         return th.einsum("ebk,ekbo->ebo", self.gates(inputs, task), outputs)
 

@@ -13,12 +13,8 @@ from sb3_softmod.networks.layers import BatchedMLP
 class MlpNetwork(MultiTaskNetwork):
     """A perceptron of the state with the one-hot task appended (MT-SAC of Yu et al. 2019, Meta-World).
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param net_arch: widths of the hidden layers
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -37,5 +33,4 @@ class MlpNetwork(MultiTaskNetwork):
         self.mlp = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden, output_dim))
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         return self.mlp(with_task(inputs, task))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedMLP, at_least_float32
 from sb3_softmod.networks.multi_head import TaskHeads
@@ -18,13 +18,9 @@ class MOORENetwork(MultiTaskNetwork):
     r"""K experts whose features are made orthonormal, combined by task weights, and a head for each task:
     :math:`\mathrm{head}_t(\tanh(\sum_k w_{tk}\,u_k(s)))`.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param num_experts: K, at most the last width (the authors: 4 on MT10, 6 on MT50)
     :param net_arch: widths of the layers of each expert, the last that of its features
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -40,7 +36,7 @@ class MOORENetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        require_positive("num_experts", num_experts)
+        require_positive(num_experts=num_experts)
         hidden = require_widths("net_arch", net_arch, at_least=1)
         if num_experts > hidden[-1]:
             raise ConfigurationError(
@@ -51,7 +47,6 @@ class MOORENetwork(MultiTaskNetwork):
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         combined = th.einsum("ebk,ekbd->ebd", task @ self.task_weights, self.features(inputs))
         return self.heads(th.tanh(combined), task)
 

@@ -16,12 +16,8 @@ class MultiHeadNetwork(MultiTaskNetwork):
 
     With one task it is :class:`.MlpNetwork`.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param net_arch: widths of the trunk's layers; the trunk reads the state and the one-hot task
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -41,7 +37,6 @@ class MultiHeadNetwork(MultiTaskNetwork):
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         return self.heads(relu(self.trunk(with_task(inputs, task))), task)
 
 

@@ -6,21 +6,21 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.checks import require_integer
-from sb3_softmod.errors import ConfigurationError, FileError, NonFiniteError
-from sb3_softmod.files import as_path
-
-if TYPE_CHECKING:
-    from sb3_softmod.networks.soft_modular import SoftModularNetwork
+from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.errors import ConfigurationError, FileError, NonFiniteError
+from sb3_softmod.common.files import as_path
 
 _OFFICIAL_OPTIONS = dict(
     routing_history="all_probabilities", activate_embedding=True, module_activation="after_mixing", head="routed"
 )
+
+#: A :class:`.SoftModularNetwork`, which imports this module.
+Network = Any
 
 
 def read(params: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def _load(path: Path) -> Any:
 
 
 def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of :class:`SoftModularNetwork` that the shapes of the authors' parameters show.
+    """The arguments of :class:`.SoftModularNetwork` that the shapes of the authors' parameters show.
 
     :raises ConfigurationError: if a parameter that a size is read from is missing
     """
@@ -99,7 +99,7 @@ def infer_sizes(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def load_into(network: SoftModularNetwork, arrays: Mapping[str, Tensor]) -> None:
+def load_into(network: Network, arrays: Mapping[str, Tensor]) -> None:
     """Copy the authors' parameters into every member of a network of their sizes.
 
     :raises ConfigurationError: naming the parameter that is missing, left over or of the wrong shape
@@ -119,7 +119,7 @@ def load_into(network: SoftModularNetwork, arrays: Mapping[str, Tensor]) -> None
         raise ConfigurationError(f"Parameters that the network has no place for: {', '.join(sorted(left))}.")
 
 
-def export(network: SoftModularNetwork, member: int) -> dict[str, Tensor]:
+def export(network: Network, member: int) -> dict[str, Tensor]:
     """The parameters of one member under the authors' names.
 
     :raises ConfigurationError: if the network is not of the official variant
@@ -132,7 +132,7 @@ def export(network: SoftModularNetwork, member: int) -> dict[str, Tensor]:
     return {name: parameter[member].detach().clone() for name, parameter in _named_views(network)}
 
 
-def _named_views(network: SoftModularNetwork) -> Iterator[tuple[str, Tensor]]:
+def _named_views(network: Network) -> Iterator[tuple[str, Tensor]]:
     """Each of the authors' names with the view ``[E, ...]`` of our parameters that it stands for."""
     for name, layer, module in _named_layers(network):
         for kind in ("weight", "bias"):
@@ -140,7 +140,7 @@ def _named_views(network: SoftModularNetwork) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.{kind}", parameter if module is None else parameter[:, module]
 
 
-def _named_layers(network: SoftModularNetwork) -> Iterator[tuple[str, nn.Module, int | None]]:
+def _named_layers(network: Network) -> Iterator[tuple[str, nn.Module, int | None]]:
     options = network.options
     last = options.num_layers - 1
     for k, layer in enumerate(network.state_encoder.layers):

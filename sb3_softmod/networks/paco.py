@@ -20,13 +20,9 @@ class PaCoNetwork(MultiTaskNetwork):
     Differs from the authors' code: each member has weights w of its own, where their actor and critics share them; the
     sets start different from each other; and no task's w is reset when its loss explodes.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
-    :param num_tasks: M
     :param num_parameter_sets: K (the authors: 5 on MT10)
     :param net_arch: widths of the hidden layers
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     capturable = True
@@ -42,7 +38,7 @@ class PaCoNetwork(MultiTaskNetwork):
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        require_positive("num_parameter_sets", num_parameter_sets)
+        require_positive(num_parameter_sets=num_parameter_sets)
         E, K = ensemble_size, num_parameter_sets
         widths = (input_dim, *require_widths("net_arch", net_arch), output_dim)
         self.parameter_sets = BatchedMLP((E, K), widths).layers
@@ -50,7 +46,6 @@ class PaCoNetwork(MultiTaskNetwork):
         self.composition = nn.Parameter(th.randn(E, num_tasks, K) / math.sqrt(K))
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         weights = task @ self.composition  # [E, B, K]
         out = inputs
         for k, layer in enumerate(self.parameter_sets):

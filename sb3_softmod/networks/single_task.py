@@ -18,12 +18,9 @@ class SingleTaskNetwork(MultiTaskNetwork):
     Trained on balanced batches with a temperature for each task and uniform loss weights, they are M runs of
     single-task SAC side by side. ``max_grad_norm`` would tie them: it bounds the norm over all tasks.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: width of the output
     :param num_tasks: M; the rows of ``task`` must be one-hot
     :param net_arch: widths of the hidden layers of each perceptron
-    :param ensemble_size: E
-    :raises ConfigurationError: for an impossible size
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
     def __init__(
@@ -41,7 +38,6 @@ class SingleTaskNetwork(MultiTaskNetwork):
         )
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         ids = task.argmax(-1)
         # The rows of each task go, padded to the largest number of them, to its own perceptron and back.
         place = F.one_hot(ids, self.num_tasks).cumsum(0)[th.arange(len(ids), device=ids.device), ids] - 1

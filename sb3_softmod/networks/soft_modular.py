@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.checks import require_choice, require_flag
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.checks import require_choice, require_flag
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, mix, relu, softmax
@@ -43,13 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         head="routed",
         init="official",
     ),
-}
-
-_CHOICES = {
-    "routing_history": ("previous_logits", "all_probabilities"),
-    "module_activation": ("before_mixing", "after_mixing"),
-    "head": ("sum", "routed"),
-    "init": ("pytorch", "official"),
 }
 
 
@@ -84,12 +77,13 @@ class SoftModularOptions:
             require_choice(kind, name, known)
         options = {**PRESETS[preset], **VARIANTS[variant]}
         options.update({name: value for name, value in given.items() if value is not None})
-        for name, choices in _CHOICES.items():
-            require_choice(name, options[name], choices)
-        for name in ("activate_embedding", "condition_on_obs"):
-            require_flag(name, options[name])
-        for name in ("num_layers", "num_modules", "module_dim", "embedding_dim"):
-            require_positive(name, options[name])
+        for name, hint in get_type_hints(cls).items():
+            if hint is bool:
+                require_flag(name, options[name])
+            elif get_origin(hint) is Literal:
+                require_choice(name, options[name], get_args(hint))
+        sizes = ("num_layers", "num_modules", "module_dim", "embedding_dim")
+        require_positive(**{name: options[name] for name in sizes})
         if options["num_layers"] < 2:
             raise ConfigurationError(
                 "num_layers must be at least 2: routing connects one layer of modules to the next."
@@ -97,20 +91,17 @@ class SoftModularOptions:
         depth = options["num_routing_layers"]
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
             raise ConfigurationError(f"num_routing_layers must be 0 or a positive integer, not {depth!r}.")
-        require_positive("num_routing_layers", depth or 1)
-        hidden = options.pop("state_hidden", None)
-        hidden = (options["embedding_dim"],) if hidden is None else hidden
-        hidden = require_widths("state_hidden", hidden)
-        if depth == 0:
-            if options.get("routing_dim") not in (None, options["embedding_dim"]):
-                raise ConfigurationError(
-                    f"routing_dim={options['routing_dim']} needs num_routing_layers of at least 1: without them the "
-                    f"routing input is as wide as the embedding ({options['embedding_dim']})."
-                )
-            options["routing_dim"] = options["embedding_dim"]
-        options.setdefault("routing_dim", 256)
-        require_positive("routing_dim", options["routing_dim"])
-        return cls(state_hidden=hidden, **options)
+        require_positive(num_routing_layers=depth or 1)
+        width = options["embedding_dim"]
+        options["state_hidden"] = require_widths("state_hidden", options.get("state_hidden", (width,)))
+        options.setdefault("routing_dim", 256 if depth else width)
+        if depth == 0 and options["routing_dim"] != width:
+            raise ConfigurationError(
+                f"routing_dim={options['routing_dim']} needs num_routing_layers of at least 1: without them the "
+                f"routing input is as wide as the embedding ({width})."
+            )
+        require_positive(routing_dim=options["routing_dim"])
+        return cls(**options)
 
 
 class SoftModularNetwork(MultiTaskNetwork):
@@ -128,9 +119,6 @@ class SoftModularNetwork(MultiTaskNetwork):
 
     Each option below names one step where the authors' released code, the **official** variant, differs.
 
-    :param input_dim: width of the state (of state and action for a critic)
-    :param output_dim: o, width of the output
-    :param num_tasks: M
     :param variant: "paper" or "official"; sets every option from ``num_routing_layers`` to ``init``
     :param preset: "shallow" (L 2, n 2, d 256) or "deep" (L 4, n 4, d 128); sets the three sizes
     :param num_layers: L, at least 2
@@ -149,7 +137,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         and out = W_last ReLU(sum_j p_j (W_j g_j)) (official)
     :param condition_on_obs: False routes on h(z) alone (the ablation "w/o Obs")
     :param init: "pytorch", or "official": the authors' initial weights, with near-uniform routing
-    :param ensemble_size: E
+    :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     :raises ConfigurationError: for an unknown name or an impossible size
     """
 
@@ -178,26 +166,10 @@ class SoftModularNetwork(MultiTaskNetwork):
         init: Literal["pytorch", "official"] | None = None,
         ensemble_size: int = 1,
     ) -> None:
+        arguments = dict(locals())  # whose names are those of the options
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
-        self.options = options = SoftModularOptions.resolve(
-            variant,
-            preset,
-            dict(
-                num_layers=num_layers,
-                num_modules=num_modules,
-                module_dim=module_dim,
-                embedding_dim=embedding_dim,
-                state_hidden=state_hidden,
-                num_routing_layers=num_routing_layers,
-                routing_dim=routing_dim,
-                routing_history=routing_history,
-                activate_embedding=activate_embedding,
-                module_activation=module_activation,
-                head=head,
-                condition_on_obs=condition_on_obs,
-                init=init,
-            ),
-        )
+        given = {field.name: arguments[field.name] for field in dataclasses.fields(SoftModularOptions)}
+        self.options = options = SoftModularOptions.resolve(variant, preset, given)
         E, L, n, d = (ensemble_size,), options.num_layers, options.num_modules, options.module_dim
         D, R = options.embedding_dim, options.routing_dim
         hidden_init: Init = options.init
@@ -225,7 +197,6 @@ class SoftModularNetwork(MultiTaskNetwork):
         self.head = BatchedLinear(E if routed else (*E, n), d, output_dim, last_init)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        """Evaluate all members, see :meth:`MultiTaskNetwork.forward`."""
         embedding = self.state_encoder(inputs)
         return self._forward_modules(embedding, self._route(embedding, task))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,13 +12,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.evaluation import rollout
-from sb3_softmod.plots.routing_map import draw_routing_points, draw_routing_similarity
-from sb3_softmod.plots.routing_network import colour, draw_shared_routing, draw_task_routing, width
-from sb3_softmod.plots.routing_video import record_routing
-from sb3_softmod.routing import RoutingStatistics, sample_routing
-from sb3_softmod.task_observation import task_names_of
-from sb3_softmod.video import record_episodes
+from sb3_softmod.common.task_observation import task_names_of
+from sb3_softmod.evaluation.evaluate import rollout
+from sb3_softmod.evaluation.video import record_episodes
+from sb3_softmod.routing.map_figure import draw_routing_points, draw_routing_similarity
+from sb3_softmod.routing.network_figure import colour, draw_shared_routing, draw_task_routing, width
+from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
+from sb3_softmod.routing.video import record_routing
 
 #: Steps of each task that the routing is averaged over.
 STEPS = 200
@@ -28,49 +27,13 @@ STEPS = 200
 _PAIRS = 6
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The routing of one task in one network.
-
-    :param network: "actor", "critic 1", ...
-    :param task: its name
-    :param entropy: see :meth:`.RoutingSamples.entropy`
-    :param image: data URI
-    """
-
-    network: str
-    task: str
-    entropy: float
-    image: str
-
-
-@dataclass(frozen=True)
-class RoutingPictures:
-    """What the report shows of the routing.
-
-    :param drawings: of each network and task
-    :param networks: their names
-    :param tasks: their names
-    :param legend: probabilities with the width in points and the colour of their connections
-    :param pairs: the most similar tasks side by side, as data URI; empty for one task
-    :param points: t-SNE, as data URI
-    :param similarity: of each pair of tasks, as data URI; empty for one task
-    """
-
-    drawings: list[Drawing]
-    networks: list[str]
-    tasks: list[str]
-    legend: list[tuple[float, float, str]]
-    pairs: str
-    points: str
-    similarity: str
-
-
-def routing_pictures(model: Any, env: VecEnv) -> RoutingPictures:
+def routing_pictures(model: Any, env: VecEnv) -> dict[str, Any]:
     """Draw the routing of a model over rollouts of its deterministic policy.
 
-    :param model: any algorithm of SB3 with a soft-modular network
-    :param env: a multi-task env with an env for each task; it is reset
+    :param env: with an env for each task; it is reset
+    :return: names of "networks" and "tasks"; "drawings" of each network and task; for the "legend" probabilities with
+        the width in points and the colour of their connections; and as data URIs the most similar "pairs" of tasks side
+        by side, the "points" of t-SNE, and the "similarity" of each pair of tasks, empty for one task
     :raises ConfigurationError: for a model without routing, or without scikit-learn
     """
     all_samples = sample_routing(model, *rollout(model, env, STEPS), task_names_of(env))
@@ -79,25 +42,24 @@ def routing_pictures(model: Any, env: VecEnv) -> RoutingPictures:
         statistics, entropy = RoutingStatistics.of(samples), samples.entropy()
         for task in statistics.task_names:
             image = image_uri(draw_task_routing(statistics, task))
-            drawings.append(Drawing(samples.network, task, entropy[task], image))
+            drawings.append(dict(network=samples.network, task=task, entropy=entropy[task], image=image))
     actor = RoutingStatistics.of(all_samples[0])
     pairs = actor.most_similar(_PAIRS)
-    return RoutingPictures(
-        drawings,
-        [samples.network for samples in all_samples],
-        actor.task_names,
-        [(p, width(p), to_hex(tuple(colour(p)))) for p in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        image_uri(draw_shared_routing(actor, pairs)) if pairs else "",
-        image_uri(draw_routing_points(all_samples[0])),
-        image_uri(draw_routing_similarity(actor)) if pairs else "",
+    return dict(
+        networks=[samples.network for samples in all_samples],
+        tasks=actor.task_names,
+        drawings=drawings,
+        legend=[(p, width(p), to_hex(tuple(colour(p)))) for p in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        pairs=image_uri(draw_shared_routing(actor, pairs)) if pairs else "",
+        points=image_uri(draw_routing_points(all_samples[0])),
+        similarity=image_uri(draw_routing_similarity(actor)) if pairs else "",
     )
 
 
 def videos(model: Any, env: VecEnv, *, routed: bool) -> dict[str, str]:
     """An episode of each task, with the routing of each moment where the model has one.
 
-    :param model: anything with ``predict``
-    :param env: a multi-task env with ``render_mode="rgb_array"``
+    :param env: with ``render_mode="rgb_array"``
     :param routed: whether the model has a soft-modular network
     :return: data URIs by task
     :raises ConfigurationError: without imageio-ffmpeg

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sb3_softmod.errors import ConfigurationError, SoftModError
-from sb3_softmod.evaluation import make_evaluation_env
-from sb3_softmod.files import check_file, replacing
-from sb3_softmod.multitask_sac import MultiTaskSAC
-from sb3_softmod.progress_file import read_progress
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.common.files import check_file, replacing
+from sb3_softmod.evaluation.evaluate import make_evaluation_env
+from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
-from sb3_softmod.report.pictures import RoutingPictures, routing_pictures, videos
-from sb3_softmod.routing import routed_networks
-from sb3_softmod.run_evaluation import env_options, goals_seed, load_model
-from sb3_softmod.runs import FINAL, Run, load_run
-from sb3_softmod.task_evaluation import TaskEvaluation
+from sb3_softmod.report.pictures import routing_pictures, videos
+from sb3_softmod.routing.routes import routed_networks
+from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
+from sb3_softmod.runs.progress import read_progress
+from sb3_softmod.runs.run import FINAL, Run, load_run
 
 T = TypeVar("T")
 
@@ -84,16 +85,9 @@ def _last_of_training(run: Run) -> TaskEvaluation | None:
     """The last evaluation of training; it did not note how episodes ended."""
     if not run.steps:
         return None
-    unknown = [math.nan] * len(run.task_names)
-    return TaskEvaluation(
-        run.task_names,
-        [run.episodes] * len(run.task_names),
-        run.success[-1].tolist(),
-        unknown,
-        run.returns[-1].tolist(),
-        unknown,
-        {"during_training_at": run.steps},
-    )
+    names, success, returns = run.task_names, run.success[-1].tolist(), run.returns[-1].tolist()
+    unknown, settings = [math.nan] * len(names), {"during_training_at": run.steps}
+    return TaskEvaluation(names, [run.episodes] * len(names), success, unknown, returns, unknown, settings)
 
 
 def _curves(run: Run) -> tuple[str, Chart] | None:
@@ -101,8 +95,8 @@ def _curves(run: Run) -> tuple[str, Chart] | None:
     if not run.steps:
         return None
     if np.isfinite(run.success).any():
-        y = linear(0, 100, lambda value: f"{value:.0f} %")
-        return "success", chart(run.timesteps, 100 * run.success, run.task_names, y=y, text=_percent_points)
+        y = linear(0, 100, "{:.0f} %".format)
+        return "success", chart(run.timesteps, 100 * run.success, run.task_names, y=y, text="{:.0f} %".format)
     returns = run.returns[np.isfinite(run.returns)]
     y = linear(returns.min(initial=0.0), returns.max(initial=0.0), short, ends_at_tick=True)
     return "return", chart(run.timesteps, run.returns, run.task_names, y=y, text=short)
@@ -112,10 +106,10 @@ def _progress(run: Run) -> dict[str, Chart]:
     """Temperatures and loss weights."""
     found = read_progress(run.folder, ("ent_coef", "loss_weight"), run.task_names)
     (steps, alpha), (weight_steps, weight) = found["ent_coef"], found["loss_weight"]
-    y = linear(0, max(1.25, float(np.nanmax(weight))), lambda value: f"{value:g}", ends_at_tick=True)
+    y = linear(0, max(1.25, float(np.nanmax(weight))), "{:g}".format, ends_at_tick=True)
     return {
-        "temperatures": chart(steps, alpha, run.task_names, y=logarithmic(alpha), text=_significant),
-        "weights": chart(weight_steps, weight, run.task_names, y=y, text=_significant),
+        "temperatures": chart(steps, alpha, run.task_names, y=logarithmic(alpha), text="{:.3g}".format),
+        "weights": chart(weight_steps, weight, run.task_names, y=y, text="{:.3g}".format),
     }
 
 
@@ -126,21 +120,16 @@ def _is_routed(model: MultiTaskSAC) -> bool:
         return False
 
 
-def _routing(run: Run, model: MultiTaskSAC) -> RoutingPictures:
-    env = make_evaluation_env(model, run.benchmark, options={**env_options(run), "seed": goals_seed(run)})
-    try:
+def _routing(run: Run, model: MultiTaskSAC) -> dict[str, Any]:
+    options = {**env_options(run), "seed": goals_seed(run)}
+    with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
         return routing_pictures(model, env)
-    finally:
-        env.close()
 
 
 def _videos(run: Run, model: MultiTaskSAC) -> dict[str, str]:
     options = {**env_options(run), "seed": goals_seed(run), "render_mode": "rgb_array"}
-    env = make_evaluation_env(model, run.benchmark, options=options)
-    try:
+    with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
         return videos(model, env, routed=_is_routed(model))
-    finally:
-        env.close()
 
 
 # ---------------------------------------------------------------------------------- the page
@@ -155,18 +144,18 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     page.filters |= {
-        "percent": lambda rate: _or_dash(rate, lambda r: f"{100 * r:.0f} %"),
-        "whole": lambda value: _or_dash(value, lambda v: f"{v:,.0f}"),
+        "percent": lambda rate: "–" if _unknown(rate) else f"{100 * rate:.0f} %",  # noqa: RUF001
+        "whole": lambda value: "–" if _unknown(value) else f"{value:,.0f}",  # noqa: RUF001
         "duration": _duration,
         "short": short,
         "plain": _plain,
     }
-    page.tests["known"] = lambda value: value is not None and not math.isnan(value)
+    page.tests["known"] = lambda value: not _unknown(value)
     return page.get_template("report.html")
 
 
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
-    return "–" if value is None or math.isnan(value) else text(value)  # noqa: RUF001
+def _unknown(value: float | None) -> bool:
+    return value is None or math.isnan(value)
 
 
 def _plain(value: Any) -> str:
@@ -176,14 +165,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _percent_points(value: float) -> str:
-    return f"{value:.0f} %"
-
-
-def _significant(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

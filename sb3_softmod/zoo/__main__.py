@@ -1,11 +1,11 @@
-"""``python -m sb3_softmod.zoo train|enjoy|SCRIPT``, SCRIPT being one of rl_zoo3's that read what runs wrote."""
+"""``python -m sb3_softmod.zoo SCRIPT``: the scripts of rl_zoo3 that read what runs wrote."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 
-from sb3_softmod.cli import main
+from sb3_softmod.zoo.registration import register_methods, short_env_ids
 
 PLOTS = ("all_plots", "plot_from_file", "plot_train")
 SCRIPTS = {"record_video": "record_video", "push_to_hub": "push_to_hub", "rl_zoo3_enjoy": "enjoy"}
@@ -13,8 +13,6 @@ SCRIPTS = {"record_video": "record_video", "push_to_hub": "push_to_hub", "rl_zoo
 
 def run(script: str) -> None:
     """Run a script of rl_zoo3 where our methods and envs are known."""
-    from sb3_softmod.zoo.registration import register_methods, short_env_ids
-
     register_methods()
     with short_env_ids():
         if script in PLOTS:
@@ -26,7 +24,6 @@ def run(script: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in (*PLOTS, *SCRIPTS):
-        run(sys.argv.pop(1))
-    else:
-        sys.exit(main())
+    if len(sys.argv) < 2 or sys.argv[1] not in (*PLOTS, *SCRIPTS):
+        sys.exit(f"usage: python -m sb3_softmod.zoo SCRIPT ..., with a SCRIPT of {', '.join((*PLOTS, *SCRIPTS))}")
+    run(sys.argv.pop(1))

@@ -23,11 +23,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.checks import require_integer, require_names, require_number
+from sb3_softmod.common.checks import require_integer, require_names, require_number
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
-from sb3_softmod.errors import ConfigurationError, FileError, nearest
-from sb3_softmod.files import as_path, read_text
 from sb3_softmod.methods import METHODS, Method
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
@@ -90,15 +90,14 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
         reason = str(error).replace('"<unicode string>"', path)  # what yaml calls the text that it was given
         raise FileError(f"{path} is no YAML: {reason}") from error
     known, known_inside, policies = known_hyperparameters(algorithm), _known_inside(algorithm), _policies()
-    check = _Checker(path)
-    for env, block in check.entries(root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
+    for env, block in _entries(path, root, "the file", [*TASK_SETS, *_NO_ENVS, *gym.registry]):
         if env == "policies":
-            for policy, options in check.entries(block, "policies", policies):
-                check.entries(options, policy, policy_options(policies[policy]))
+            for policy, options in _entries(path, block, "policies", policies):
+                _entries(path, options, policy, policy_options(policies[policy]))
             continue
-        for key, value in check.entries(block, env, known):
+        for key, value in _entries(path, block, env, known):
             if key in known_inside and isinstance(value, yaml.MappingNode):
-                check.entries(value, key, known_inside[key])
+                _entries(path, value, key, known_inside[key])
     for env in content.keys() - {"policies"}:
         _check_values(f"{path}: {env}", content[env])
     return content
@@ -181,36 +180,30 @@ def complete(
     return out
 
 
-class _Checker:
-    """Reads the mappings of a YAML file key by key."""
+def _entries(path: str, node: yaml.Node | None, of: str, known: Collection[str]) -> list[tuple[str, yaml.Node]]:
+    """The keys and values of a mapping in a file, those of its anchors too.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def entries(self, node: yaml.Node | None, of: str, known: Collection[str]) -> list[tuple[str, yaml.Node]]:
-        """The keys and values of a mapping, those of its anchors too.
-
-        :param of: what the mapping describes
-        :param known: the keys that may be there
-        """
-        if not isinstance(node, yaml.MappingNode):
-            line = f", line {node.start_mark.line + 1}" if node is not None else ""
-            raise ConfigurationError(f"{self._path}{line}: {of} must be a mapping (key: value).")
-        seen: list[tuple[str, yaml.Node]] = []
-        for key, value in node.value:
-            place = f"{self._path}, line {key.start_mark.line + 1}"
-            if key.tag == "tag:yaml.org,2002:merge":
-                for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    self.entries(merged, of, known)
-                continue
-            if not isinstance(key.value, str):
-                raise ConfigurationError(f"{place}: a key of {of} must be a name.")
-            if key.value not in known:
-                raise ConfigurationError(f"{place}: unknown key {key.value!r} of {of}: {nearest(key.value, known)}")
-            if key.value in dict(seen):
-                raise ConfigurationError(f"{place}: the key {key.value!r} of {of} is there twice.")
-            seen.append((key.value, value))
-        return seen
+    :param of: what the mapping describes
+    :param known: the keys that may be there
+    """
+    if not isinstance(node, yaml.MappingNode):
+        line = f", line {node.start_mark.line + 1}" if node is not None else ""
+        raise ConfigurationError(f"{path}{line}: {of} must be a mapping (key: value).")
+    seen: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        place = f"{path}, line {key.start_mark.line + 1}"
+        if key.tag == "tag:yaml.org,2002:merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                _entries(path, merged, of, known)
+            continue
+        if not isinstance(key.value, str):
+            raise ConfigurationError(f"{place}: a key of {of} must be a name.")
+        if key.value not in known:
+            raise ConfigurationError(f"{place}: unknown key {key.value!r} of {of}: {nearest(key.value, known)}")
+        if key.value in seen:
+            raise ConfigurationError(f"{place}: the key {key.value!r} of {of} is there twice.")
+        seen[key.value] = value
+    return list(seen.items())
 
 
 def _is_module(name: str) -> bool:
@@ -222,11 +215,8 @@ def _is_module(name: str) -> bool:
 
 @cache
 def _shipped() -> dict[str, Path]:
-    return {
-        Path(str(file)).stem: Path(str(file))
-        for file in files("sb3_softmod.zoo_configs").iterdir()
-        if file.name.endswith(".yml")
-    }
+    paths = (Path(str(file)) for file in files("sb3_softmod.zoo_configs").iterdir())
+    return {path.stem: path for path in paths if path.suffix == ".yml"}
 
 
 def _policies() -> dict[str, type[MultiTaskSACPolicy]]:

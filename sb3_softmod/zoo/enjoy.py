@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_softmod.command_line import Parser
+from sb3_softmod.common.command_line import Parser
 
 _DESCRIPTION = """\
 Play a trained policy, on all of its tasks or on one, and print success and return of each. It plays with the goals of

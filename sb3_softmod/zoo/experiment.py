@@ -21,28 +21,31 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
-from sb3_softmod.callbacks import MultiTaskEvalCallback
-from sb3_softmod.checkpoint_callback import CheckpointCallback
-from sb3_softmod.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.errors import ConfigurationError, SoftModError
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 from sb3_softmod.methods import METHODS
-from sb3_softmod.multitask_sac import MultiTaskSAC
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
-from sb3_softmod.progress_file import ProgressFileCallback
-from sb3_softmod.run_manifest import RunManifest
+from sb3_softmod.runs.manifest import RunManifest
+from sb3_softmod.runs.progress import ProgressFileCallback
+from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
+from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
 from sb3_softmod.zoo.key_values import reason_of
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
-from sb3_softmod.zoo.train import EVAL_EVERY
 
 # RL Zoo's objective() makes one for each trial.
 exp_manager.TrialEvalCallback = tuning.MultiTaskTrialCallback  # type: ignore[assignment, misc]
+
+
+#: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
+EVAL_EVERY = 10_000
 
 
 class MultiTaskExperimentManager(ExperimentManager):
@@ -57,13 +60,7 @@ class MultiTaskExperimentManager(ExperimentManager):
     """
 
     def __init__(
-        self,
-        args: Namespace,
-        algo: str,
-        env_id: str,
-        *rest: Any,
-        resumed_run: Path | None = None,
-        **kwargs: Any,
+        self, args: Namespace, algo: str, env_id: str, *rest: Any, resumed_run: Path | None = None, **kwargs: Any
     ) -> None:
         self.task_set = get_task_set(env_id)
         self.task_names = task_names(self.task_set)
@@ -163,15 +160,10 @@ class MultiTaskExperimentManager(ExperimentManager):
             env = MonitorFile(env, self.save_path, **self.monitor_kwargs, go_on=self._resumed_run is not None)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
-        env = self._maybe_normalize(env, eval_env)
+        if self.normalize:  # a model that goes on learning brings its statistics with it
+            frozen = dict(training=False, norm_reward=False) if eval_env else {}
+            env = MultiTaskVecNormalize(env, **{**self.normalize_kwargs, **frozen})
         return env if self.frame_stack is None else VecFrameStack(env, self.frame_stack)
-
-    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
-        # A model that goes on learning brings its statistics with it.
-        if not self.normalize:
-            return env
-        frozen = dict(training=False, norm_reward=False) if eval_env else {}
-        return MultiTaskVecNormalize(env, **{**self.normalize_kwargs, **frozen})
 
     # ------------------------------------------------------------------ running
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rl_zoo3.utils import StoreDict
 
-from sb3_softmod.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError
 
 
 def reason_of(error: Exception) -> str:

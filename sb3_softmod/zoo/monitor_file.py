@@ -12,9 +12,9 @@ from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import replacing
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.files import replacing
 
 
 class MonitorFile(VecEnvWrapper):

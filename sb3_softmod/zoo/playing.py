@@ -15,13 +15,13 @@ from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_softmod.devices import check_device
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.errors import ConfigurationError, FileError, nearest
-from sb3_softmod.evaluation import evaluate_tasks
-from sb3_softmod.video import Filmed, VideoFile
+from sb3_softmod.evaluation.evaluate import evaluate_tasks
+from sb3_softmod.evaluation.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
@@ -83,15 +83,8 @@ def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
         raise ConfigurationError(f"Unknown algo {args.algo!r}: {nearest(args.algo, ALGOS)}")
     try:
         with redirect_stdout(io.StringIO()):
-            _, model, run = get_model_path(
-                args.exp_id,
-                str(args.folder),
-                args.algo,
-                name,
-                args.load_best,
-                args.load_checkpoint,
-                args.load_last_checkpoint,
-            )
+            which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+            _, model, run = get_model_path(args.exp_id, str(args.folder), args.algo, name, *which)
     except (AssertionError, ValueError) as error:
         runs = sorted(str(path.parent) for path in args.folder.glob("*/*/run.json"))
         raise ConfigurationError(f"{error}. Runs in {args.folder}: {', '.join(runs) or 'none'}.") from error

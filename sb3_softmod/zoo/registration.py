@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import gymnasium as gym
 
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.task_sets import TASK_SETS, register
-from sb3_softmod.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
-from sb3_softmod.multitask_sac import MultiTaskSAC
 
 try:
     from rl_zoo3.utils import ALGOS

@@ -17,20 +17,18 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3.train
 
-from sb3_softmod.command_line import Parser
-from sb3_softmod.devices import check_device
+from sb3_softmod.common.command_line import Parser
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
-from sb3_softmod.errors import ConfigurationError, FileError, nearest
-from sb3_softmod.files import check_folder, read_json
 from sb3_softmod.methods import METHODS
 from sb3_softmod.zoo.configs import find_config
+from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 from sb3_softmod.zoo.tuning import check_storage
-
-#: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
-EVAL_EVERY = 10_000
 
 #: The options that a run may be resumed with, and whether a value follows: they leave its numbers as they are.
 _RESUME_OPTIONS = {
@@ -63,8 +61,8 @@ What is different from RL Zoo:
   --conf-file                     "paper" (default), "laptop", or a file of yours
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
   --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
-  --eval-freq                     default: every {eval_every:,} steps of each task
-  --save-freq                     default: a checkpoint to resume from every {save_every:,} steps of each task, the last
+  --eval-freq                     default: every {every:,} steps of each task
+  --save-freq                     default: a checkpoint to resume from every {every:,} steps of each task, the last
                                   two are kept; 0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint; a
                                   number: that often, and the model too, as RL Zoo does
   --resume RUN                    go on with a run that was ended by whatever cause; no other option but
@@ -86,15 +84,13 @@ def train(arguments: Sequence[str]) -> None:
     if {"-h", "--help"}.intersection(arguments):
         print(_help())
         return
-    resumed_run = _resumed_run(arguments)
+    resumed_run = _known(arguments).resume
     if resumed_run is not None:
         arguments = _arguments_of(resumed_run, arguments)
     known = _read(arguments)
     defaults: list[str] = []
     with contextlib.ExitStack() as stack:
         if known.env in TASK_SETS:
-            from sb3_softmod.zoo.experiment import MultiTaskExperimentManager
-
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
             defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
@@ -130,12 +126,17 @@ class _ZooParser(Parser):
         return found, rest
 
 
-def _resumed_run(arguments: Sequence[str]) -> Path | None:
-    """The run to go on with, if there is one."""
+def _known(arguments: Sequence[str]) -> argparse.Namespace:
+    """What must be known before RL Zoo reads the rest."""
     parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
     parser.set_defaults(passes_on=True)
     parser.add_argument("--resume", type=Path)
-    return parser.parse_known_args(arguments)[0].resume
+    parser.add_argument("--algo")
+    parser.add_argument("--env")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("-i", "--trained-agent")
+    return parser.parse_known_args(arguments)[0]
 
 
 def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
@@ -167,15 +168,8 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    """What must be known before RL Zoo reads the rest, checked."""
-    parser = Parser(prog="sb3-softmod train", add_help=False, allow_abbrev=False)
-    parser.set_defaults(passes_on=True)
-    parser.add_argument("--algo")
-    parser.add_argument("--env")
-    parser.add_argument("--gym-packages", nargs="+", default=[])
-    parser.add_argument("-conf", "--conf-file")
-    parser.add_argument("-i", "--trained-agent")
-    known = parser.parse_known_args(arguments)[0]
+    """The same, checked."""
+    known = _known(arguments)
     register_methods(known.gym_packages)
     for name, examples in (("algo", METHODS), ("env", TASK_SETS)):
         if getattr(known, name) is None:
@@ -216,8 +210,7 @@ def _help() -> str:
         _INTRODUCTION.format(
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
-            eval_every=EVAL_EVERY,
-            save_every=EVAL_EVERY,
+            every=EVAL_EVERY,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]

@@ -8,9 +8,9 @@ import numpy as np
 import optuna
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.callbacks import MultiTaskEvalCallback
-from sb3_softmod.errors import ConfigurationError
-from sb3_softmod.files import check_file
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import check_file
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 
 #: Sizes of a network by the option that sets them; those that a policy does not know are left out.
 _SIZES: dict[str, list[int]] = {
@@ -25,11 +25,7 @@ _SIZES: dict[str, list[int]] = {
 
 
 def check_storage(storage: str) -> None:
-    """Refuse a storage of studies that Optuna cannot open.
-
-    :param storage: a file that ends in ``.log``, or the URL of a database
-    :raises ConfigurationError: saying what is wrong with it
-    """
+    """Refuse a storage of studies that Optuna cannot open: a file that ends in ``.log``, or the URL of a database."""
     if storage.endswith(".log"):
         check_file(storage)
         return
@@ -45,7 +41,6 @@ def check_storage(storage: str) -> None:
 def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:
     """Draw the next candidate.
 
-    :param trial: of Optuna
     :param options: what the policy's ``policy_kwargs`` may hold
     :return: as Optuna names and stores it; :func:`to_hyperparams` makes hyperparameters of it
     """

@@ -1,0 +1,116 @@
+"""Where the algorithm meets the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+from sb3_softmod.algorithm.task_turns import TaskTurns
+from sb3_softmod.learner.acceleration import Acceleration, decide
+from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.metrics import TaskMetrics
+from sb3_softmod.learner.options import LearnerOptions, LearnerState
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.temperatures import Temperatures
+from sb3_softmod.saving.sac import SavingSAC
+
+
+class LearningSAC(SavingSAC):
+    """SB3's SAC, whose gradient steps are those of the learner, which gets its options as plain values."""
+
+    task_names: list[str]
+    overlap: bool
+    _metrics: TaskMetrics
+    _turns: TaskTurns | None
+    _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to
+        the next step of the envs.
+        """
+        if self._turns is not None and self._turns.wait(self.replay_buffer):
+            return
+        if self.overlap:
+            self._postponed = (gradient_steps, batch_size)
+        else:
+            self._learn_now(gradient_steps, batch_size)
+
+    def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
+        """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
+        step, buffer = self._learner(), self.replay_buffer
+        assert buffer is not None
+        self.policy.set_training_mode(True)
+        step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
+        try:
+            for gradient_step in range(gradient_steps):
+                batch = buffer.sample(batch_size, env=self._vec_normalize_env)
+                at = (self._n_updates + 1, self.num_timesteps)
+                self._metrics.add(step(batch, getattr(buffer, "num_present", 0), at))
+                if gradient_step % self.target_update_interval == 0:
+                    step.update_targets()
+                self._n_updates += 1
+        finally:
+            self.nonfinite_updates = step.finite.dropped
+
+    def _learner(self) -> GradientStep:
+        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs are its."""
+        state = self._learner_state()
+        if self._gradient_step is None:
+            acceleration = self._acceleration()
+            if self.verbose >= 1:
+                print(acceleration)
+            balanced = isinstance(self.replay_buffer, MultiTaskReplayBuffer)
+            self._gradient_step = GradientStep(state, acceleration, balanced, self.nonfinite_updates)
+        vars(self._gradient_step.state).update(vars(state))
+        return self._gradient_step
+
+    def _learner_state(self) -> LearnerState:
+        own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
+        return LearnerState(
+            self.policy,
+            Temperatures(
+                self.log_ent_coef,
+                self.ent_coef_optimizer,
+                self.ent_coef_tensor if self.log_ent_coef is None else None,
+            ),
+            LearnerOptions(tuple(self.task_names), **own),
+            Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
+        )
+
+    def _acceleration(self) -> Acceleration:
+        storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))
+        return decide(self._learner_state().options, self.policy, self.device, storage)
+
+    def _learning_progress(self) -> dict[str, Any]:
+        return {
+            "postponed": self._postponed,
+            "metrics": self._metrics.progress(),
+            "dropped_in_a_row": self._learner().finite.watch.in_a_row(),
+        }
+
+    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
+        self._postponed = progress["postponed"]
+        self._metrics.set_progress(progress["metrics"])
+
+    def replay_dump(self, path: str | Path) -> None:
+        """Take an update again that was not finite, and was dumped by a model that was made with the same arguments.
+
+        The model gets the dump's parameters and temperatures, and nothing is applied to them. On the CPU the numbers
+        are those of the run, to the bit; a GPU may round differently. Returns where this time everything is finite.
+        Loading runs no code.
+
+        :param path: ``nonfinite-<gradient step>.pt``
+        :raises NonFiniteError: as in the run
+        :raises ConfigurationError: for another file, or a model of other arguments
+        """
+        self._learner().finite.replay(path)
+
+    def _learn_postponed(self) -> None:
+        if self._postponed is not None:
+            (gradient_steps, batch_size), self._postponed = self._postponed, None
+            self._learn_now(gradient_steps, batch_size)
+            self.policy.set_training_mode(False)  # as SB3 does before it collects

@@ -1,0 +1,15 @@
+"""How well a model does on each task, once or while it learns; videos. May import the algorithm and what is below."""
+
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
+from sb3_softmod.evaluation.evaluate import MetaWorldAgent, evaluate_tasks, make_evaluation_env, rollout
+from sb3_softmod.evaluation.result import TaskEvaluation, wilson_interval
+
+__all__ = [
+    "MetaWorldAgent",
+    "MultiTaskEvalCallback",
+    "TaskEvaluation",
+    "evaluate_tasks",
+    "make_evaluation_env",
+    "rollout",
+    "wilson_interval",
+]

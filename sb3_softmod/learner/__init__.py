@@ -1,0 +1,1 @@
+"""One gradient step: replay buffer, losses, metrics. May import policies, networks, common; of envs, normalize."""

@@ -1,0 +1,286 @@
+"""One gradient step of multi-task SAC: temperatures, critics and actor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import get_parameters_by_name
+from stable_baselines3.sac.policies import Actor
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from sb3_softmod.common.task_observation import split
+from sb3_softmod.learner.acceleration import Acceleration
+from sb3_softmod.learner.finite_updates import FiniteUpdates, NamedParameters
+from sb3_softmod.learner.gradient_surgery import LossFunction, pcgrad, task_gradients
+from sb3_softmod.learner.loss_weights import loss_weights
+from sb3_softmod.learner.options import LearnerState
+from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
+
+#: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
+METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
+
+
+class GradientStep:
+    """Updates temperatures, critics and actor from one batch.
+
+    :param state: what it changes, and what it is told
+    :param acceleration: how networks and step are evaluated
+    :param balanced: whether each batch holds as many rows of every task that it has
+    :param dropped: how many updates were not finite before
+    """
+
+    def __init__(
+        self, state: LearnerState, acceleration: Acceleration, balanced: bool = False, dropped: int = 0
+    ) -> None:
+        policy, temperatures = state.policy, state.temperatures
+        self.state = state
+        self.actor, self.critic, self.num_tasks = policy.actor, policy.critic, state.options.num_tasks
+        self._optimizers: list[th.optim.Optimizer] = [self.actor.optimizer, self.critic.optimizer]
+        if temperatures.optimizer is not None:
+            self._optimizers.append(temperatures.optimizer)
+        for optimizer in self._optimizers:
+            acceleration.prepare(optimizer)
+        self._acceleration = acceleration
+        self._step = acceleration.step(self._update, self._settings)
+        self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
+        self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
+        self._target_q_values = acceleration.evaluation(partial(_q_values, policy.critic_target))
+        self._learned: list[Tensor] = list(self.critic.parameters())
+        self._targets: list[Tensor] = list(policy.critic_target.parameters())
+        # Of a critic of SB3 with batch normalisation.
+        self._statistics, self._target_statistics = (
+            get_parameters_by_name(critic, ["running_"]) for critic in (self.critic, policy.critic_target)
+        )
+        self._parameters: dict[str, NamedParameters] = {
+            "temperatures": [] if temperatures.log_alpha is None else [("log_ent_coef", temperatures.log_alpha)],
+            "critic": [(f"critic.{name}", p) for name, p in self.critic.named_parameters()],
+            "actor": [(f"actor.{name}", p) for name, p in self.actor.named_parameters()],
+        }
+        #: Which updates were dropped.
+        self.finite = FiniteUpdates(state, self._optimizers, acceleration.products()(self._update_again), dropped)
+        self._balanced = balanced
+        self._num_present = 0  # see __call__
+
+    def __call__(self, batch: ReplayBufferSamples, num_present: int = 0, at: tuple[int, int] = (1, 0)) -> Tensor:
+        """One update of temperatures, critics and actor.
+
+        :param batch: B transitions
+        :param num_present: how many tasks its rows are of, ordered by task, as many of each; the temperatures of the
+            other tasks stay, and have no part in the loss weights. 0: not known, or drawn from all tasks by chance
+        :param at: which gradient step it is, from 1, and after how many environment steps; for reports
+        :return: the metrics ``[len(METRICS), M]``, each the mean over a task's samples; valid until the next call; NaN
+            for a task without samples; NaN or infinite where the update was not finite and therefore dropped
+        :raises NonFiniteError: see :meth:`.FiniteUpdates.check`
+        """
+        self._num_present = num_present
+        moment = self.finite.moment(*at)
+        with self._acceleration.products():
+            metrics = self._step(batch)
+        self.finite.taken(moment)
+        return metrics
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of all optimizers."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # a CUDA graph reads it where it is
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def update_targets(self) -> None:
+        """Move the target critics towards the critics, unless the last update was dropped."""
+        with th.no_grad():
+            self.finite.watch.move(self._targets, self._learned, self.state.options.tau)
+            if self._statistics:
+                self.finite.watch.move(self._target_statistics, self._statistics, 1.0)
+
+    def _settings(self) -> tuple[Any, ...]:
+        """All that an update reads besides its batch and tensors that stay where they are."""
+        groups = (group.items() for optimizer in self._optimizers for group in optimizer.param_groups)
+        return (
+            self._num_present,
+            self.state.options,
+            [_place(value) for value in self.state.temperatures],
+            [(name, _place(value)) for group in groups for name, value in group if name != "params"],
+            [p.requires_grad for stage in self._parameters.values() for _, p in stage],
+        )
+
+    def _update_again(self, batch: ReplayBufferSamples) -> Tensor:
+        """An update that was taken before; the host reads from its batch what it was told then."""
+        if self._balanced:
+            self._num_present = int(split(batch.observations, self.num_tasks)[1].any(0).sum())
+        return self._update(batch)
+
+    def _update(self, batch: ReplayBufferSamples) -> Tensor:
+        finite = self.finite.inspector
+        finite.begin()
+        discounts = batch.discounts.flatten() if batch.discounts is not None else self.state.options.gamma
+        task = split(batch.observations, self.num_tasks)[1]  # [B, M]
+        count = task.sum(0)
+        share = task / count.clamp(min=1)  # its columns average over the samples of one task
+        present = count > 0 if 0 < self._num_present < self.num_tasks else None  # [M], where tasks are left out
+
+        if self.state.options.use_sde:
+            self.actor.reset_noise()
+        # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
+        surgery = self.state.options.gradient_surgery is not None
+        with th.set_grad_enabled(not surgery):
+            actions_pi, log_prob = self._act(batch.observations)
+        task_log_prob = log_prob.detach() @ share  # [M]
+
+        alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
+        weights = loss_weights(self.state.options.loss_weighting, alpha, present)
+        values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
+        finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
+        sample_alpha = task @ alpha  # [B]
+        sample_weight = task @ weights
+
+        with th.no_grad():
+            next_actions, next_log_prob = self._act(batch.next_observations)
+            next_q = self._target_q_values(batch.next_observations, next_actions).amin(0)
+            next_q = next_q - sample_alpha * next_log_prob
+            target_q = batch.rewards.flatten() + (1 - batch.dones.flatten()) * discounts * next_q
+
+        q, critic_losses = self._minimize(
+            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
+        )
+        actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
+        with self._judging():
+            (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
+        self._step_temperatures(present)  # last: they stay where the others cannot step
+        finite.end(batch)
+
+        with th.no_grad():
+            of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
+            metrics = th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
+            return metrics.masked_fill(count == 0, th.nan)
+
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """The critics judge the actor: by their most probable routes, not by draws, and without learning from it."""
+        learning = [p for p in self._learned if p.requires_grad]
+        self.critic.set_training_mode(not isinstance(self.critic, MultiTaskCritic))
+        for parameter in learning:
+            parameter.requires_grad_(False)  # a compiled backward pass would compute their gradients too
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+            self.critic.set_training_mode(True)
+
+    def _act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions.
+
+        :param obs: ``[B, O + M]``
+        :return: actions ``[B, action_dim]`` and their log-probabilities ``[B]``
+        """
+        mean, log_std, kwargs = self._distribution(obs)
+        return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+
+    def _temperatures(self, log_prob: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The temperatures and, where they are learned, their gradients.
+
+        :param log_prob: ``[M]``, the mean over each task's samples
+        :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
+        :return: the temperatures, and their losses; both ``[M]``
+        """
+        log_alpha, optimizer, fixed = self.state.temperatures
+        if fixed is not None:
+            return fixed, th.zeros_like(fixed)
+        assert log_alpha is not None
+        assert optimizer is not None
+        alpha = log_alpha.detach().exp()
+        # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
+        losses = -log_alpha * (log_prob + self.state.options.target_entropy * present)
+        optimizer.zero_grad()
+        losses.sum().backward()
+        return alpha, losses.detach()
+
+    def _step_temperatures(self, present: Tensor | None) -> None:
+        log_alpha, optimizer, _ = self.state.temperatures
+        if optimizer is None or log_alpha is None:
+            return
+        before = log_alpha.detach().clone()
+        self.finite.inspector.step(optimizer)
+        if present is not None:  # Adam's momentum moves what has no gradient too
+            log_alpha.data.copy_(th.where(present, log_alpha.detach(), before))
+
+    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
+        """The critics' mean loss, and of each sample the mean Q-value and the loss."""
+        q = self._q_values(obs, actions)  # [E, B]
+        losses = 0.5 * (q - target_q).square()
+        loss = (weight * losses.sum(0)).mean()
+        return self._with_auxiliary(self.critic, loss, losses, obs), (q.detach().mean(0), losses.detach().sum(0))
+
+    def _actor_loss(
+        self, obs: Tensor, weight: Tensor, alpha: Tensor, *, sampled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """The actor's mean loss, and the loss of each sample."""
+        actions, log_prob = sampled or self._act(obs)
+        losses = alpha * log_prob - self._q_values(obs, actions).amin(0)
+        loss = (weight * losses).mean()
+        return self._with_auxiliary(self.actor, loss, losses.unsqueeze(0), obs), (losses.detach(),)
+
+    def _with_auxiliary(self, module: th.nn.Module, loss: Tensor, losses: Tensor, obs: Tensor) -> Tensor:
+        """Add the loss that the network itself has, if any."""
+        if not isinstance(module, (MultiTaskActor, MultiTaskCritic)):
+            return loss
+        auxiliary = module.network.auxiliary_loss(losses.detach(), split(obs, self.num_tasks)[1])
+        return loss if auxiliary is None else loss + auxiliary
+
+    def _minimize(self, module: Actor | ContinuousCritic, loss_function: LossFunction, *tensors: Tensor) -> Any:
+        """One step of the module's optimizer, where the loss and the gradients are finite.
+
+        :param loss_function: see :data:`.LossFunction`
+        :param tensors: its arguments, ``[B, ...]``
+        :return: its metrics
+        """
+        stage = "actor" if module is self.actor else "critic"
+        module.optimizer.zero_grad()
+        if self.state.options.gradient_surgery is None:
+            loss, metrics = loss_function(*tensors)
+            loss.backward()
+        else:
+            num_present = self._num_present or self.num_tasks
+            gradients, metrics = task_gradients(module, loss_function, tensors, num_present)
+            orders = th.rand(num_present, num_present, device=metrics[-1].device).argsort(-1)
+            projected = pcgrad(gradients, orders)
+            for name, parameter in module.named_parameters():
+                parameter.grad = projected.get(name)
+            loss = metrics[-1].mean()
+        # Before clipping, which makes zeros of gradients whose norm is infinite.
+        self.finite.inspector.test(stage, {f"loss of the {stage}": loss}, self._parameters[stage], metrics[-1])
+        self._clip_gradients(module)
+        self.finite.inspector.step(module.optimizer)
+        return metrics
+
+    def _clip_gradients(self, module: th.nn.Module) -> None:
+        limit = self.state.options.max_grad_norm
+        if limit is None:
+            return
+        if isinstance(limit, (list, tuple)):
+            limit = limit[0 if module is self.actor else 1]
+        if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
+            module.network.clip_grad_norm_(limit)
+        else:  # a policy of SB3: each of its Q-networks by itself
+            for network in getattr(module, "q_networks", [module]):
+                clip_grad_norm_(network.parameters(), limit)
+
+
+def _place(value: Any) -> Any:
+    """Where a tensor is, whatever it holds; of other values they themselves."""
+    return value.data_ptr() if isinstance(value, Tensor) else value
+
+
+def _q_values(critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+    """The Q-values of every member, ``[E, B]``."""
+    return th.cat(critic(obs, actions), 1).T

@@ -1,0 +1,61 @@
+"""What a gradient step is told, and what it changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stable_baselines3.sac.policies import SACPolicy
+
+from sb3_softmod.learner.gradient_surgery import GradientSurgery
+from sb3_softmod.learner.loss_weights import LossWeighting
+from sb3_softmod.learner.temperatures import Temperatures
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "tf32", "bf16")
+
+OnNonFinite = Literal["raise", "skip"]
+ON_NONFINITE: tuple[OnNonFinite, ...] = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class LearnerOptions:
+    """All that a gradient step depends on besides networks, temperatures and batches.
+
+    The fields but ``task_names`` are arguments of :class:`.MultiTaskSAC`, and documented there.
+    """
+
+    task_names: tuple[str, ...]
+    gamma: float
+    tau: float
+    target_entropy: float
+    loss_weighting: LossWeighting
+    max_grad_norm: float | list[float] | tuple[float, float] | None
+    gradient_surgery: GradientSurgery | None
+    on_nonfinite: OnNonFinite
+    precision: Precision
+    compile: bool
+    cuda_graphs: bool | Literal["auto"]
+    use_sde: bool
+
+    @property
+    def num_tasks(self) -> int:
+        """M"""
+        return len(self.task_names)
+
+
+@dataclass
+class LearnerState:
+    """What a gradient step changes, and what it is told.
+
+    :param policy: actor, critics and target critics, with their optimizers
+    :param temperatures: of the tasks
+    :param options: may be replaced between two steps, but for ``task_names`` and what the acceleration was decided by
+    :param folder: for dumps of updates that are not finite
+    """
+
+    policy: SACPolicy
+    temperatures: Temperatures
+    options: LearnerOptions
+    folder: Path = Path()

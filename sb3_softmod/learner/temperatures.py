@@ -1,0 +1,57 @@
+"""The entropy temperatures of the tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.learner.loss_weights import LossWeighting
+
+
+class Temperatures(NamedTuple):
+    """The temperatures of a model, learned or fixed.
+
+    :param log_alpha: ``[M]``, their logarithms, where they are learned
+    :param optimizer: of these
+    :param alpha: ``[M]``, where they are fixed
+    """
+
+    log_alpha: th.Tensor | None
+    optimizer: th.optim.Optimizer | None
+    alpha: th.Tensor | None
+
+
+def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting) -> th.Tensor:
+    """The first temperature of each task.
+
+    :param ent_coef: "auto" (1), "auto_0.1" (0.1), a number, or one for each task
+    :param num_tasks: M
+    :param weighting: how the temperatures weight the losses; "log_alpha" needs positive ones
+    :return: ``[M]``
+    :raises ConfigurationError: for anything else, or a list of another length
+    """
+    learned = isinstance(ent_coef, str)
+    listed = not learned and isinstance(ent_coef, (Sequence, np.ndarray))
+    try:
+        if learned:
+            prefix, _, start = ent_coef.partition("_")
+            values = [float(start or 1.0)] if prefix == "auto" else []
+        else:
+            values = [float(value) for value in (ent_coef if listed else [ent_coef])]
+    except (TypeError, ValueError):
+        values = []
+    # A fixed temperature may be 0; one that is learned, or whose logarithm is used, may not.
+    lowest = math.ulp(0.0) if learned or weighting == "log_alpha" else 0.0
+    if not values or not all(math.isfinite(value) and value >= lowest for value in values):
+        raise ConfigurationError(
+            f'ent_coef must be "auto", "auto_0.1" (any positive start), a number of at least 0 (above 0 with '
+            f'loss_weighting="log_alpha"), or a list of {num_tasks} such numbers, not {ent_coef!r}.'
+        )
+    if listed and len(values) != num_tasks:
+        raise ConfigurationError(f"ent_coef lists {len(values)} temperatures, but there are {num_tasks} tasks.")
+    return th.tensor(values if listed else values * num_tasks, dtype=th.float32)

@@ -1,0 +1,145 @@
+"""One actor and one critic class, for every network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
+from torch.distributions import Normal
+
+from sb3_softmod.common.task_observation import split
+from sb3_softmod.networks import MultiTaskNetwork
+
+
+class _SquashedGaussian(SquashedDiagGaussianDistribution):
+    """SB3's, in a form that torch.func can map over tasks: no checks of values, no sampling in place.
+
+    The checks would also read a tensor back from the device at each step.
+    """
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> _SquashedGaussian:
+        self.distribution = Normal(mean_actions, log_std.exp(), validate_args=False)
+        return self
+
+    def sample(self) -> th.Tensor:
+        mean, std = self.distribution.mean, self.distribution.stddev
+        self.gaussian_actions = mean + std * th.randn_like(mean)
+        return th.tanh(self.gaussian_actions)
+
+
+class MultiTaskActor(Actor):
+    """SB3's SAC actor whose mean and log standard deviation are the output of one multi-task network.
+
+    :param observation_space: ``[O + M]``
+    :param action_space: a Box
+    :param num_tasks: M
+    :param network_class: the network
+    :param network_kwargs: its options
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        num_tasks: int,
+        network_class: type[MultiTaskNetwork],
+        network_kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch=[],
+            features_extractor=FlattenExtractor(observation_space),
+            features_dim=get_flattened_obs_dim(observation_space),
+        )
+        del self.latent_pi, self.mu, self.log_std  # SB3's own layers, replaced by the network
+        self.action_dist = _SquashedGaussian(get_action_dim(action_space))  # type: ignore[assignment]
+        self.num_tasks = num_tasks
+        self.network_kwargs = network_kwargs
+        self.network = network_class(
+            self.features_dim - num_tasks, 2 * get_action_dim(action_space), num_tasks, **network_kwargs
+        )
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+        """Mean and log standard deviation of the Gaussian under the tanh.
+
+        :param obs: ``[B, O + M]``
+        :return: two tensors ``[B, action_dim]`` and no further arguments
+        """
+        state, task = split(self.extract_features(obs, self.features_extractor), self.num_tasks)
+        mean, log_std = self.network(state, task).squeeze(0).to(state.dtype).chunk(2, -1)  # under autocast too
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), {}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return _constructor_parameters(self)
+
+
+class MultiTaskCritic(ContinuousCritic):
+    """SB3's critic whose Q-functions are the members of one multi-task network.
+
+    :param n_critics: E, the number of Q-functions; the other arguments are those of :class:`MultiTaskActor`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        num_tasks: int,
+        network_class: type[MultiTaskNetwork],
+        network_kwargs: dict[str, Any],
+        n_critics: int = 2,
+    ) -> None:
+        features_dim = get_flattened_obs_dim(observation_space)
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch=[],
+            features_extractor=FlattenExtractor(observation_space),
+            features_dim=features_dim,
+            n_critics=0,  # SB3's own networks, replaced by the members of one
+            share_features_extractor=False,
+        )
+        self.n_critics = n_critics
+        self.num_tasks = num_tasks
+        self.network_kwargs = network_kwargs
+        self.network = network_class(
+            features_dim - num_tasks + get_action_dim(action_space),
+            1,
+            num_tasks,
+            ensemble_size=n_critics,
+            **network_kwargs,
+        )
+
+    def forward(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """The Q-values of every member.
+
+        :param obs: ``[B, O + M]``
+        :param actions: ``[B, action_dim]``, scaled to [-1, 1]
+        :return: E tensors ``[B, 1]``
+        """
+        state, task = split(self.extract_features(obs, self.features_extractor), self.num_tasks)
+        return self.network(th.cat([state, actions], -1), task).to(state.dtype).unbind(0)  # under autocast too
+
+    def q1_forward(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """The Q-values of the first member, ``[B, 1]``."""
+        return self(obs, actions)[0]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**_constructor_parameters(self), "n_critics": self.n_critics}
+
+
+def _constructor_parameters(module: MultiTaskActor | MultiTaskCritic) -> dict[str, Any]:
+    return dict(
+        observation_space=module.observation_space,
+        action_space=module.action_space,
+        num_tasks=module.num_tasks,
+        network_class=type(module.network),
+        network_kwargs=module.network_kwargs,
+    )

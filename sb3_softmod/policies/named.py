@@ -1,0 +1,87 @@
+"""A policy for each network, by name."""
+
+from __future__ import annotations
+
+from sb3_softmod import networks
+from sb3_softmod.policies.base import MultiTaskSACPolicy
+
+
+class SoftModPolicy(MultiTaskSACPolicy):
+    """Soft modularization (Yang et al. 2020) in actor and critics; options: :class:`.SoftModularNetwork`."""
+
+    network_class = networks.SoftModularNetwork
+
+
+class MTMlpPolicy(MultiTaskSACPolicy):
+    """MT-SAC: the one-hot task beside the state; options: :class:`.MlpNetwork`."""
+
+    network_class = networks.MlpNetwork
+
+
+class MultiHeadPolicy(MultiTaskSACPolicy):
+    """MT-MH-SAC: a shared trunk and a head for each task; options: :class:`.MultiHeadNetwork`."""
+
+    network_class = networks.MultiHeadNetwork
+
+
+class SingleTaskPolicy(MultiTaskSACPolicy):
+    """Single-task SAC: a network for each task, nothing shared; options: :class:`.SingleTaskNetwork`."""
+
+    network_class = networks.SingleTaskNetwork
+
+
+class MixtureOfExpertsPolicy(MultiTaskSACPolicy):
+    """Mix-Expert: experts mixed by a gating network; options: :class:`.MixtureOfExpertsNetwork`."""
+
+    network_class = networks.MixtureOfExpertsNetwork
+
+
+class HardRoutingPolicy(MultiTaskSACPolicy):
+    """Hard Routing: one module a layer, chosen for each task; options: :class:`.HardRoutingNetwork`.
+
+    Its controller needs the loss of every sample, which plain SAC does not tell: there it stays as it was drawn.
+    """
+
+    network_class = networks.HardRoutingNetwork
+
+
+class CAREPolicy(MultiTaskSACPolicy):
+    """CARE: state encoders attended by a task context; options: :class:`.CARENetwork`."""
+
+    network_class = networks.CARENetwork
+
+
+class PaCoPolicy(MultiTaskSACPolicy):
+    """PaCo: parameters combined from shared sets; options: :class:`.PaCoNetwork`."""
+
+    network_class = networks.PaCoNetwork
+
+
+class MOOREPolicy(MultiTaskSACPolicy):
+    """MOORE: orthogonal experts and a head for each task; options: :class:`.MOORENetwork`."""
+
+    network_class = networks.MOORENetwork
+
+
+class FiLMPolicy(MultiTaskSACPolicy):
+    """FiLM: hidden layers scaled and shifted by the task; options: :class:`.FiLMNetwork`."""
+
+    network_class = networks.FiLMNetwork
+
+
+#: The policies by the name that :class:`.MultiTaskSAC` knows them under.
+POLICIES: dict[str, type[MultiTaskSACPolicy]] = {
+    policy.__name__: policy
+    for policy in (
+        SoftModPolicy,
+        MTMlpPolicy,
+        MultiHeadPolicy,
+        SingleTaskPolicy,
+        MixtureOfExpertsPolicy,
+        HardRoutingPolicy,
+        CAREPolicy,
+        PaCoPolicy,
+        MOOREPolicy,
+        FiLMPolicy,
+    )
+}

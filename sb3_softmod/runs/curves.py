@@ -1,0 +1,119 @@
+"""Success rate against environment steps, as in Figures 5 and 6 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.runs.run import Run, differences, grouped
+
+#: Points of a curve between which runs are interpolated.
+POINTS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Success over seeds.
+
+    :param label: method, number of seeds and what sets it apart from other curves of the method
+    :param steps: ``[n]``, environment steps over all tasks
+    :param success: ``[seeds, n, M]``
+    :param task_names: M names
+    """
+
+    label: str
+    steps: np.ndarray
+    success: np.ndarray
+    task_names: list[str]
+
+
+def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
+    """A curve for each method and setting on one benchmark, as far as all of its runs came.
+
+    :param runs: what :func:`.find_runs` found
+    :param benchmark: a task set
+    :raises ConfigurationError: if no run of it was evaluated
+    """
+    evaluated = [run for run in runs if len(run.timesteps)]
+    groups = grouped(run for run in evaluated if run.benchmark == benchmark)
+    if not groups:
+        known = ", ".join(sorted({run.benchmark for run in evaluated})) or "nothing"
+        raise ConfigurationError(f"No run on {benchmark} was evaluated; there are evaluated runs on {known}.")
+    curves = []
+    for group in groups:
+        same_method = [other[0].setting for other in groups if other[0].method == group[0].method]
+        end = min(run.steps for run in group)
+        begin = max(run.timesteps[0] for run in group)
+        if begin > end:
+            raise ConfigurationError(
+                f"The runs of {group[0].title} on {benchmark} have no steps in common: {group[0].folder} and others."
+            )
+        steps = np.unique(np.concatenate([run.timesteps for run in group]))
+        steps = steps[(steps >= begin) & (steps <= end)]
+        if len(steps) > POINTS:
+            steps = np.linspace(begin, end, POINTS)
+        success = np.stack(
+            [np.stack([np.interp(steps, run.timesteps, task) for task in run.success.T], 1) for run in group]
+        )
+        facts = [f"{len(group)} seed{'s' * (len(group) > 1)}", *differences(group[0].setting, same_method)]
+        curves.append(Curve(f"{group[0].title} ({', '.join(facts)})", steps, success, group[0].task_names))
+    return curves
+
+
+def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -> Figure:
+    """Mean and standard deviation over the seeds, of the mean over tasks or of each task.
+
+    :param runs: what :func:`.find_runs` found
+    :param benchmark: a task set
+    :param by_task: a panel for each task instead of one for their mean
+    """
+    curves = collect_curves(runs, benchmark)
+    names = curves[0].task_names if by_task else [f"{benchmark}, mean of {len(curves[0].task_names)} tasks"]
+    columns = min(len(names), 5)
+    rows = -(-len(names) // columns)
+    width = 3.0 * columns + 0.4 if by_task else 6.4
+    figure = Figure(figsize=(width, 2.3 * rows + 0.9 if by_task else 4.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for index, (axis, name) in enumerate(zip(axes, names, strict=False)):
+        for place, curve in enumerate(curves):
+            success = curve.success[:, :, index] if by_task else np.nanmean(curve.success, -1)
+            mean, std = 100 * success.mean(0), 100 * success.std(0)
+            draw_band(axis, place, curve.steps, mean, mean - std, mean + std, linewidth=1.6, label=curve.label)
+        axis.set_title(name, fontsize=9)
+        axis.set_ylim(-3, 103)
+        quieten(axis)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis in axes[max(0, len(names) - columns) : len(names)]:  # nothing stands below
+        axis.set_xlabel("environment steps", fontsize=8)
+        axis.tick_params(labelbottom=True)
+    figure.supylabel("success rate (%)", fontsize=9)
+    ncols = min(len(curves), 2 if by_task else 1)
+    legend = axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", fontsize=8, frameon=False, ncols=ncols)
+    return figure
+
+
+def draw_band(
+    axis: Axes, place: int, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, **line: Any
+) -> None:
+    """A curve in its band; colours and dashes together, by its place, tell it apart without colour vision."""
+    colour = colormaps["tab10" if place < 10 else "tab20b"](place % 10)
+    axis.plot(x, y, ("-", "--", "-.", ":")[place % 4], color=colour, **line)
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def quieten(axis: Axes) -> None:
+    """Little ink for what is no curve."""
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,92 @@
+"""Evaluate what a run learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.evaluation.evaluate import PROTOCOLS, Protocol, evaluate_tasks
+from sb3_softmod.evaluation.result import TaskEvaluation
+from sb3_softmod.runs.run import FINAL, Run, load_run
+
+
+def load_model(run: Run, *, best: bool = False) -> MultiTaskSAC:
+    """The policy of a run, to act.
+
+    :param run: a run folder
+    :param best: the one with the best mean success rate during training, instead of the last
+    :raises ConfigurationError: if the run did not save it yet
+    """
+    path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
+    if not path.exists():
+        raise ConfigurationError(
+            f"{run.folder} holds no {path.name}: "
+            + ("no evaluation took place yet." if best else "the run did not end. Its best model so far: --best.")
+        )
+    return MultiTaskSAC.load(path)
+
+
+def env_options(run: Run) -> dict[str, Any]:
+    """The arguments of the envs that a run's policy was trained in, but for the seed and the goals."""
+    return {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
+
+
+def goals_seed(run: Run) -> int | None:
+    """The seed of the goals that a run was trained on."""
+    return run.manifest.get("env_kwargs", run.manifest)["seed"]
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    protocol: Protocol | None = None,
+    n_eval_episodes: int | None = None,
+    seed: int | None = None,
+    best: bool = False,
+    progress_bar: bool = False,
+) -> TaskEvaluation:
+    """Evaluate the policy of a run on its tasks, with the rewards and, unless the protocol has one, the horizon of its
+    training, and write ``evaluation.json`` into its folder, which tables then read.
+
+    :param folder: of the run
+    :param protocol: see :func:`.evaluate_tasks`
+    :param n_eval_episodes: see :func:`.evaluate_tasks`
+    :param seed: of the goals; default that of the training, so that they are those that it was trained on
+    :param best: the best model instead of the last
+    :param progress_bar: show one
+    :raises ConfigurationError: naming the folder and what is missing
+    """
+    run = load_run(folder)
+    model = load_model(run, best=best)
+    of_protocol = PROTOCOLS.get(protocol or "", {})
+    found = evaluate_tasks(
+        model,
+        run.benchmark,
+        protocol=protocol,
+        n_eval_episodes=n_eval_episodes,
+        seed=goals_seed(run) if seed is None else seed,
+        env_kwargs={name: value for name, value in env_options(run).items() if name not in of_protocol},
+        progress_bar=progress_bar,
+    )
+    found.settings["model"] = "best" if best else "last"
+    found.to_json(run.folder / FINAL)
+    return found
+
+
+def evaluate_runs(folders: Sequence[str | Path], **kwargs: Any) -> tuple[dict[Path, TaskEvaluation], list[str]]:
+    """Evaluate several runs; one that cannot be evaluated does not stop the rest.
+
+    :param folders: of the runs
+    :param kwargs: those of :func:`evaluate_run`
+    :return: the results by folder, and what was wrong with each of the others
+    """
+    results, problems = {}, []
+    for folder in folders:
+        try:
+            results[Path(folder)] = evaluate_run(folder, **kwargs)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    return results, problems

@@ -1,0 +1,143 @@
+"""``run.json``: what a run was, where it ran, and how it went."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_softmod.common.files import read_json, replacing
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+
+
+class RunManifest:
+    """Writes the manifest when a run begins, with status "running", and again when it ends.
+
+    A run whose status is still "running" was killed. One that is resumed keeps what it began with.
+
+    :param path: of the file
+    :param model: ready to learn
+    :param facts: what only the caller knows: method, tasks, seed, ...
+    :param seconds: that a resumed run has learned
+    """
+
+    def __init__(self, path: Path, model: BaseAlgorithm, facts: dict[str, Any], seconds: float | None = None) -> None:
+        self._path = path
+        self._start = time.perf_counter() - (seconds or 0.0)
+        if seconds is not None:
+            self._content = read_json(path)
+            resumed = {"at": _now(), "env_steps": model.num_timesteps}
+            self._content |= {"status": "running", "resumed": [*self._content.get("resumed", []), resumed]}
+            self._content.pop("error", None)
+            self._write()
+            return
+        self._content = {
+            "status": "running",
+            "started": _now(),
+            **facts,
+            "began_with": _progress(model),
+            "network": getattr(model.policy, "network_kwargs", {}),
+            "parameters": _parameters(model),
+            "hardware": _hardware(),
+            "git": _git(),
+            "python": platform.python_version(),
+            "packages": dict(
+                sorted({d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}.items())
+            ),
+        }
+        self._write()
+
+    def finish(self, status: str, model: BaseAlgorithm, facts: dict[str, Any]) -> None:
+        """Say how the run ended.
+
+        :param status: "finished", "stopped" or "failed"
+        :param model: that has learned
+        :param facts: results
+        """
+        progress = _progress(model)
+        for name in ("gradient_steps", "env_steps_by_task"):  # a model that was trained before brings those
+            before = self._content["began_with"][name]
+            if isinstance(before, dict):
+                progress[name] = {task: steps - before[task] for task, steps in progress[name].items()}
+            else:
+                progress[name] -= before
+        wall_time = round(time.perf_counter() - self._start, 1)
+        self._content |= {"status": status, "ended": _now(), "wall_time_s": wall_time, **progress, **facts}
+        self._write()
+
+    def _write(self) -> None:
+        with replacing(self._path) as draft:  # somebody may read it while the run goes on
+            draft.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
+
+
+def _progress(model: BaseAlgorithm) -> dict[str, Any]:
+    buffer = getattr(model, "replay_buffer", None)
+    by_task = {}
+    if isinstance(buffer, MultiTaskReplayBuffer):
+        by_task = dict(zip(model.task_names, buffer.added_per_task.tolist(), strict=True))  # type: ignore[attr-defined]
+    return {
+        "env_steps": model.num_timesteps,
+        "env_steps_by_task": by_task,
+        "gradient_steps": getattr(model, "_n_updates", 0),
+    }
+
+
+def _parameters(model: BaseAlgorithm) -> dict[str, int]:
+    parts = {"policy": model.policy, **{name: getattr(model.policy, name, None) for name in ("actor", "critic")}}
+    return {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in parts.items()
+        if isinstance(module, th.nn.Module)
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": th.get_num_threads(),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        out["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    if th.cuda.is_available():
+        out["gpus"] = [th.cuda.get_device_name(index) for index in range(th.cuda.device_count())]
+    return out
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that the package runs from, and whether files were changed since; None for no checkout."""
+
+    def ask(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", "__init__.py")  # a venv may lie in the checkout of something else
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

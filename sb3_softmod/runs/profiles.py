@@ -1,0 +1,102 @@
+"""Methods compared run by run: performance profiles and probabilities of improvement (Agarwal et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.runs.curves import draw_band, quieten
+from sb3_softmod.runs.results import Entry, collect
+from sb3_softmod.runs.run import Run, differences
+from sb3_softmod.runs.statistics import performance_profiles, probability_of_improvement
+
+#: Success rates at which profiles are drawn; no run is above 1.
+THRESHOLDS = np.linspace(0, 0.995, 200)
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How probable it is that a run of one method beats a run of another on the same task; ties count half.
+
+    :param first: name of the one
+    :param second: name of the other
+    :param probability: of it
+    :param interval: of 95 %, by stratified bootstrap
+    """
+
+    first: str
+    second: str
+    probability: float
+    interval: tuple[float, float]
+
+
+def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
+    """The methods with a finished run on a benchmark.
+
+    :param runs: what :func:`.find_runs` found
+    :param benchmark: a task set
+    :return: by title and, where not all had the same, budget, horizon, goals, rewards or size
+    :raises ConfigurationError: if there is none
+    """
+    finished = [entry for entry in collect(runs) if len(entry.scores)]
+    entries = [entry for entry in finished if entry.benchmark == benchmark]
+    if not entries:
+        known = ", ".join(sorted({entry.benchmark for entry in finished})) or "nothing"
+        raise ConfigurationError(f"No finished run on {benchmark}; there are finished runs on {known}.")
+    named = {}
+    for entry in entries:
+        # The networks of different methods have different sizes anyway.
+        settings = [e.setting if e.method == entry.method else (*e.setting[:-1], entry.setting[-1]) for e in entries]
+        named[", ".join([entry.title, *differences(entry.setting, settings)])] = entry
+    return named
+
+
+def improvements(entries: Mapping[str, Entry]) -> list[Improvement]:
+    """Every two methods, each pair once; the entries are by name."""
+    return [
+        Improvement(first, second, *probability_of_improvement(entries[first].scores, entries[second].scores))
+        for first, second in combinations(entries, 2)
+    ]
+
+
+def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
+    """The share of runs, over seeds and tasks, above each success rate, and the probability that one method beats
+    another; both with 95 % intervals by stratified bootstrap.
+
+    :param runs: what :func:`.find_runs` found
+    :param benchmark: a task set
+    :raises ConfigurationError: if no run of it has ended
+    """
+    entries = finished_entries(runs, benchmark)
+    pairs = improvements(entries)
+    height = 3.0 + 0.2 * len(entries) + 0.2 * max(len(pairs) - 8, 0)
+    figure = Figure(figsize=(10.8 if pairs else 6.4, height), layout="constrained")
+    left, *right = figure.subplots(1, 1 + bool(pairs), squeeze=False)[0]
+    profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)
+    for place, (name, (profile, (low, high))) in enumerate(profiles.items()):
+        count = len(entries[name].scores)
+        label = f"{name} ({count} seed{'s' * (count > 1)} of {entries[name].episodes} episodes a task)"
+        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, 100 * low, 100 * high, label=label)
+    left.set(xlabel="success rate (%)", ylabel="runs above it (%)", xlim=(0, 100), ylim=(-3, 103))
+    left.set_title(benchmark, fontsize=10)
+    for axis in right:
+        _draw_improvements(axis, pairs)
+    for axis in (left, *right):
+        quieten(axis)
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_improvements(axis: Axes, pairs: Sequence[Improvement]) -> None:
+    for place, pair in enumerate(pairs):
+        axis.plot(pair.interval, (place, place), color="0.6", linewidth=5, solid_capstyle="butt")
+        axis.plot(pair.probability, place, "|", color="black", markersize=11, markeredgewidth=2)
+    axis.axvline(0.5, color="0.4", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(pairs)), [f"{pair.first} > {pair.second}" for pair in pairs])
+    axis.set(xlim=(-0.03, 1.03), ylim=(len(pairs) - 0.5, -0.5), xlabel="probability of improvement")

@@ -1,0 +1,271 @@
+"""Run folders, as training leaves them: what each run was, and how its evaluations went."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from sb3_softmod.common.errors import ConfigurationError, FileError
+from sb3_softmod.common.files import as_path, read_json
+from sb3_softmod.methods import METHODS
+
+MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
+
+#: How budget, horizon, goals, rewards and network size of a run read, in the order of :attr:`.Run.setting`.
+SETTING = ("{:,} steps", "horizon {}", "{} goals", "rewards {}", "{:,} parameters")
+
+#: Without one of these, a manifest does not say what was compared.
+_NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
+_COLUMNS = ("success_rate", "mean_return")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    :param folder: where it is
+    :param manifest: its ``run.json``
+    :param timesteps: ``[n]``, environment steps over all tasks at each evaluation
+    :param success: ``[n, M]``, success rate of each task; NaN where a task reports none
+    :param returns: ``[n, M]``
+    :param episodes: of each task in an evaluation
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    timesteps: np.ndarray
+    success: np.ndarray
+    returns: np.ndarray
+    episodes: int
+
+    @classmethod
+    def unevaluated(cls, folder: str | Path) -> Run:
+        """A run by its manifest alone, whatever else is broken in its folder.
+
+        :param folder: that holds ``run.json``
+        :raises ConfigurationError: naming the folder and what is missing or broken
+        """
+        manifest = _manifest(as_path(folder))
+        none = np.zeros((0, len(manifest["tasks"])))
+        return cls(Path(folder), manifest, np.zeros(0, int), none, none, 0)
+
+    @property
+    def method(self) -> str:
+        """Its name in the registry."""
+        return str(self.manifest["method"])
+
+    @property
+    def title(self) -> str:
+        """The name in the paper's tables."""
+        return METHODS[self.method].title if self.method in METHODS else str(self.manifest.get("title", self.method))
+
+    @property
+    def benchmark(self) -> str:
+        """The task set."""
+        return str(self.manifest["task_set"])
+
+    @property
+    def task_names(self) -> list[str]:
+        """Of the set, in order."""
+        return list(self.manifest["tasks"])
+
+    @property
+    def planned_steps(self) -> int:
+        """The budget: environment steps over all tasks."""
+        return int(self.manifest["planned_env_steps"])
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of the last evaluation."""
+        return int(self.timesteps[-1]) if len(self.timesteps) else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its budget."""
+        return self.manifest["status"] == "finished"
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What must be the same in all runs of a mean, see :data:`SETTING`."""
+        return (
+            self.planned_steps,
+            *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")),
+            self.parameters,
+        )
+
+    @property
+    def parameters(self) -> int | None:
+        """Of actor and critics together; None where the manifest does not say."""
+        counts = self.manifest.get("parameters") or {}
+        return counts["actor"] + counts["critic"] if {"actor", "critic"} <= set(counts) else None
+
+    @cached_property
+    def final(self) -> FinalScore | None:
+        """The final score: of ``evaluation.json`` where the run was evaluated, else of its last evaluation.
+
+        None for a run that has neither.
+        """
+        path = self.folder / FINAL
+        if path.exists():
+            tasks: Any = read_json(path).get("tasks")
+            try:
+                rates = [tasks[name]["success_rate"] for name in self.task_names]
+                success = np.array([math.nan if rate is None else float(rate) for rate in rates])
+                episodes = min(int(tasks[name]["episodes"]) for name in self.task_names)
+            except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+                raise FileError(f"{path} is broken ({type(error).__name__}: {error}).") from error
+            return FinalScore(success, episodes)
+        return FinalScore(self.success[-1], self.episodes) if len(self.success) else None
+
+
+def differences(setting: tuple[Any, ...], settings: Iterable[tuple[Any, ...]]) -> list[str]:
+    """What is not the same in all settings, as it is in this one.
+
+    :param setting: of :attr:`.Run.setting`
+    :param settings: it and others
+    """
+    return [
+        "unknown " + text.split()[-1] if value is None else text.format(value)
+        for text, value, *values in zip(SETTING, setting, *settings, strict=True)
+        if len(set(values)) > 1
+    ]
+
+
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs of the same method, benchmark and setting; methods in the order of the registry, settings by budget."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.method, run.benchmark, run.setting), []).append(run)
+    places = {name: place for place, name in enumerate(METHODS)}
+    order = sorted(groups, key=lambda group: (places.get(group[0], len(places)), group[0], group[1], str(group[2])))
+    return [groups[group] for group in order]
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """Success rates at the end of a run.
+
+    :param success: ``[M]``
+    :param episodes: of each task
+    """
+
+    success: np.ndarray
+    episodes: int
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read one run folder.
+
+    :param folder: that holds ``run.json`` and, once the run was evaluated, ``evaluations.csv``
+    :raises ConfigurationError: naming the folder and what is missing or broken
+    """
+    folder = as_path(folder)
+    manifest = _manifest(folder)
+    tasks = list(manifest["tasks"])
+    evaluations: dict[int, dict[str, dict[str, float]]] = {}
+    path = folder / EVALUATIONS
+    if path.exists():
+        # Half-written rows: what stands before them counts.
+        with _opened(path) as file, suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError):
+            for row in csv.DictReader(file):
+                numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
+                evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers
+    # A half-written evaluation, of some of the tasks, does not count either.
+    whole = {steps: found for steps, found in evaluations.items() if set(found) == set(tasks)}
+    if path.exists() and not whole:
+        raise ConfigurationError(f"{folder}: {EVALUATIONS} holds no whole evaluation of {len(tasks)} tasks.")
+    steps = sorted(whole)
+    success, returns = (
+        np.array([[whole[step][task][column] for task in tasks] for step in steps]).reshape(len(steps), len(tasks))
+        for column in _COLUMNS
+    )
+    episodes = int(whole[steps[-1]][tasks[0]]["episodes"]) if steps else 0
+    return Run(folder, manifest, np.array(steps, int), success, returns, episodes)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise FileError(f"{folder} is no run of sb3-softmod train: it holds no {MANIFEST}.") from error
+        raise
+    missing = [key for key in _NEEDED if key not in manifest]
+    if missing:
+        raise FileError(f"{path} lacks {', '.join(missing)}.")
+    wrong = [key for key, is_right in _RIGHT.items() if not is_right(manifest.get(key))]
+    if wrong:
+        raise FileError(f"{path} is broken: it says {', '.join(f'{key} {manifest[key]!r}' for key in wrong)}.")
+    return manifest
+
+
+def _is_list_of_names(value: Any) -> bool:
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return names and 0 < len(value) == len(set(value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**63
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _are_counts(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_count, value.values())))
+
+
+#: What the entries that tables and figures read must be.
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    **{key: lambda value: isinstance(value, str) for key in ("status", "method", "task_set")},
+    "tasks": _is_list_of_names,
+    "planned_env_steps": _is_count,
+    **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
+    "parameters": _are_counts,
+    "network": lambda value: value is None or isinstance(value, dict),
+}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(newline="", errors="replace") as file:
+            yield file
+    except OSError as error:
+        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
+    """All runs below a folder.
+
+    :param logs: for instance ``logs``
+    :return: the runs, by path, and for each folder that looks like one and cannot be read, what is wrong with it
+    :raises ConfigurationError: if there is no such folder, or no run in it that can be read
+    """
+    logs = as_path(logs)
+    if not os.path.isdir(logs):  # which, unlike pathlib, takes names of any length
+        raise ConfigurationError(f"There is no folder {logs}.")
+    runs, problems = [], []
+    for folder in sorted([logs, *(path for path in logs.rglob("*") if path.is_dir())]):
+        if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
+            continue
+        try:
+            run = load_run(folder)
+            run.final  # noqa: B018  # a broken evaluation.json is found here
+            runs.append(run)
+        except (ConfigurationError, OSError) as error:
+            problems.append(str(error))
+    if not runs:
+        raise ConfigurationError("\n".join([f"No run of sb3-softmod train in {logs}.", *problems]))
+    return runs, problems

@@ -1,0 +1,137 @@
+"""Statistics over seeds, by the rliable library (Agarwal et al. 2021)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_softmod.common.errors import ConfigurationError
+
+#: Bootstrap samples of an interval.
+REPETITIONS = 2000
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Scores of one method on one benchmark.
+
+    :param mean: over seeds and tasks, as in the paper
+    :param std: over the seeds, of the means over tasks (the paper's; that of the population)
+    :param iqm: interquartile mean over all runs of all tasks
+    :param iqm_interval: its 95 % interval by stratified bootstrap; None for one seed, of which nothing can be drawn
+    :param seeds: how many
+    """
+
+    mean: float
+    std: float
+    iqm: float
+    iqm_interval: tuple[float, float] | None
+    seeds: int
+
+
+def aggregate(scores: np.ndarray, seed: int = 0) -> Aggregate:
+    """Mean ± std, and interquartile mean with its interval.
+
+    :param scores: ``[seeds, tasks]``, for instance success rates; tasks that are NaN in any run are left out
+    :param seed: of the bootstrap
+    :raises ConfigurationError: without a score
+    """
+    from rliable import metrics
+
+    scores = _complete(scores)
+    interval = None
+    if len(scores) > 1:
+        _, interval = _estimate(scores, lambda runs: metrics.aggregate_iqm(runs), REPETITIONS, seed)
+    of_seeds = scores.mean(1)
+    return Aggregate(
+        float(of_seeds.mean()), float(of_seeds.std()), float(metrics.aggregate_iqm(scores)), interval, len(scores)
+    )
+
+
+def performance_profiles(
+    scores: Mapping[str, np.ndarray], thresholds: np.ndarray, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The share of runs, over seeds and tasks, that score above each threshold.
+
+    :param scores: of each method ``[seeds, tasks]``
+    :param thresholds: ``[n]``
+    :param seed: of the bootstrap
+    :return: of each method the profile ``[n]`` and its 95 % interval ``[2, n]``
+    """
+    from rliable import library
+
+    complete = {name: _complete(of_method) for name, of_method in scores.items()}
+    with _seeded(seed):
+        profiles, intervals = library.create_performance_profile(
+            complete, thresholds, custom_profile_func=_shares_above, reps=REPETITIONS
+        )
+    return {name: (profiles[name], intervals[name]) for name in complete}
+
+
+def _shares_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """What rliable does threshold by threshold in Python, some 30 times as fast."""
+    return (scores.reshape(-1, 1) > thresholds).mean(0)
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """How probable it is that a run of X beats a run of Y on a task drawn at random (ties count half).
+
+    :param x: ``[seeds, tasks]``
+    :param y: ``[seeds, tasks]``, the same tasks
+    :param seed: of the bootstrap
+    :return: the probability and its 95 % interval
+    :raises ConfigurationError: for different numbers of tasks
+    """
+    from rliable import metrics
+
+    if x.shape[1] != y.shape[1]:
+        raise ConfigurationError(f"The runs are of {x.shape[1]} and of {y.shape[1]} tasks.")
+    both = np.isfinite(x).all(0) & np.isfinite(y).all(0)
+    pair = (_complete(x[:, both]), _complete(y[:, both]))
+    # A repetition takes long: a rank test for each task.
+    return _estimate(pair, lambda *drawn: metrics.probability_of_improvement(*drawn), REPETITIONS // 10, seed)
+
+
+def _estimate(
+    scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callable[..., float], repetitions: int, seed: int
+) -> tuple[float, tuple[float, float]]:
+    """A statistic with its 95 % interval by stratified bootstrap."""
+    from rliable import library
+
+    with _seeded(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the bootstrap's library, about how rliable seeds it
+        estimates, intervals = library.get_interval_estimates(
+            {"": scores},
+            lambda *drawn: np.array([statistic(*drawn)]),
+            reps=repetitions,
+            random_state=np.random.RandomState(seed),
+        )
+    return float(estimates[""][0]), (float(intervals[""][0, 0]), float(intervals[""][1, 0]))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which rliable draws whatever random state it is given, for a while."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _complete(scores: np.ndarray) -> np.ndarray:
+    try:
+        scores = np.asarray(scores, float)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"Scores must be numbers, [seeds, tasks]: {error}") from error
+    if scores.ndim != 2:
+        raise ConfigurationError(f"Scores have two axes, [seeds, tasks], not the shape {scores.shape}.")
+    scores = scores[:, np.isfinite(scores).all(0)]
+    if not scores.size:
+        raise ConfigurationError("There is no score to take statistics of.")
+    return scores

@@ -1,0 +1,234 @@
+"""What :class:`.MultiTaskSAC` writes to files, and reads from them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch as th
+from gymnasium.vector import VectorEnv
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.sac.policies import SACPolicy
+
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.saved_files import unpickled, writing
+from sb3_softmod.common.task_observation import num_tasks_of
+from sb3_softmod.envs.episode_statistics import EpisodeStatistics
+from sb3_softmod.envs.make import as_env
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.saving.checkpoints import Checkpoint
+from sb3_softmod.saving.loading import check_arguments, check_custom_objects, fitting, make, read
+from sb3_softmod.saving.models import check_buffer, saved_facts, saved_weights
+from sb3_softmod.saving.parameters import check_parameters
+from sb3_softmod.saving.resuming import Written, load_checkpoint
+from sb3_softmod.saving.safe_loading import load_safely
+
+SelfSavingSAC = TypeVar("SelfSavingSAC", bound="SavingSAC")
+
+#: Attributes that no file holds.
+_OF_THIS_PROCESS = (
+    "_metrics",
+    "_postponed",
+    "_overlapped",
+    "_turns",
+    "_gradient_step",
+    "resumed_from",
+    "_checkpoints",
+    "_state_to_continue",
+    "_settings",
+    "is_learning",
+)
+
+
+class SavingSAC(SAC):
+    """SB3's SAC, whose files are written whole or not at all, and refused by name where they do not fit."""
+
+    num_tasks: int
+    nonfinite_updates: int  # that were dropped so far
+    episode_statistics: EpisodeStatistics
+    normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
+    _gradient_step: GradientStep | None
+    #: The checkpoint that this model was resumed from.
+    resumed_from: Checkpoint | None
+    _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
+    _settings: dict[BaseCallback, dict[str, Any]]  # of the callbacks, which no checkpoint overrides
+    _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
+
+    @abstractmethod
+    def _learning_progress(self) -> dict[str, Any]:
+        """What a checkpoint holds of the learner, besides parameters, optimizers and replay buffer."""
+
+    @abstractmethod
+    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
+        """Take over what another model's :meth:`_learning_progress` gave."""
+
+    def check_updates(self) -> None:
+        """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
+
+        Logging, saving and the end of ``learn`` do so by themselves.
+
+        :raises NonFiniteError: for what has to end the run, see ``on_nonfinite``
+        """
+        if self._gradient_step is not None:
+            try:
+                self._gradient_step.finite.check()
+            finally:
+                self.nonfinite_updates = self._gradient_step.finite.dropped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy.deepcopy``: a model that learns on by itself, without log files and checkpoints."""
+        self.check_updates()
+        own: dict[str, Any] = {"_gradient_step": None, "_overlapped": None, "_checkpoints": {}, "_settings": {}}
+        if "_logger" in vars(self):  # its files are this model's
+            own |= {"_logger": Logger(None, []), "_custom_logger": False}
+        return {**vars(self), **own}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """Load parameters and the state of optimizers, all or none; arguments as in SB3. Runs no code from a file.
+
+        :raises ConfigurationError: naming the parameters that do not fit
+        """
+        check_device("device", device)
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            given, _ = saved_weights(given, device)
+        own = {name: recursive_getattr(self, name) for name in self._get_torch_save_params()[0]}
+        check_parameters(own, given, exact_match)
+        super().set_parameters(given, exact_match, device)
+        self._gradient_step = None  # the optimizers have the settings of the file
+
+    def save(
+        self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
+
+        :raises FileError: if it cannot be written; a file that was there then stays as it was
+        :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
+        """
+        self.check_updates()
+        kept = self.normalization
+        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
+            self.normalization = self._vec_normalize_env.statistics()
+        try:
+            with writing(path, "zip") as file:
+                super().save(file, exclude, include)
+        finally:
+            self.normalization = kept
+
+    def save_replay_buffer(self, path: str | Path | Any) -> None:
+        """Save the replay buffer as a pickle; arguments as in SB3.
+
+        :raises FileError: if it cannot be written; a file that was there then stays as it was
+        """
+        with writing(path, "pkl") as file:
+            super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: str | Path | Any, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer. Loading runs code from the file: open only files you trust.
+
+        :param path: the file, or a file object
+        :param truncate_last_traj: of no use here (the place is SB3's)
+        :raises FileError: naming the file, if it is missing, broken or no replay buffer
+        :raises ConfigurationError: naming the file, if it is of other tasks or spaces than the model
+        """
+        buffer = unpickled(path, "replay buffer", "pkl")
+        facts = ("observation_space", "action_space", "num_tasks", "n_envs")
+        check_buffer(path, buffer, {name: getattr(self, name) for name in facts})
+        buffer.device = self.device
+        self.replay_buffer = buffer
+
+    @classmethod
+    def load(
+        cls: type[SelfSavingSAC],
+        path: str | Path | Any,
+        env: GymEnv | VectorEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        safe: bool = False,
+        policy: str | type[SACPolicy] | None = None,
+        **kwargs: Any,
+    ) -> SelfSavingSAC:
+        """Load a saved model; arguments as in SB3. Without ``safe``, loading runs code from the file.
+
+        Arguments of the class in ``kwargs`` count instead of what the file says; the networks stay as they were made.
+        Another ``ent_coef`` than the file's begins anew: learned from the number that it names, or fixed.
+
+        With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers and
+        plain numbers (:data:`.SAFE_ARGUMENTS`, the ``policy_kwargs`` among them where they are plain); the rest comes
+        from ``env``, ``policy`` and ``kwargs``.
+
+        :param path: the zip file, or a file object
+        :param env: to go on training; an env, or the name of a Meta-World task or set
+        :param device: where to load to
+        :param custom_objects: by name, in place of what the file has and cannot be unpickled
+        :param print_system_info: of this machine, and of that which saved the model
+        :param force_reset: begin new episodes when training goes on
+        :param safe: for files of others
+        :param policy: with ``safe``: what was trained
+        :param kwargs: arguments of the class
+        :raises FileError: naming the file, if it is missing, broken or no model
+        :raises ConfigurationError: if env or arguments do not fit what is in the file; that is no ``OSError``
+        """
+        check_device("device", device)
+        check_arguments(cls, "load", kwargs)
+        facts = saved_facts(path)
+        made = as_env(env, kwargs.get("seed"))
+        if made is not None:
+            saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
+            if saved is not None and saved != found:
+                raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
+        passed = [*(["env"] if made is not None else []), *kwargs]
+        if safe:
+            if custom_objects is not None:
+                raise ConfigurationError("load(..., safe=True) takes no custom_objects: pass arguments by their names.")
+            with fitting(path, [*passed, "policy"], lambda: None):
+                return load_safely(cls, path, facts, made, policy, device, kwargs)
+        if policy is not None:
+            raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")
+        objects = check_custom_objects(path, facts, custom_objects)
+        alone = dict(objects) if passed else None
+        passed = passed or list(objects)
+        if "ent_coef" in objects:  # to be compared with the file's
+            kwargs.setdefault("ent_coef", objects.pop("ent_coef"))
+        content = read(path, device, objects, print_system_info)
+        with fitting(path, passed, lambda: cls.load(path, None, device, alone)):
+            return make(cls, content, made, device, kwargs, force_reset)
+
+    @classmethod
+    def resume(
+        cls: type[SelfSavingSAC],
+        path: str | Path,
+        env: GymEnv | VectorEnv | str,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfSavingSAC:
+        """Go on from a checkpoint of :class:`.CheckpointCallback` with ``learn()``, exactly as without the break.
+
+        On a CPU with the same number of threads what follows is bit for bit what it would have been; a warning says
+        where it is not. Files of a checkpoint run code when loaded: open only those that you trust.
+
+        :param path: of the run, or of one checkpoint
+        :param env: made with the same arguments as before; or the name of a Meta-World task or set
+        :param device: where to learn
+        :param kwargs: arguments of the class, as of :meth:`load`
+        :raises CheckpointError: if there is no checkpoint that can be used, with what is wrong with each
+        :raises ConfigurationError: for envs of other tasks
+        """
+        check_arguments(cls, "resume", kwargs, more=("custom_objects", "print_system_info"))
+        return load_checkpoint(cls, path, env, device=device, **kwargs)

@@ -1,0 +1,444 @@
+"""MultiTaskSAC: SB3's SAC with one task; temperatures, weights, files and errors with many."""
+
+from __future__ import annotations
+
+import csv
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from point_mass import PointMass, make_point_mass_env, make_task
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_softmod import ConfigurationError, MultiTaskSAC, NonFiniteError, SoftModSAC, TaskEnv
+from sb3_softmod.learner.loss_weights import loss_weights
+
+M = 4
+SMALL: dict[str, Any] = dict(embedding_dim=12, module_dim=8)
+
+
+def make_model(tasks: int = M, envs_per_task: int = 1, **kwargs: Any) -> SoftModSAC:
+    options: dict[str, Any] = dict(
+        batch_size=8 * tasks, learning_starts=10 * tasks, buffer_size=4000, policy_kwargs=SMALL, seed=0
+    )
+    return SoftModSAC("SoftModPolicy", make_point_mass_env(tasks, envs_per_task), **{**options, **kwargs})
+
+
+def parameters(model: SAC) -> dict[str, th.Tensor]:
+    return {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+
+
+def batch_of(model: MultiTaskSAC, tasks: list[int], reward: float = 0.0) -> ReplayBufferSamples:
+    """Transitions of the given tasks."""
+    generator = th.Generator().manual_seed(0)
+    one_hot = th.eye(M)[tasks]
+    size = len(tasks)
+    obs = th.cat([th.randn(size, 2, generator=generator), one_hot], 1)
+    actions = th.rand(size, 2, generator=generator) * 2 - 1
+    return ReplayBufferSamples(obs, actions, obs.clone(), th.zeros(size, 1), th.full((size, 1), reward))
+
+
+class Replayed(ReplayBuffer):
+    """Gives the same batch each time."""
+
+    def __init__(self, batch: ReplayBufferSamples) -> None:
+        self.batch = batch
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        return self.batch
+
+
+# ------------------------------------------------------------------ parity with SB3
+
+
+@pytest.mark.parametrize("ent_coef", ["auto", "auto_0.2", 0.1])
+def test_one_task_is_sb3_sac(ent_coef: str | float) -> None:
+    common: dict[str, Any] = dict(
+        ent_coef=ent_coef, learning_starts=50, batch_size=64, policy_kwargs=dict(net_arch=[32, 32]), seed=3
+    )
+    ours = MultiTaskSAC("MlpPolicy", make_point_mass_env(1), replay_buffer_class=ReplayBuffer, **common)
+    ours.learn(250)  # before the other is made: both draw from torch's and numpy's global generators
+    theirs = SAC("MlpPolicy", make_point_mass_env(1), **common)
+    theirs.learn(250)
+    assert ours._n_updates == theirs._n_updates == 200
+    expected = parameters(theirs)
+    for name, value in parameters(ours).items():
+        # SB3 rounds a target twice a step, at (1 - tau) times it and at the sum; a lerp rounds the change alone.
+        assert (value - expected[name]).abs().max() <= (2e-6 if "target" in name else 1e-6), name
+    if isinstance(ent_coef, str):
+        assert ours.log_ent_coef is not None
+        assert theirs.log_ent_coef is not None
+        assert (ours.log_ent_coef - theirs.log_ent_coef).abs().max() <= 1e-6
+        assert (theirs.log_ent_coef - math.log(0.2 if "_" in str(ent_coef) else 1.0)).abs() > 0.05
+
+
+# --------------------------------------------------------- temperatures and weights
+
+
+def test_a_temperature_moves_by_its_own_tasks_samples_alone() -> None:
+    model = make_model(ent_coef="auto_0.5")
+    model._setup_learn(0)
+    assert model.log_ent_coef is not None
+    model.replay_buffer = Replayed(batch_of(model, [1] * 8 + [3] * 8))
+    model.train(gradient_steps=1, batch_size=16)
+    moved = (model.log_ent_coef.detach() - math.log(0.5)).abs()
+    assert moved[[0, 2]].max() < 1e-7
+    assert moved[[1, 3]].min() > 1e-5
+
+
+def test_temperature_gradient_is_eq_2_of_each_task() -> None:
+    model = make_model()
+    model._setup_learn(0)
+    assert model.log_ent_coef is not None
+    batch = batch_of(model, [0, 0, 1, 2, 2, 2, 3, 3])
+    th.manual_seed(5)
+    _, log_prob = model.actor.action_log_prob(batch.observations)
+    model.replay_buffer = Replayed(batch)
+    th.manual_seed(5)
+    model.train(gradient_steps=1, batch_size=8)
+    expected = th.stack([-(log_prob[batch.observations[:, 2 + t] == 1].mean() - 2.0) for t in range(M)])
+    assert model.log_ent_coef.grad is not None
+    assert (model.log_ent_coef.grad - expected).abs().max() < 1e-5
+
+
+def test_weights_are_eq_10() -> None:
+    alpha = th.tensor([0.1, 0.5, 2.0, 0.01], dtype=th.float64)
+    expected = [4 * math.exp(-a) / sum(math.exp(-b) for b in alpha.tolist()) for a in alpha.tolist()]
+    weights = loss_weights("alpha", alpha)
+    assert (weights - th.tensor(expected, dtype=th.float64)).abs().max() < 1e-12
+    of_code = [4 * (1 / a) / sum(1 / b for b in alpha.tolist()) for a in alpha.tolist()]  # exp(-log a) = 1 / a
+    assert (loss_weights("log_alpha", alpha) - th.tensor(of_code, dtype=th.float64)).abs().max() < 1e-12
+    assert loss_weights("uniform", alpha).tolist() == [1.0] * 4
+    for weighting in ("alpha", "log_alpha", "uniform"):
+        assert loss_weights(weighting, alpha).mean() == pytest.approx(1.0)
+        assert not loss_weights(weighting, alpha.requires_grad_()).requires_grad
+
+
+def test_a_tasks_share_of_the_loss_follows_its_weight() -> None:
+    """The critic's gradient is the weighted mean of the tasks' own gradients."""
+    temperatures = [0.1, 1.0, 3.0, 0.5]
+
+    def critic_gradient(weighting: str, tasks: list[int]) -> list[th.Tensor]:
+        model = make_model(loss_weighting=weighting, ent_coef=temperatures)
+        model._setup_learn(0)
+        model.replay_buffer = Replayed(batch_of(model, tasks, reward=1.0))
+        th.manual_seed(2)
+        model.train(gradient_steps=1, batch_size=len(tasks))
+        return [p.grad.clone() for p in model.critic.parameters() if p.grad is not None]
+
+    weights = loss_weights("alpha", th.tensor(temperatures))
+    pair = [0] * 6 + [2] * 6
+    uniform = critic_gradient("uniform", pair)
+    weighted = critic_gradient("alpha", pair)
+    assert any((w - u).abs().max() > 1e-4 for w, u in zip(weighted, uniform, strict=True))
+    # g_weighted = (w_0 g_0 + w_2 g_2) / 2 and g_uniform = (g_0 + g_2) / 2 span a plane; solve for g_0 and g_2,
+    # whose task encoders must then each touch the column of one task alone.
+    w0, w2 = weights[0], weights[2]
+    named = dict(make_model().critic.named_parameters())
+    index = list(named).index("network.task_encoder.weight")
+    g0 = 2 * (weighted[index] - w2 * uniform[index]) / (w0 - w2)
+    g2 = 2 * (weighted[index] - w0 * uniform[index]) / (w2 - w0)
+    assert g0[..., 2].abs().max() < 1e-4 * g0[..., 0].abs().max()
+    assert g2[..., 0].abs().max() < 1e-4 * g2[..., 2].abs().max()
+
+
+def test_default_weighting() -> None:
+    assert make_model().loss_weighting == "alpha"
+    assert MultiTaskSAC("SoftModPolicy", make_point_mass_env(2), policy_kwargs=SMALL).loss_weighting == "uniform"
+
+
+@pytest.mark.parametrize("policy", ["SoftModPolicy", "MlpPolicy"])
+def test_max_grad_norm_bounds_every_network(policy: str) -> None:
+    model = MultiTaskSAC(
+        policy,
+        make_point_mass_env(M),
+        max_grad_norm=1e-3,
+        batch_size=32,
+        policy_kwargs=SMALL if policy == "SoftModPolicy" else None,
+        seed=0,
+    )
+    model._setup_learn(0)
+    model.replay_buffer = Replayed(batch_of(model, [0, 1, 2, 3] * 8, reward=10.0))
+    model.train(gradient_steps=1, batch_size=32)
+
+    def norm(grads: list[th.Tensor]) -> float:
+        return math.sqrt(sum(float(g.square().sum()) for g in grads))
+
+    assert norm([p.grad for p in model.actor.parameters() if p.grad is not None]) == pytest.approx(1e-3, rel=1e-2)
+    if policy == "SoftModPolicy":
+        critics = [[p.grad[e] for p in model.critic.parameters() if p.grad is not None] for e in range(2)]
+    else:
+        critics = [[p.grad for p in q.parameters() if p.grad is not None] for q in model.critic.q_networks]
+    for grads in critics:
+        assert norm(grads) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("ent_coef", "expected"),
+    [("auto", [1.0] * M), ("auto_0.1", [0.1] * M), (0.3, [0.3] * M), ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])],
+)
+def test_first_temperatures(ent_coef: Any, expected: list[float]) -> None:
+    model = make_model(ent_coef=ent_coef)
+    learned = isinstance(ent_coef, str)
+    alpha = model.log_ent_coef.exp() if learned else model.ent_coef_tensor  # type: ignore[union-attr]
+    assert alpha.tolist() == pytest.approx(expected)
+    model.learn(120)
+    alpha = model.log_ent_coef.exp() if learned else model.ent_coef_tensor  # type: ignore[union-attr]
+    assert (alpha.tolist() == pytest.approx(expected)) is not learned
+
+
+# --------------------------------------------------------------------- defaults, logs
+
+
+def test_defaults_scale_with_the_tasks() -> None:
+    model = SoftModSAC("SoftModPolicy", make_point_mass_env(3), policy_kwargs=SMALL)
+    assert (model.batch_size, model.learning_starts) == (3 * 128, 3 * 100)
+    assert model.task_names == ["corner-0", "corner-1", "corner-2"]
+
+
+def test_policy_kwargs_of_the_user_are_not_changed() -> None:
+    mine = dict(SMALL)
+    make_model(policy_kwargs=mine)
+    assert mine == SMALL
+
+
+def test_logs_of_every_task(tmp_path: Path) -> None:
+    model = make_model()
+    model.set_logger(configure(str(tmp_path), ["csv", "json"]))
+    model.learn(4 * 20 * 3)
+    with open(tmp_path / "progress.csv") as file:
+        last = list(csv.DictReader(file))[-1]
+    losses = ["ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss"]
+    for metric in [*losses, "task_success_rate", "task_return", "task_length"]:
+        values = [float(last[f"{metric}/corner-{i}"]) for i in range(M)]
+        group = "rollout" if metric.startswith("task_") else "train"
+        assert np.mean(values) == pytest.approx(float(last[f"{group}/{metric}"]), rel=1e-4)
+    assert np.mean([float(last[f"loss_weight/corner-{i}"]) for i in range(M)]) == pytest.approx(1, rel=1e-5)
+    assert float(last["task_length/corner-2"]) == 20
+
+
+def test_the_terminal_shows_means_even_with_long_names(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"button-press-topdown-wall-with-a-long-name-{i}" for i in range(2)]
+    envs = [partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 20), i, names) for i in range(2)]
+    model = SoftModSAC("SoftModPolicy", DummyVecEnv(envs), policy_kwargs=SMALL, batch_size=8, verbose=1, seed=0)  # type: ignore[arg-type]
+    model.learn(300)
+    out = capsys.readouterr().out
+    assert "task_success_rate" in out
+    assert "ent_coef" in out
+    assert "button-press" not in out
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def states(model: SoftModSAC) -> list[th.Tensor]:
+    optimizers = (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)
+    found = []
+    for optimizer in optimizers:
+        assert optimizer is not None
+        for state in optimizer.state_dict()["state"].values():
+            found += [th.as_tensor(value) for value in state.values()]
+    assert model.log_ent_coef is not None
+    return [*found, model.log_ent_coef.detach(), *(p.detach() for p in model.policy.parameters())]
+
+
+@pytest.mark.parametrize("where", ["with its env", "without env", "with other envs"])
+def test_save_and_load(where: str, tmp_path: Path) -> None:
+    model = make_model()
+    model.learn(200)
+    model.save(tmp_path / "model")
+    env = {
+        "with its env": make_point_mass_env(M),
+        "without env": None,
+        "with other envs": make_point_mass_env(M, envs_per_task=3),
+    }[where]
+    loaded = SoftModSAC.load(tmp_path / "model", env=env)
+
+    obs = np.asarray(make_point_mass_env(M).reset())
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    for value, expected in zip(states(loaded), states(model), strict=True):
+        assert th.equal(value, expected)
+    assert (loaded.num_tasks, loaded.task_names, loaded.batch_size) == (M, model.task_names, model.batch_size)
+    assert loaded.loss_weighting == "alpha"
+    if env is not None:
+        before = parameters(loaded)
+        loaded.learn(400, reset_num_timesteps=False)
+        assert loaded.num_timesteps >= 600
+        assert any(not th.equal(p, before[name]) for name, p in parameters(loaded).items())
+
+
+def test_fixed_temperatures_are_saved(tmp_path: Path) -> None:
+    model = make_model(ent_coef=[0.1, 0.2, 0.3, 0.4])
+    model.save(tmp_path / "model")
+    assert th.equal(SoftModSAC.load(tmp_path / "model").ent_coef_tensor, th.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+def test_other_number_of_tasks_is_refused(tmp_path: Path) -> None:
+    make_model(tasks=4).save(tmp_path / "four")
+    with pytest.raises(ConfigurationError, match=r"saved for 4 tasks, but the env has 3"):
+        SoftModSAC.load(tmp_path / "four", env=make_point_mass_env(3))
+
+
+def test_other_tasks_of_the_same_number_warn(tmp_path: Path) -> None:
+    make_model(tasks=2).save(tmp_path / "model")
+    names = ["left", "right"]
+    env = DummyVecEnv([partial(TaskEnv, PointMass(i), i, names) for i in range(2)])
+    with pytest.warns(UserWarning, match=r"The model knows the tasks \['corner-0', 'corner-1'\]"):
+        SoftModSAC.load(tmp_path / "model", env=env)
+
+
+def test_set_env(tmp_path: Path) -> None:
+    make_model().learn(200).save(tmp_path / "model")
+    model = SoftModSAC.load(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match="The model has 4 tasks, but the env 3"):
+        model.set_env(make_point_mass_env(3))
+    model.set_env(make_point_mass_env(M))
+    model.learn(100, reset_num_timesteps=False)
+    assert model.num_timesteps == 300
+
+
+class Interrupt(BaseCallback):
+    """Ctrl-C after some steps."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 20:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_interrupted_run_can_be_saved_and_goes_on(overlap: bool, tmp_path: Path) -> None:
+    model = make_model(overlap=overlap)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(400, callback=Interrupt())
+    assert model.num_timesteps == 80
+    model.save(tmp_path / "model")
+    for going_on in (model, SoftModSAC.load(tmp_path / "model", env=make_point_mass_env(M))):
+        going_on.learn(100, reset_num_timesteps=False)
+        assert going_on.num_timesteps == 180
+
+
+def test_same_seed_same_run() -> None:
+    first, second, other = (make_model(seed=seed).learn(200) for seed in (0, 0, 1))
+    assert all(th.equal(a, b) for a, b in zip(states(first), states(second), strict=True))
+    assert not all(th.equal(a, b) for a, b in zip(states(first), states(other), strict=True))
+
+
+def test_overlap_takes_the_same_number_of_steps_and_is_deterministic(tmp_path: Path) -> None:
+    first, again = (make_model(overlap=True).learn(200) for _ in range(2))
+    plain = make_model().learn(200)
+    assert first._n_updates == plain._n_updates == 40
+    assert all(th.equal(a, b) for a, b in zip(states(first), states(again), strict=True))
+    # The policy acts one update later, so the runs differ.
+    assert not all(th.equal(a, b) for a, b in zip(states(first), states(plain), strict=True))
+    first.save(tmp_path / "model")
+    assert SoftModSAC.load(tmp_path / "model").overlap
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+class Discrete(PointMass):
+    def __init__(self, goal: int) -> None:
+        super().__init__(goal)
+        self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]
+
+
+class WideAction(PointMass):
+    def __init__(self, goal: int) -> None:
+        super().__init__(goal)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+class Broken(PointMass):
+    """Sends a NaN at its seventh step."""
+
+    def __init__(self, goal: int, where: str) -> None:
+        super().__init__(goal)
+        self.where, self.t = where, 0
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.t += 1
+        if self.t == 7:
+            if self.where == "reward":
+                reward = math.nan
+            else:
+                obs = obs + np.float32(np.inf)
+        return obs, reward, terminated, truncated, info
+
+
+def vec(*envs: PointMass) -> DummyVecEnv:
+    names = [f"task-{i}" for i in range(len(envs))]
+    return DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(env, 20), i, names) for i, env in enumerate(envs)])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(batch_size=30), r"batch_size=30 is not divisible by the 4 tasks.* take 28 or 32"),
+        (dict(ent_coef=[0.1, 0.2]), "ent_coef lists 2 temperatures, but there are 4 tasks"),
+        (dict(ent_coef=[0.1]), "ent_coef lists 1 temperatures, but there are 4 tasks"),
+        (dict(ent_coef=[0.1, 0.2, 0.3, math.nan]), "ent_coef must be"),
+        (dict(ent_coef="automatic"), "ent_coef must be .* not 'automatic'"),
+        (dict(ent_coef="auto_-1"), "ent_coef must be"),
+        (dict(ent_coef=-0.1), "ent_coef must be"),
+        (dict(ent_coef=0.0, loss_weighting="log_alpha"), "ent_coef must be"),
+        (dict(loss_weighting="alfa"), "Unknown loss_weighting 'alfa': did you mean 'alpha'"),
+        (dict(max_grad_norm=0), "max_grad_norm must be positive"),
+        (dict(num_tasks=5), "The env has 4 tasks, but the model 5"),
+        (dict(policy_kwargs=dict(num_tasks=3)), "The env has 4 tasks, but the model 3"),
+        (dict(policy_kwargs=dict(layers=3)), "Unknown option 'layers' of SoftModPolicy"),
+        (dict(policy_kwargs=dict(variant="papers")), "Unknown variant 'papers': did you mean 'paper'"),
+        (dict(use_sde=True), "has no gSDE"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_model(**kwargs)
+
+
+@pytest.mark.parametrize(("name", "message"), [("MT11", "did you mean 'MT10'"), ("reach", "did you mean 'reach-v3'")])
+def test_a_misspelt_env_is_refused_with_the_nearest_names(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SoftModSAC("SoftModPolicy", name)
+    make_model().save(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=message):
+        SoftModSAC.load(tmp_path / "model", env=name)
+
+
+def test_bad_envs_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="The environment has no tasks: it lacks the attribute 'num_tasks'"):
+        SoftModSAC("SoftModPolicy", "Pendulum-v1")
+    with pytest.raises(ConfigurationError, match="'task-0' and 'task-1' differ in their action space"):
+        SoftModSAC("SoftModPolicy", vec(PointMass(0), WideAction(1)))
+    with pytest.raises(ConfigurationError, match=r"needs continuous actions \(a Box\), not Discrete\(3\)"):
+        SoftModSAC("SoftModPolicy", vec(Discrete(0), Discrete(1)))
+    disagreeing = DummyVecEnv([partial(make_task, 0, 2), partial(make_task, 1, 3)])
+    with pytest.raises(ConfigurationError, match=r"disagree on the number of tasks: \[2, 3\]"):
+        SoftModSAC("SoftModPolicy", disagreeing)
+    with pytest.raises(ConfigurationError, match="pass an env"):
+        SoftModSAC("SoftModPolicy", None)
+    with pytest.raises(ConfigurationError, match="VecNormalize normalises the one-hot task"):
+        SoftModSAC("SoftModPolicy", VecNormalize(make_point_mass_env(2)))
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_non_finite_numbers_of_an_env_stop_the_run(where: str) -> None:
+    env = vec(PointMass(0), Broken(1, where), PointMass(2))
+    model = SoftModSAC("SoftModPolicy", env, policy_kwargs=SMALL, batch_size=12, learning_starts=9)
+    with pytest.raises(NonFiniteError, match=rf"The {where} of task 'task-1' \(env 1\) .* environment step 21"):
+        model.learn(300)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 18  # nothing of the seventh step
+    assert all(p.isfinite().all() for p in model.policy.parameters())

@@ -1,0 +1,148 @@
+"""``sb3-softmod train --resume``: a run that was ended goes on as if it had not been, all of its files included."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch as th
+from zoo_runs import manifest, run_of, train
+
+from sb3_softmod import MultiTaskSAC
+from sb3_softmod.cli import main
+
+STEPS = 300
+RUN_OPTIONS = ("--save-freq", "45")
+
+
+def ended_run(folder: Path, *, steps: int, how: str | None = None, **kwargs: Any) -> Path:
+    """A run that ended after some steps; its folder."""
+    folder.mkdir(exist_ok=True)
+    marker = folder / "ended"
+    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': {steps}, 'marker': '{marker}', 'how': {how!r}}}}}]"
+    params = [callback, *kwargs.pop("params", ())]
+    if how == "NaN":
+        assert train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs) == 2
+    elif how is None:
+        with pytest.raises(ZeroDivisionError):
+            train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs)
+    else:
+        assert train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs) == 0
+    assert marker.exists()
+    return run_of(folder, "softmod_deep")
+
+
+def whole_run(folder: Path, **kwargs: Any) -> Path:
+    """The same run, that nothing ends."""
+    folder.mkdir()
+    (folder / "ended").touch()
+    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': 0, 'marker': '{folder / 'ended'}'}}}}]"
+    assert train(folder, *RUN_OPTIONS, steps=STEPS, params=[callback, *kwargs.pop("params", ())], **kwargs) == 0
+    return run_of(folder, "softmod_deep")
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """All but times is the same in the files of two runs."""
+    for name in ("MT3.zip", "best_model.zip"):
+        ours, theirs = (MultiTaskSAC.load(each / name) for each in (run, other))
+        assert ours.num_timesteps == theirs.num_timesteps
+        th.testing.assert_close(ours.get_parameters(), theirs.get_parameters(), rtol=0, atol=0)
+        assert th.equal(ours.log_ent_coef, theirs.log_ent_coef)  # type: ignore[arg-type]
+    for name, skipped in (("progress.csv", 0), ("evaluations.csv", 0), ("0.monitor.csv", 1)):
+        table, other_table = (pandas.read_csv(each / name, skiprows=skipped) for each in (run, other))
+        columns = [c for c in table.columns if c not in ("t", "time/fps", "time/time_elapsed")]
+        pandas.testing.assert_frame_equal(table[columns], other_table[columns])
+        assert len(table) > 2
+    with np.load(run / "evaluations.npz") as arrays, np.load(other / "evaluations.npz") as other_arrays:
+        for key in arrays:
+            np.testing.assert_array_equal(arrays[key], other_arrays[key])
+    kept = ("env_steps", "env_steps_by_task", "gradient_steps", "status", "best_success_rate", "last_mean_reward")
+    assert {k: manifest(run)[k] for k in kept} == {k: manifest(other)[k] for k in kept}
+
+
+@pytest.fixture(scope="module", params=[(), ("overlap:True", "normalize:dict(norm_reward=True)")])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A run that nothing ended, and its parameters."""
+    th.set_num_threads(1)
+    return whole_run(tmp_path_factory.mktemp("whole") / "runs", params=request.param), request.param
+
+
+@pytest.mark.parametrize("how", [None, "SIGTERM", "SIGINT"])
+def test_goes_on_exactly(
+    how: str | None, whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, params = whole
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run = ended_run(tmp_path, steps=200, how=how, params=params)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert manifest(run)["status"] == ("failed" if how is None else "stopped")
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("[0-9]*"))
+    if how is None:
+        assert checkpoints == ["000000000135", "000000000180"]
+    else:
+        assert checkpoints == ["000000000180", "000000000210"]  # train_freq is 5: 15 environment steps
+        said = capsys.readouterr().out
+        assert f"Ended by {how} at step 210. To go on: sb3-softmod train --resume {run}" in said
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, expected)
+    assert [each["env_steps"] for each in manifest(run)["resumed"]] == [180 if how is None else 210]
+    for each in (run, expected):
+        assert not (each / "checkpoints").exists()  # a run that is finished needs none
+
+
+def test_with_worker_processes(whole: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    expected, params = whole
+    run = ended_run(tmp_path, steps=100, params=params)
+    assert main(["train", f"--resume={run}", "--vec-env", "subproc", "--verbose", "0"]) == 0
+    assert_same(run, expected)
+
+
+def test_numbers_that_go_wrong(
+    whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They end the run before a checkpoint or a model has them; it goes on from the checkpoint before."""
+    expected, params = whole
+    run = ended_run(tmp_path, steps=200, how="NaN", params=params)
+    assert manifest(run)["status"] == "failed"
+    (dump,) = run.glob("nonfinite-*.pt")
+    error = capsys.readouterr().err
+    assert re.search(rf"the loss of the critic holds NaN .* The update is in {dump}", error)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, expected)
+
+
+def test_without_checkpoints_in_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--save-freq 0 leaves the checkpoint of a signal alone."""
+    marker = tmp_path / "ended"
+    callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': 90, 'marker': '{marker}', 'how': 'SIGTERM'}}}}]"
+    assert train(tmp_path, "--save-freq", "0", params=[callback]) == 0
+    run = run_of(tmp_path, "softmod_deep")
+    assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["000000000090"]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert manifest(run)["status"] == "finished"
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"{run} is finished: there is nothing to resume." in capsys.readouterr().err
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ended_run(tmp_path, steps=60)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for options, message in (
+        (["--resume", str(tmp_path)], f"Cannot read {tmp_path}/run.json: No such file or directory."),
+        (
+            ["--resume", str(run), "--seed", "1"],
+            "--resume takes no --seed: a run goes on as it began. Only -P, --progress,",
+        ),
+    ):
+        assert main(["train", *options]) == 2
+        assert f"sb3-softmod: {message}" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    manifest_file = run / "checkpoints" / "000000000045" / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace('"format": 1', '"format": 7'))
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "is of format 7, which is newer than the format 1 that this version reads" in capsys.readouterr().err

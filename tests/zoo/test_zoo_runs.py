@@ -1,0 +1,119 @@
+"""What becomes of the folder of a run that goes on, is interrupted or fails, and what ``run.json`` says of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from zoo_runs import MT3, TINY, manifest, run_of, train
+
+from sb3_softmod import MultiTaskSAC
+
+
+def test_a_resumed_run_keeps_the_first(tmp_path: Path) -> None:
+    assert train(tmp_path, "--save-replay-buffer", steps=60) == 0
+    first = run_of(tmp_path)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in first.rglob("*")}
+    assert train(tmp_path, "-i", str(first / "MT3.zip"), steps=60) == 0
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in first.rglob("*")} == before
+    second = run_of(tmp_path, number=2)
+    facts = manifest(second)
+    assert facts["continues"] == str(first / "MT3.zip")
+    assert facts["env_steps_by_task"] == dict.fromkeys(MT3, 20)
+    models = [MultiTaskSAC.load(run / "MT3.zip") for run in (first, second)]
+    assert models[1]._n_updates == manifest(first)["gradient_steps"] + facts["gradient_steps"] > models[0]._n_updates
+    # The statistics of the observations go on.
+    counts = [model.normalization["obs_rms"][0].count for model in models]  # type: ignore[index]
+    assert counts[1] == pytest.approx(2 * counts[0], rel=0.1)
+
+
+def test_runs_that_begin_at_the_same_moment(tmp_path: Path) -> None:
+    """Each has a folder of its own."""
+    options = f"-f {tmp_path} -n 9 --eval-freq -1 --seed 0 --conf-file laptop".split()
+    command = [
+        sys.executable,
+        "-m",
+        "sb3_softmod.cli",
+        "train",
+        "--algo",
+        "mt_sac",
+        "--env",
+        "reach-v3",
+        *options,
+        *TINY,
+    ]
+    runs = [subprocess.Popen([*command, "-params", "n_envs:1"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert [manifest(run_of(tmp_path, "mt_sac", "reach-v3", n))["status"] for n in (1, 2)] == ["finished"] * 2
+
+
+def test_an_interrupted_run(tmp_path: Path) -> None:
+    """Ctrl-C saves the model, as in RL Zoo; the manifest tells."""
+    options = f"-f {tmp_path} -n 1000000 --eval-freq -1 --seed 0 --conf-file laptop".split()
+    command = [
+        sys.executable,
+        "-m",
+        "sb3_softmod.cli",
+        "train",
+        "--algo",
+        "mt_sac",
+        "--env",
+        "reach-v3",
+        *options,
+        *TINY,
+    ]
+    run = subprocess.Popen([*command, "-params", "n_envs:1", "batch_size:2"], stdout=subprocess.DEVNULL)
+    folder = run_of(tmp_path, "mt_sac", "reach-v3")
+    deadline = time.monotonic() + 60
+    while not (folder / "run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert manifest(folder)["status"] == "running"
+    time.sleep(1)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 0
+    facts = manifest(folder)
+    assert facts["status"] == "stopped"
+    assert 0 < facts["env_steps"] < 1_000_000
+    assert MultiTaskSAC.load(folder / "reach-v3.zip").num_timesteps == facts["env_steps"]
+
+
+def test_the_manifest(tmp_path: Path) -> None:
+    assert train(tmp_path, algo="mt_mh_sac", env="MT3") == 0
+    facts = manifest(run_of(tmp_path, "mt_mh_sac"))
+    assert facts["method"] == "mt_mh_sac"
+    assert facts["title"] == "MT-MH-SAC"
+    assert facts["task_set"] == "MT3"
+    assert facts["tasks"] == MT3
+    assert (facts["goals"], facts["horizon"], facts["reward_version"]) == ("random", 5, "v2")
+    assert facts["seed"] == 3
+    assert facts["env_steps"] == facts["planned_env_steps"] == 150
+    assert facts["env_steps_by_task"] == dict.fromkeys(MT3, 50)
+    model = MultiTaskSAC.load(run_of(tmp_path, "mt_mh_sac") / "MT3.zip")
+    assert facts["gradient_steps"] == model._n_updates == 8
+    assert facts["parameters"]["actor"] == sum(p.numel() for p in model.actor.parameters())
+    assert facts["parameters"]["critic"] == sum(p.numel() for p in model.critic.parameters())
+    for package in ("torch", "mujoco", "metaworld", "rl_zoo3"):
+        assert facts["packages"][package] == importlib.metadata.version(package)
+    assert facts["hardware"]["cores"] == os.cpu_count()
+    assert facts["wall_time_s"] > 0
+    assert facts["best_success_rate"] >= facts["last_success_rate"] >= 0
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert (facts["git"] or {}).get("commit") == (head.stdout.strip() or None)
+
+
+def test_a_run_that_fails(tmp_path: Path) -> None:
+    """The error comes through, and the manifest has it too."""
+    callback = "callback:[{'zoo_failures.FailAfter': {'steps': 60}}]"
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, params=[callback])
+    facts = manifest(run_of(tmp_path))
+    assert facts["status"] == "failed"
+    assert facts["error"] == "ZeroDivisionError: on purpose"
+    assert facts["env_steps"] == 60
