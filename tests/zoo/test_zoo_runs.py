@@ -16,6 +16,13 @@ from zoo_runs import MT3, TINY, manifest, run_of, train
 from sb3_softmod import MultiTaskSAC
 
 
+def start_training(logs: Path, steps: int, *hyperparameters: str) -> subprocess.Popen[bytes]:
+    """MT-SAC on one task, in a process of its own."""
+    options = f"--algo mt_sac --env reach-v3 -f {logs} -n {steps} --eval-freq -1 --seed 0 --conf-file laptop".split()
+    command = [sys.executable, "-m", "sb3_softmod.cli", "train", *options, *TINY, "-params", *hyperparameters]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
 def test_a_resumed_run_keeps_the_first(tmp_path: Path) -> None:
     assert train(tmp_path, "--save-replay-buffer", steps=60) == 0
     first = run_of(tmp_path)
@@ -35,40 +42,14 @@ def test_a_resumed_run_keeps_the_first(tmp_path: Path) -> None:
 
 def test_runs_that_begin_at_the_same_moment(tmp_path: Path) -> None:
     """Each has a folder of its own."""
-    options = f"-f {tmp_path} -n 9 --eval-freq -1 --seed 0 --conf-file laptop".split()
-    command = [
-        sys.executable,
-        "-m",
-        "sb3_softmod.cli",
-        "train",
-        "--algo",
-        "mt_sac",
-        "--env",
-        "reach-v3",
-        *options,
-        *TINY,
-    ]
-    runs = [subprocess.Popen([*command, "-params", "n_envs:1"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    runs = [start_training(tmp_path, 9, "n_envs:1") for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert [manifest(run_of(tmp_path, "mt_sac", "reach-v3", n))["status"] for n in (1, 2)] == ["finished"] * 2
 
 
 def test_an_interrupted_run(tmp_path: Path) -> None:
     """Ctrl-C saves the model, as in RL Zoo; the manifest tells."""
-    options = f"-f {tmp_path} -n 1000000 --eval-freq -1 --seed 0 --conf-file laptop".split()
-    command = [
-        sys.executable,
-        "-m",
-        "sb3_softmod.cli",
-        "train",
-        "--algo",
-        "mt_sac",
-        "--env",
-        "reach-v3",
-        *options,
-        *TINY,
-    ]
-    run = subprocess.Popen([*command, "-params", "n_envs:1", "batch_size:2"], stdout=subprocess.DEVNULL)
+    run = start_training(tmp_path, 1_000_000, "n_envs:1", "batch_size:2")
     folder = run_of(tmp_path, "mt_sac", "reach-v3")
     deadline = time.monotonic() + 60
     while not (folder / "run.json").exists():
