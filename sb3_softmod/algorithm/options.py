@@ -45,7 +45,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
 #: By how much the shares of tasks may miss 1.
 _TOLERANCE = 1e-3
 _FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
-#: What a replay buffer gets from the model, by where a user says it; the last two MultiTaskReplayBuffer alone.
+#: What a replay buffer gets from the model, and where a user says it.
 _OF_THE_MODEL = {
     "buffer_size": "it is an argument of the model",
     "device": "it is an argument of the model",
@@ -53,9 +53,9 @@ _OF_THE_MODEL = {
     "action_space": "the env says it",
     "n_envs": "the env says it",
     "optimize_memory_usage": "of SB3's buffers, the model knows the plain form alone",
-    "num_tasks": "the env says it",
-    "storage_device": "it is buffer_device of the model",
 }
+#: What :class:`.MultiTaskReplayBuffer` gets besides.
+_OF_THE_MODEL_FOR_OURS = {"num_tasks": "the env says it", "storage_device": "it is buffer_device of the model"}
 
 
 def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
@@ -165,8 +165,7 @@ def _check_buffer(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, not {cls!r}.")
     if issubclass(cls, DictReplayBuffer):
         raise ConfigurationError(f"replay_buffer_class {cls.__name__} is for observations that are dictionaries.")
-    ours = issubclass(cls, MultiTaskReplayBuffer)
-    of_the_model = dict(list(_OF_THE_MODEL.items())[: None if ours else -2])
+    of_the_model = _OF_THE_MODEL | (_OF_THE_MODEL_FOR_OURS if issubclass(cls, MultiTaskReplayBuffer) else {})
     known = [name for name in arguments_of(cls) if name != "self" and name not in of_the_model]
     for name in given["replay_buffer_kwargs"]:
         if name in of_the_model:
