@@ -423,11 +423,8 @@ class MultiTaskSAC(LearningSAC):
 
 def _noise_of(noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
     """Noise of each env by itself; a model that learned in another number of envs has that of so many."""
-    base = noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise
-    if base is None or n_envs == 1:
-        return base
-    return (
-        noise
-        if isinstance(noise, VectorizedActionNoise) and noise.n_envs == n_envs
-        else VectorizedActionNoise(base, n_envs)
-    )
+    if isinstance(noise, VectorizedActionNoise):
+        if noise.n_envs == n_envs > 1:
+            return noise
+        noise = noise.base_noise
+    return noise if noise is None or n_envs == 1 else VectorizedActionNoise(noise, n_envs)
