@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch as th
+
+from sb3_softmod.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +21,12 @@ def _one_thread() -> None:
 def _ctrl_c() -> None:
     """Ctrl-C interrupts, also where the tests run in the background of a shell, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_methods() -> Iterator[None]:
+    """A method that a test registers is gone after it; other files of the process compare what is registered."""
+    registered = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(registered)

@@ -199,7 +199,6 @@ def test_a_method_of_ones_own(
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TaskMaskPolicy" in block]
     (tmp_path / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(METHODS, "task_mask", raising=False)
     package = ["--gym-packages", "my_methods"]
     assert train(tmp_path / "logs", *package, algo="task_mask", params=["policy_kwargs:dict(width=16)"]) == 0
     run = run_of(tmp_path / "logs", "task_mask")
@@ -208,7 +207,7 @@ def test_a_method_of_ones_own(
     command = f"enjoy --algo task_mask --env MT3 -f {tmp_path / 'logs'} --episodes 1".split()
     assert main([*command, *package]) == 0
     assert "reach-v3" in capsys.readouterr().out
-    monkeypatch.delitem(METHODS, "task_mask")
+    del METHODS["task_mask"]
     assert train(tmp_path, "--gym-packages", "my_method", algo="task_mask") == 2
     assert "--gym-packages my_method: No module named 'my_method'" in capsys.readouterr().err
 
