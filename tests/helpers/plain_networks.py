@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sb3_softmod.networks import (
     BatchedLinear,
+    BroNetwork,
     CARENetwork,
     FiLMNetwork,
     HardRoutingNetwork,
@@ -23,6 +24,8 @@ from sb3_softmod.networks import (
     PaCoNetwork,
     SingleTaskNetwork,
 )
+from sb3_softmod.networks.bronet import ResidualBlock
+from sb3_softmod.networks.layers import BatchedLayerNorm
 
 IN, OUT, M = 5, 3, 5
 
@@ -61,16 +64,26 @@ SIZES: dict[type[MultiTaskNetwork], list[dict[str, Any]]] = {
         dict(embedding_dim=1, net_arch=[4]),
         dict(embedding_dim=9, net_arch=[6, 4, 5]),
     ],
+    BroNetwork: [
+        dict(width=8, num_blocks=2, embedding_dim=6),
+        dict(width=5, num_blocks=1, embedding_dim=1),
+        dict(width=6, num_blocks=3, embedding_dim=9),
+    ],
 }
 
 
 def make(network_class: type[MultiTaskNetwork], ensemble_size: int = 1, size: int = 0) -> Any:
-    """A network in float64, in evaluation mode, whose weights are twice their initial values: far from linear."""
+    """A network in float64, in evaluation mode, far from linear: its weights are twice their initial values.
+
+    Parameters that begin as ones or zeros are drawn.
+    """
     th.manual_seed(size)
     network = network_class(IN, OUT, M, ensemble_size=ensemble_size, **SIZES[network_class][size]).double().eval()
     with th.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2.0)
+            if (parameter == parameter.flatten()[0]).all():
+                parameter.normal_()
     return network
 
 
@@ -97,6 +110,19 @@ def linear(layer: nn.Module, x: Tensor, *index: int) -> Tensor:
 def perceptron(layers: Iterable[nn.Module], x: Tensor, *index: int) -> Tensor:
     for k, layer in enumerate(layers):
         x = linear(layer, x.clamp(min=0) if k else x, *index)
+    return x
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Over the entries of one vector, by its definition."""
+    centred = x - x.sum() / len(x)
+    return centred / (centred.square().sum() / len(x) + 1e-5).sqrt()
+
+
+def normalized_perceptron(layers: Iterable[nn.Module], x: Tensor, *index: int) -> Tensor:
+    """With layer normalisation before each ReLU."""
+    for k, layer in enumerate(layers):
+        x = linear(layer, layer_norm(x).clamp(min=0) if k else x, *index)
     return x
 
 
@@ -176,6 +202,21 @@ def film(network: FiLMNetwork, e: int, x: Tensor, t: int) -> Tensor:
     return linear(last, x, e)
 
 
+def bro(network: BroNetwork, e: int, x: Tensor, t: int) -> Tensor:
+    def norm(layer: nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(layer, BatchedLayerNorm)
+        return layer.weight[e] * layer_norm(x) + layer.bias[e]
+
+    embedding = network.task_embedding[e, t]
+    x = linear(network.encoder, th.cat([x, embedding / embedding.dot(embedding).sqrt()]), e)
+    x = norm(network.encoder_norm, x).clamp(min=0)
+    for block in network.blocks:
+        assert isinstance(block, ResidualBlock)
+        hidden = norm(block.hidden_norm, linear(block.hidden, x, e)).clamp(min=0)
+        x = x + norm(block.out_norm, linear(block.out, hidden, e))
+    return linear(network.head, x, e)
+
+
 def on_route(network: HardRoutingNetwork, e: int, x: Tensor, route: Sequence[int]) -> Tensor:
     """Through one module of each layer."""
     g = perceptron(network.state_encoder.layers, x, e)
@@ -206,4 +247,5 @@ PLAIN: dict[type[MultiTaskNetwork], Callable[[Any, int, Tensor, int], Tensor]] =
     PaCoNetwork: paco,
     MOORENetwork: moore,
     FiLMNetwork: film,
+    BroNetwork: bro,
 }
