@@ -25,19 +25,22 @@ from sb3_softmod.networks import (
     SingleTaskNetwork,
 )
 from sb3_softmod.networks.bronet import ResidualBlock
-from sb3_softmod.networks.layers import BatchedLayerNorm
+from sb3_softmod.networks.layers import BatchedLayerNorm, Normalization
 
 IN, OUT, M = 5, 3, 5
+NORMALIZED: dict[str, Any] = dict(net_arch=[8, 7], normalization="layer")
 
-#: Each network in several sizes; the first is the one that tests of a single size use.
+#: Each network in several sizes; the first is the one that tests of a single size use, the last, where there are four,
+#: is normalised.
 SIZES: dict[type[MultiTaskNetwork], list[dict[str, Any]]] = {
-    MlpNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=(6, 6, 6))],
-    MultiHeadNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[4]), dict(net_arch=[6, 5, 4, 3])],
-    SingleTaskNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=[6, 5, 4])],
+    MlpNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=(6, 6, 6)), NORMALIZED],
+    MultiHeadNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[4]), dict(net_arch=[6, 5, 4, 3]), NORMALIZED],
+    SingleTaskNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=[6, 5, 4]), NORMALIZED],
     MixtureOfExpertsNetwork: [
         dict(num_experts=3, net_arch=[8, 7], gating_arch=[6]),
         dict(num_experts=1, net_arch=[6], gating_arch=[]),
         dict(num_experts=4, net_arch=[], gating_arch=[4, 5]),
+        dict(num_experts=3, gating_arch=[6], **NORMALIZED),
     ],
     HardRoutingNetwork: [
         dict(num_layers=2, num_modules=3, module_dim=8, embedding_dim=7),
@@ -63,6 +66,7 @@ SIZES: dict[type[MultiTaskNetwork], list[dict[str, Any]]] = {
         dict(embedding_dim=6, net_arch=[8, 7]),
         dict(embedding_dim=1, net_arch=[4]),
         dict(embedding_dim=9, net_arch=[6, 4, 5]),
+        dict(embedding_dim=6, **NORMALIZED),
     ],
     BroNetwork: [
         dict(width=8, num_blocks=2, embedding_dim=6),
@@ -107,23 +111,23 @@ def linear(layer: nn.Module, x: Tensor, *index: int) -> Tensor:
     return F.linear(x, layer.weight[index], layer.bias[index])
 
 
-def perceptron(layers: Iterable[nn.Module], x: Tensor, *index: int) -> Tensor:
+def perceptron(
+    layers: Iterable[nn.Module], x: Tensor, *index: int, normalization: Normalization | None = None
+) -> Tensor:
+    """With layer normalisation before each ReLU, or without."""
     for k, layer in enumerate(layers):
-        x = linear(layer, x.clamp(min=0) if k else x, *index)
+        x = linear(layer, normalize(x, normalization).clamp(min=0) if k else x, *index)
     return x
+
+
+def normalize(x: Tensor, normalization: Normalization | None) -> Tensor:
+    return layer_norm(x) if normalization == "layer" else x
 
 
 def layer_norm(x: Tensor) -> Tensor:
     """Over the entries of one vector, by its definition."""
     centred = x - x.sum() / len(x)
     return centred / (centred.square().sum() / len(x) + 1e-5).sqrt()
-
-
-def normalized_perceptron(layers: Iterable[nn.Module], x: Tensor, *index: int) -> Tensor:
-    """With layer normalisation before each ReLU."""
-    for k, layer in enumerate(layers):
-        x = linear(layer, layer_norm(x).clamp(min=0) if k else x, *index)
-    return x
 
 
 def softmax(logits: Tensor) -> list[Tensor]:
@@ -137,22 +141,25 @@ def weighted_sum(weights: Iterable[Tensor], terms: Iterable[Tensor]) -> Tensor:
 
 
 def mlp(network: MlpNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    return perceptron(network.mlp.layers, th.cat([x, one_hot(t)]), e)
+    return perceptron(network.mlp.layers, th.cat([x, one_hot(t)]), e, normalization=network.mlp.normalization)
 
 
 def multi_head(network: MultiHeadNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    hidden = perceptron(network.trunk.layers, th.cat([x, one_hot(t)]), e)
-    return linear(network.heads, hidden.clamp(min=0), e, t)
+    norm = network.trunk.normalization
+    hidden = perceptron(network.trunk.layers, th.cat([x, one_hot(t)]), e, normalization=norm)
+    return linear(network.heads, normalize(hidden, norm).clamp(min=0), e, t)
 
 
 def single_task(network: SingleTaskNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    return perceptron(network.mlps.layers, x, e, t)
+    return perceptron(network.mlps.layers, x, e, t, normalization=network.mlps.normalization)
 
 
 def mixture_of_experts(network: MixtureOfExpertsNetwork, e: int, x: Tensor, t: int) -> Tensor:
     x = th.cat([x, one_hot(t)])
-    gates = softmax(perceptron(network.gating.layers, x, e))
-    return weighted_sum(gates, [perceptron(network.experts.layers, x, e, k) for k in range(len(gates))])
+    norm = network.experts.normalization
+    gates = softmax(perceptron(network.gating.layers, x, e, normalization=norm))
+    experts = [perceptron(network.experts.layers, x, e, k, normalization=norm) for k in range(len(gates))]
+    return weighted_sum(gates, experts)
 
 
 def care(network: CARENetwork, e: int, x: Tensor, t: int) -> Tensor:
@@ -195,7 +202,7 @@ def film(network: FiLMNetwork, e: int, x: Tensor, t: int) -> Tensor:
     *hidden, last = network.layers
     offset, total = 0, len(modulation) // 2
     for layer in hidden:
-        x = linear(layer, x, e)
+        x = normalize(linear(layer, x, e), network.normalization)
         gamma, beta = modulation[offset : offset + len(x)], modulation[total + offset : total + offset + len(x)]
         x = ((1 + gamma) * x + beta).clamp(min=0)
         offset += len(gamma)

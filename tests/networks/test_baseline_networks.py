@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch as th
-from plain_networks import IN, OUT, PLAIN, M, batch, gram_schmidt, linear, make, perceptron
+from plain_networks import IN, OUT, PLAIN, SIZES, M, batch, gram_schmidt, linear, make, perceptron
 from torch import Tensor, nn
 
 from sb3_softmod.networks import (
@@ -59,8 +59,7 @@ def entries(parameter: Tensor, kind: str, t: int) -> Tensor:
 
 @pytest.mark.parametrize("own_inputs", [False, True], ids=["same inputs", "own inputs"])
 @pytest.mark.parametrize("ensemble_size", [1, 2])
-@pytest.mark.parametrize("size", range(3))
-@pytest.mark.parametrize("network_class", NETWORKS)
+@pytest.mark.parametrize(("network_class", "size"), [(c, size) for c in NETWORKS for size in range(len(SIZES[c]))])
 def test_output(network_class: type[MultiTaskNetwork], size: int, ensemble_size: int, own_inputs: bool) -> None:
     network = make(network_class, ensemble_size, size)
     inputs, task = batch(IDS, ensemble_size if own_inputs else None)

@@ -82,9 +82,9 @@ def test_bad_sizes_are_refused(network_class: type[MultiTaskNetwork], options: d
 @pytest.mark.parametrize("policy_class", POLICIES.values())
 def test_unknown_options_are_refused(policy_class: type[MultiTaskSACPolicy]) -> None:
     space, actions = spaces.Box(-np.inf, np.inf, (6,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
-    others = {BroNetwork: "num_blocks"}
     network_class = policy_class.network_class
-    known = "net_arch" if network_class in WITH_NET_ARCH else others.get(network_class, "module_dim")
+    others = "num_blocks" if network_class is BroNetwork else "module_dim"
+    known = "net_arch" if network_class in WITH_NET_ARCH else others
     options: dict[str, Any] = {known[:-1]: [8]}
     message = f"Unknown option '{known[:-1]}' of {policy_class.__name__}: did you mean '{known}'"
     with pytest.raises(ConfigurationError, match=message):
