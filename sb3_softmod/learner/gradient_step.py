@@ -24,7 +24,16 @@ from sb3_softmod.learner.options import LearnerState
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
 
 #: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
-METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
+METRICS = (
+    "ent_coef",
+    "loss_weight",
+    "log_prob",
+    "q_value",
+    "critic_loss",
+    "actor_loss",
+    "ent_coef_loss",
+    "reward_scale",
+)
 
 
 class GradientStep:
@@ -109,6 +118,7 @@ class GradientStep:
             self._num_present,
             self.state.options,
             [_place(value) for value in self.state.temperatures],
+            None if self.state.reward_scale is None else _place(self.state.reward_scale.largest),
             [(name, _place(value)) for group in groups for name, value in group if name != "params"],
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
@@ -142,12 +152,13 @@ class GradientStep:
         finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
         sample_weight = task @ weights
+        rewards, reward_scale = self._scaled(batch.rewards.flatten(), task, alpha)
 
         with th.no_grad():
             next_actions, next_log_prob = self._act(batch.next_observations)
             next_q = self._target_q_values(batch.next_observations, next_actions).amin(0)
             next_q = next_q - sample_alpha * next_log_prob
-            target_q = batch.rewards.flatten() + (1 - batch.dones.flatten()) * discounts * next_q
+            target_q = rewards + (1 - batch.dones.flatten()) * discounts * next_q
 
         q, critic_losses = self._minimize(
             self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
@@ -161,6 +172,7 @@ class GradientStep:
         with th.no_grad():
             of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
             metrics = th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
+            metrics = th.cat([metrics, reward_scale.unsqueeze(0)])
             return metrics.masked_fill(count == 0, th.nan)
 
     @contextlib.contextmanager
@@ -185,6 +197,19 @@ class GradientStep:
         """
         mean, log_std, kwargs = self._distribution(obs)
         return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+
+    def _scaled(self, rewards: Tensor, task: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide rewards by the scales of their tasks; those of several steps too, whose return is linear in them.
+
+        :param rewards: ``[B]``
+        :param task: ``[B, M]``, one-hot
+        :param alpha: ``[M]``, the temperatures
+        :return: ``[B]``, and the scales ``[M]``, NaN where rewards are taken as they are
+        """
+        if self.state.reward_scale is None:
+            return rewards, th.full_like(alpha, th.nan)
+        scale = self.state.reward_scale.of(alpha, self.state.options.target_entropy, self.state.options.v_max)
+        return rewards / (task @ scale), scale
 
     def _temperatures(self, log_prob: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """The temperatures and, where they are learned, their gradients.
