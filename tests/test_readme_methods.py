@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from point_mass import make_point_mass_env
 
 from sb3_softmod import MultiTaskSAC

@@ -47,6 +47,7 @@ from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.learner.acceleration import decide_storage
+from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.metrics import TaskMetrics
@@ -78,6 +79,17 @@ class MultiTaskSAC(LearningSAC):
     :param batch_size: samples in a gradient step; default 128 a task
     :param replay_buffer_class: default :class:`.MultiTaskReplayBuffer`, whose batches are balanced
     :param ent_coef: "auto" (learned from 1), "auto_0.1" (learned from 0.1), a number, or one for each task
+    :param target_entropy: "auto" (minus the action dimension A), "auto_0.5" (minus half of A), or a number
+    :param critic: what the critics predict: "mse", the Q-value, by its squared error; "categorical", a distribution of
+        the return on ``num_atoms`` values, by cross-entropy, whose expectation is the Q-value, see
+        :class:`.CrossEntropy`; "hl_gauss", the same with another target, see :class:`.GaussianHistogram`. The last two
+        need a policy of this package
+    :param num_atoms: K, of a distribution
+    :param v_min: the least return of a distribution
+    :param v_max: the greatest; returns beyond these count as they do, so that rewards must fit. Also what
+        ``reward_scaling`` makes the largest return of a task
+    :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
+    :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
         see :func:`.loss_weights`
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
@@ -88,8 +100,6 @@ class MultiTaskSAC(LearningSAC):
     :param reward_scaling: "per-task" divides the rewards of each task, when they are learned from, by a scale from its
         largest return so far and its temperature, see :class:`.RewardScale`; the replay buffer, logs and evaluations
         have them as they are. What a replay buffer holds that was loaded from a file is not counted. None: no scaling
-    :param v_max: largest value of the categorical critic's atoms, and what ``reward_scaling`` makes the largest return
-        of a task
     :param on_nonfinite: what to do about an update whose loss, gradient or temperature is NaN or infinite, and which is
         therefore not applied: "raise" ends the run with a dump; "skip" counts it and goes on, up to 100 in a row
     :param num_tasks: M; default is what the env says
@@ -125,11 +135,16 @@ class MultiTaskSAC(LearningSAC):
         ent_coef: str | float | Sequence[float] = "auto",
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
+        critic: CriticKind = "mse",
+        num_atoms: int = 101,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
+        critic_target: CriticTarget = "min",
+        policy_delay: int = 1,
         loss_weighting: LossWeighting = "uniform",
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
         reward_scaling: RewardScaling | None = None,
-        v_max: float = 10.0,
         on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
         overlap: bool = False,
@@ -188,11 +203,16 @@ class MultiTaskSAC(LearningSAC):
             device=device,
             _init_setup_model=False,
         )
+        self.critic_kind = critic  # SB3 has the critics themselves as critic and critic_target
+        self.num_atoms = num_atoms
+        self.v_min = v_min
+        self.v_max = v_max
+        self.critic_target_kind = critic_target
+        self.policy_delay = policy_delay
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
         self.reward_scaling = reward_scaling
-        self.v_max = v_max
         self.reward_scale: RewardScale | None = None
         self.on_nonfinite = on_nonfinite
         self.nonfinite_updates = 0  # that were dropped so far
@@ -241,6 +261,8 @@ class MultiTaskSAC(LearningSAC):
             self.replay_buffer_kwargs = {**buffer_kwargs, **here}
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
+            if self.critic_kind != "mse":
+                self.policy_kwargs["value_atoms"] = (self.num_atoms, self.v_min, self.v_max)
         if self.episode_statistics is None:
             self.episode_statistics = EpisodeStatistics(M, self._stats_window_size)
 
@@ -248,6 +270,9 @@ class MultiTaskSAC(LearningSAC):
         given: Any = self.ent_coef
         initial = initial_temperatures(given, M, self.loss_weighting)
         self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
+        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
+            share = float(self.target_entropy.removeprefix("auto_"))
+            self.target_entropy = -share * self.action_space.shape[0]  # type: ignore[index]
         super()._setup_model()
         if isinstance(self.replay_buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
             self.replay_buffer.gamma = self.gamma

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -28,6 +29,7 @@ from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.learner.critic_objectives import CRITIC_TARGETS, CRITICS
 from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
@@ -35,12 +37,14 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
 from sb3_softmod.learner.task_rings import LARGEST_BUFFER
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
+from sb3_softmod.policies.value_atoms import require_atoms
 
 #: What nearly every option is: its smallest and its largest value.
 _INTEGERS: dict[str, tuple[int, int | None]] = {
     "buffer_size": (1, LARGEST_BUFFER),
     "gradient_steps": (-1, None),
     "target_update_interval": (1, None),
+    "policy_delay": (1, None),
     "sde_sample_freq": (-1, None),
     "_stats_window_size": (1, None),
 }
@@ -98,11 +102,12 @@ def check_options(given: Mapping[str, Any]) -> None:
         require_names(name, given[name])
     if not callable(given["learning_rate"]):
         require_number("learning_rate", given["learning_rate"], 0)
-    if given["target_entropy"] != "auto":
-        require_number("target_entropy", given["target_entropy"])
+    _check_target_entropy(given["target_entropy"])
+    _check_critic(given)
     require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
-    require_number("v_max", given["v_max"], above=0)
     check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
+    if given["reward_scaling"] is not None:
+        require_number("v_max", given["v_max"], above=0)
     require_choice("precision", given["precision"], PRECISIONS)
     require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
     if not isinstance(given["cuda_graphs"], bool) and given["cuda_graphs"] != "auto":
@@ -115,6 +120,39 @@ def check_options(given: Mapping[str, Any]) -> None:
     if given["gradient_surgery"] is not None:
         _check_gradient_surgery(given)
     _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
+
+
+def _check_target_entropy(given: Any) -> None:
+    prefix, _, share = given.partition("_") if isinstance(given, str) else ("", "", "")
+    if not isinstance(given, str):
+        require_number("target_entropy", given)
+        return
+    try:
+        known = prefix == "auto" and (given == "auto" or math.isfinite(float(share)))
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigurationError(
+            f'target_entropy must be "auto" (minus the number of action dimensions), "auto_0.5" (minus half of it), or '
+            f"a number, not {given!r}."
+        )
+
+
+def _check_critic(given: Mapping[str, Any]) -> None:
+    kind, made = given["critic_kind"], given["policy_kwargs"].get("value_atoms")
+    require_choice("critic", kind, CRITICS)
+    require_choice("critic_target", given["critic_target_kind"], CRITIC_TARGETS)
+    atoms = require_atoms(given["num_atoms"], given["v_min"], given["v_max"])
+    if kind != "mse" and not issubclass(given["policy_class"], MultiTaskSACPolicy):
+        raise ConfigurationError(
+            f"critic={kind!r} needs a policy of this package, not {given['policy_class'].__name__}; MTMlpPolicy is the "
+            "plain perceptron."
+        )
+    if made is not None and (kind == "mse" or tuple(made) != atoms):
+        raise ConfigurationError(
+            f"policy_kwargs holds value_atoms={made}, but the critics are critic={kind!r} with num_atoms="
+            f"{atoms.num_atoms}, v_min={atoms.v_min:g} and v_max={atoms.v_max:g}: leave value_atoms out."
+        )
 
 
 def _check_max_grad_norm(given: Any) -> None:

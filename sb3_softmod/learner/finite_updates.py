@@ -201,7 +201,7 @@ class FiniteUpdates:
 
     :param state: whose ``on_nonfinite`` says what that is
     :param optimizers: all of the learner, prepared for the device
-    :param update: takes an update as it is, never recorded
+    :param update: takes an update of some batch and gradient step as it is, never recorded
     :param dropped: how many updates were not finite before
     """
 
@@ -209,7 +209,7 @@ class FiniteUpdates:
         self,
         state: LearnerState,
         optimizers: Sequence[th.optim.Optimizer],
-        update: Callable[[ReplayBufferSamples], Any],
+        update: Callable[[ReplayBufferSamples, int], Any],
         dropped: int = 0,
     ) -> None:
         self._state, self._update, self._device = state, update, state.policy.device
@@ -287,7 +287,7 @@ class FiniteUpdates:
         _set_random_state(self._device, failure.moment.random_state)
         self.inspector = Rehearsal(self._state.options.task_names, failure)
         try:
-            self._update(failure.batch)
+            self._update(failure.batch, failure.moment.gradient_step)
         except Seen as seen:
             return str(seen)
         finally:

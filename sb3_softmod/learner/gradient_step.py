@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.learner.acceleration import Acceleration
+from sb3_softmod.learner.critic_objectives import CriticObjective, make_objective, over_members
 from sb3_softmod.learner.finite_updates import FiniteUpdates, NamedParameters
 from sb3_softmod.learner.gradient_surgery import LossFunction, pcgrad, task_gradients
 from sb3_softmod.learner.loss_weights import loss_weights
@@ -57,10 +58,17 @@ class GradientStep:
         for optimizer in self._optimizers:
             acceleration.prepare(optimizer)
         self._acceleration = acceleration
-        self._step = acceleration.step(self._update, self._settings)
+        # With and without the actor, see policy_delay.
+        self._steps = {
+            with_actor: acceleration.step(partial(self._update, with_actor=with_actor), self._settings)
+            for with_actor in (True, False)
+        }
+        options, atoms = state.options, getattr(policy, "value_atoms", None)  # SB3's policies have none
+        self._objective = make_objective(options.critic_kind, options.critic_target_kind, atoms, policy.device)
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
-        self._q_values = acceleration.evaluation(partial(_q_values, self.critic))
-        self._target_q_values = acceleration.evaluation(partial(_q_values, policy.critic_target))
+        self._q_values = acceleration.evaluation(partial(_q_values, self._objective, self.critic))
+        self._predictions = acceleration.evaluation(partial(self._objective.predict, self.critic))
+        self._target_predictions = acceleration.evaluation(partial(self._objective.predict, policy.critic_target))
         self._learned: list[Tensor] = list(self.critic.parameters())
         self._targets: list[Tensor] = list(policy.critic_target.parameters())
         # Of a critic of SB3 with batch normalisation.
@@ -91,7 +99,7 @@ class GradientStep:
         self._num_present = num_present
         moment = self.finite.moment(*at)
         with self._acceleration.products():
-            metrics = self._step(batch)
+            metrics = self._steps[self._has_actor(at[0])](batch)
         self.finite.taken(moment)
         return metrics
 
@@ -123,13 +131,17 @@ class GradientStep:
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
 
-    def _update_again(self, batch: ReplayBufferSamples) -> Tensor:
+    def _has_actor(self, gradient_step: int) -> bool:
+        """Whether a gradient step is one of the actor too; they are counted from 1."""
+        return gradient_step % self.state.options.policy_delay == 0
+
+    def _update_again(self, batch: ReplayBufferSamples, gradient_step: int) -> Tensor:
         """An update that was taken before; the host reads from its batch what it was told then."""
         if self._balanced:
             self._num_present = int(split(batch.observations, self.num_tasks)[1].any(0).sum())
-        return self._update(batch)
+        return self._update(batch, self._has_actor(gradient_step))
 
-    def _update(self, batch: ReplayBufferSamples) -> Tensor:
+    def _update(self, batch: ReplayBufferSamples, with_actor: bool) -> Tensor:
         finite = self.finite.inspector
         finite.begin()
         discounts = batch.discounts.flatten() if batch.discounts is not None else self.state.options.gamma
@@ -142,38 +154,42 @@ class GradientStep:
             self.actor.reset_noise()
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
         surgery = self.state.options.gradient_surgery is not None
-        with th.set_grad_enabled(not surgery):
-            actions_pi, log_prob = self._act(batch.observations)
-        task_log_prob = log_prob.detach() @ share  # [M]
-
-        alpha, ent_coef_loss = self._temperatures(task_log_prob, share.sum(0))
+        missing = th.full_like(count, th.nan)  # [M], of what only a step of the actor measures
+        alpha, task_log_prob, ent_coef_loss = self._alpha(), missing, missing
+        if with_actor:
+            with th.set_grad_enabled(not surgery):
+                actions_pi, log_prob = self._act(batch.observations)
+            task_log_prob = log_prob.detach() @ share  # [M]
+            ent_coef_loss = self._temperature_losses(task_log_prob, share.sum(0))
         weights = loss_weights(self.state.options.loss_weighting, alpha, present)
-        values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
-        finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
+        if with_actor:
+            values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
+            finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
         sample_weight = task @ weights
         rewards, reward_scale = self._scaled(batch.rewards.flatten(), task, alpha)
 
         with th.no_grad():
             next_actions, next_log_prob = self._act(batch.next_observations)
-            next_q = self._target_q_values(batch.next_observations, next_actions).amin(0)
-            next_q = next_q - sample_alpha * next_log_prob
-            target_q = rewards + (1 - batch.dones.flatten()) * discounts * next_q
+            predictions = self._target_predictions(batch.next_observations, next_actions)
+            discounts = (1 - batch.dones.flatten()) * discounts
+            target = self._objective.target(predictions, sample_alpha * next_log_prob, rewards, discounts)
 
         q, critic_losses = self._minimize(
-            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target_q
+            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target
         )
-        actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
-        with self._judging():
-            (actor_losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
-        self._step_temperatures(present)  # last: they stay where the others cannot step
+        task_actor_loss = missing
+        if with_actor:
+            actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
+            with self._judging():
+                (losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
+            task_actor_loss = losses @ share
+            self._step_temperatures(present)  # last: they stay where the others cannot step
         finite.end(batch)
 
         with th.no_grad():
-            of_tasks = th.stack([q, critic_losses, actor_losses]) @ share  # [3, M]
-            metrics = th.cat([th.stack([alpha, weights, task_log_prob]), of_tasks, ent_coef_loss.unsqueeze(0)])
-            metrics = th.cat([metrics, reward_scale.unsqueeze(0)])
-            return metrics.masked_fill(count == 0, th.nan)
+            metrics = [alpha, weights, task_log_prob, q @ share, critic_losses @ share, task_actor_loss, ent_coef_loss]
+            return th.stack([*metrics, reward_scale]).masked_fill(count == 0, th.nan)
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
@@ -211,24 +227,28 @@ class GradientStep:
         scale = self.state.reward_scale.of(alpha, self.state.options.target_entropy, self.state.options.v_max)
         return rewards / (task @ scale), scale
 
-    def _temperatures(self, log_prob: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """The temperatures and, where they are learned, their gradients.
+    def _alpha(self) -> Tensor:
+        """The temperatures, ``[M]``, without gradient."""
+        log_alpha, _, fixed = self.state.temperatures
+        if fixed is not None:
+            return fixed
+        assert log_alpha is not None
+        return log_alpha.detach().exp()
+
+    def _temperature_losses(self, log_prob: Tensor, present: Tensor) -> Tensor:
+        """The losses of the temperatures, ``[M]``; where these are learned, they get their gradients.
 
         :param log_prob: ``[M]``, the mean over each task's samples
         :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
-        :return: the temperatures, and their losses; both ``[M]``
         """
-        log_alpha, optimizer, fixed = self.state.temperatures
-        if fixed is not None:
-            return fixed, th.zeros_like(fixed)
-        assert log_alpha is not None
-        assert optimizer is not None
-        alpha = log_alpha.detach().exp()
+        log_alpha, optimizer, _ = self.state.temperatures
+        if optimizer is None or log_alpha is None:
+            return th.zeros_like(log_prob)
         # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
         losses = -log_alpha * (log_prob + self.state.options.target_entropy * present)
         optimizer.zero_grad()
         losses.sum().backward()
-        return alpha, losses.detach()
+        return losses.detach()
 
     def _step_temperatures(self, present: Tensor | None) -> None:
         log_alpha, optimizer, _ = self.state.temperatures
@@ -239,19 +259,20 @@ class GradientStep:
         if present is not None:  # Adam's momentum moves what has no gradient too
             log_alpha.data.copy_(th.where(present, log_alpha.detach(), before))
 
-    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target_q: Tensor) -> tuple[Tensor, Any]:
+    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Any]:
         """The critics' mean loss, and of each sample the mean Q-value and the loss."""
-        q = self._q_values(obs, actions)  # [E, B]
-        losses = 0.5 * (q - target_q).square()
+        predictions = self._predictions(obs, actions)
+        losses = self._objective.losses(predictions, target)  # [E, B]
         loss = (weight * losses.sum(0)).mean()
-        return self._with_auxiliary(self.critic, loss, losses, obs), (q.detach().mean(0), losses.detach().sum(0))
+        q = self._objective.q_values(predictions.detach()).mean(0)
+        return self._with_auxiliary(self.critic, loss, losses, obs), (q, losses.detach().sum(0))
 
     def _actor_loss(
         self, obs: Tensor, weight: Tensor, alpha: Tensor, *, sampled: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Any]:
         """The actor's mean loss, and the loss of each sample."""
         actions, log_prob = sampled or self._act(obs)
-        losses = alpha * log_prob - self._q_values(obs, actions).amin(0)
+        losses = alpha * log_prob - over_members(self._q_values(obs, actions), self.state.options.critic_target_kind)
         loss = (weight * losses).mean()
         return self._with_auxiliary(self.actor, loss, losses.unsqueeze(0), obs), (losses.detach(),)
 
@@ -306,6 +327,6 @@ def _place(value: Any) -> Any:
     return value.data_ptr() if isinstance(value, Tensor) else value
 
 
-def _q_values(critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+def _q_values(objective: CriticObjective, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
     """The Q-values of every member, ``[E, B]``."""
-    return th.cat(critic(obs, actions), 1).T
+    return objective.q_values(objective.predict(critic, obs, actions))

@@ -86,12 +86,19 @@ def _broken(tensor: Tensor) -> bool:
 # ------------------------------------------------------------------------- dumps
 
 
+#: What a dump of version 0.1.0 does not say.
+_OF_OLDER_DUMPS = {"critic_kind": "mse", "critic_target_kind": "min", "policy_delay": 1}
+
+
 def _settings(state: LearnerState) -> dict[str, Any]:
     """What a model must have in common with a dump."""
     options = state.options
     return dict(
         policy=type(state.policy).__name__,
         task_names=[str(name) for name in options.task_names],
+        critic_kind=options.critic_kind,
+        critic_target_kind=options.critic_target_kind,
+        policy_delay=options.policy_delay,
         loss_weighting=options.loss_weighting,
         gradient_surgery=options.gradient_surgery,
         gamma=float(options.gamma),
@@ -156,7 +163,7 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise ConfigurationError(f"{path} is not the dump of an update: {error}") from error
     for name, value in _settings(state).items():
-        if settings.get(name) != value:
+        if settings.get(name, _OF_OLDER_DUMPS.get(name)) != value:
             raise ConfigurationError(f"{path} was written with {name}={settings.get(name)!r}, the model has {value!r}.")
     try:
         state.policy.load_state_dict(parameters)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.reward_scale import RewardScale
@@ -24,13 +25,17 @@ ON_NONFINITE: tuple[OnNonFinite, ...] = ("raise", "skip")
 class LearnerOptions:
     """All that a gradient step depends on besides networks, temperatures and batches.
 
-    The fields but ``task_names`` are arguments of :class:`.MultiTaskSAC`, and documented there.
+    The fields but ``task_names`` are arguments of :class:`.MultiTaskSAC`, and documented there; ``critic`` and
+    ``critic_target`` are ``critic_kind`` and ``critic_target_kind`` here, as they are attributes of the model.
     """
 
     task_names: tuple[str, ...]
     gamma: float
     tau: float
     target_entropy: float
+    critic_kind: CriticKind
+    critic_target_kind: CriticTarget
+    policy_delay: int
     loss_weighting: LossWeighting
     max_grad_norm: float | list[float] | tuple[float, float] | None
     gradient_surgery: GradientSurgery | None

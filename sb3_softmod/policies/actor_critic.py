@@ -16,6 +16,7 @@ from torch.distributions import Normal
 
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.networks import MultiTaskNetwork
+from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
 
 
 class _SquashedGaussian(SquashedDiagGaussianDistribution):
@@ -84,8 +85,13 @@ class MultiTaskActor(Actor):
 class MultiTaskCritic(ContinuousCritic):
     """SB3's critic whose Q-functions are the members of one multi-task network.
 
-    :param n_critics: E, the number of Q-functions; the other arguments are those of :class:`MultiTaskActor`
+    :param n_critics: E, the number of Q-functions
+    :param value_atoms: None, and the network's output is the Q-value; or number K, least and greatest of the atoms of a
+        :class:`.ValueAtoms`: the output is the logits of a distribution on these, whose expectation is the Q-value. The
+        other arguments are those of :class:`MultiTaskActor`
     """
+
+    atoms: th.Tensor  # [K]
 
     def __init__(
         self,
@@ -95,6 +101,7 @@ class MultiTaskCritic(ContinuousCritic):
         network_class: type[MultiTaskNetwork],
         network_kwargs: dict[str, Any],
         n_critics: int = 2,
+        value_atoms: tuple[int, float, float] | None = None,
     ) -> None:
         features_dim = get_flattened_obs_dim(observation_space)
         super().__init__(
@@ -109,9 +116,12 @@ class MultiTaskCritic(ContinuousCritic):
         self.n_critics = n_critics
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
+        self.value_atoms = value_atoms
+        if value_atoms is not None:
+            self.register_buffer("atoms", ValueAtoms(*value_atoms).values(), persistent=False)
         self.network = network_class(
             features_dim - num_tasks + get_action_dim(action_space),
-            1,
+            1 if value_atoms is None else value_atoms[0],
             num_tasks,
             ensemble_size=n_critics,
             **network_kwargs,
@@ -124,15 +134,23 @@ class MultiTaskCritic(ContinuousCritic):
         :param actions: ``[B, action_dim]``, scaled to [-1, 1]
         :return: E tensors ``[B, 1]``
         """
+        predictions = self.predictions(obs, actions)
+        if self.value_atoms is not None:
+            predictions = expectation(predictions, self.atoms).unsqueeze(-1)
+        return predictions.unbind(0)
+
+    def predictions(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """What the network gives for every member: Q-values ``[E, B, 1]`` or, with atoms, logits ``[E, B, K]``."""
         state, task = split(self.extract_features(obs, self.features_extractor), self.num_tasks)
-        return self.network(th.cat([state, actions], -1), task).to(state.dtype).unbind(0)  # under autocast too
+        return self.network(th.cat([state, actions], -1), task).to(state.dtype)  # under autocast too
 
     def q1_forward(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """The Q-values of the first member, ``[B, 1]``."""
         return self(obs, actions)[0]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**_constructor_parameters(self), "n_critics": self.n_critics}
+        own = {"n_critics": self.n_critics, "value_atoms": self.value_atoms}
+        return {**_constructor_parameters(self), **own}
 
 
 def _constructor_parameters(module: MultiTaskActor | MultiTaskCritic) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sb3_softmod.common.task_observation import check_space
 from sb3_softmod.networks import MultiTaskNetwork
 from sb3_softmod.networks.base import require_positive
 from sb3_softmod.policies.actor_critic import MultiTaskActor, MultiTaskCritic
+from sb3_softmod.policies.value_atoms import require_atoms
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MultiTaskSACPolicy")
 
@@ -39,7 +40,10 @@ class MultiTaskSACPolicy(SACPolicy):
     :param use_sde: must be False (the place is SB3's)
     :param n_critics: E
     :param optimizer_class: for the actor and the critics
-    :param optimizer_kwargs: its arguments but for the learning rate
+    :param optimizer_kwargs: its arguments but for the learning rate; ``dict(weight_decay=1e-4,
+        decoupled_weight_decay=True)`` makes AdamW of Adam
+    :param critic_options: options of the critics' network, where they are others than the actor's
+    :param value_atoms: of the critics, see :class:`.MultiTaskCritic`; an algorithm of this package says it
     :param network_kwargs: options of the network, see :attr:`network_class`
     :raises ConfigurationError: for an unknown option, or without ``num_tasks``
     """
@@ -56,6 +60,8 @@ class MultiTaskSACPolicy(SACPolicy):
         n_critics: int = 2,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        critic_options: dict[str, Any] | None = None,
+        value_atoms: tuple[int, float, float] | None = None,
         **network_kwargs: Any,
     ) -> None:
         if num_tasks is None:
@@ -66,7 +72,9 @@ class MultiTaskSACPolicy(SACPolicy):
         if use_sde:
             raise ConfigurationError(f"{type(self).__name__} has no gSDE: leave use_sde False.")
         options = _options_of(self.network_class)
-        for name in network_kwargs:
+        if critic_options is not None:
+            require_names("critic_options", critic_options)
+        for name in (*network_kwargs, *(critic_options or {})):
             if name not in options:
                 raise ConfigurationError(f"Unknown option {name!r} of {type(self).__name__}: {nearest(name, options)}")
         check_space(observation_space, num_tasks)
@@ -74,6 +82,8 @@ class MultiTaskSACPolicy(SACPolicy):
         _check_optimizer(optimizer_class, optimizer_kwargs)
         self.num_tasks = num_tasks
         self.network_kwargs = network_kwargs
+        self.critic_options = critic_options
+        self.value_atoms: tuple[int, float, float] | None = value_atoms and (*require_atoms(*value_atoms),)
         self.n_critics = n_critics
         super().__init__(
             observation_space,
@@ -85,15 +95,20 @@ class MultiTaskSACPolicy(SACPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MultiTaskActor:
         """A new actor; there is no features extractor to share."""
-        return MultiTaskActor(**self._parts()).to(self.device)
+        return MultiTaskActor(**self._parts(), network_kwargs=self.network_kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> MultiTaskCritic:
         """New critics; there is no features extractor to share."""
-        return MultiTaskCritic(**self._parts(), n_critics=self.n_critics).to(self.device)
+        return MultiTaskCritic(
+            **self._parts(),
+            network_kwargs={**self.network_kwargs, **(self.critic_options or {})},
+            n_critics=self.n_critics,
+            value_atoms=self.value_atoms,
+        ).to(self.device)
 
     def _parts(self) -> dict[str, Any]:
         """What actor and critics are both made of."""
-        names = ("observation_space", "action_space", "num_tasks", "network_class", "network_kwargs")
+        names = ("observation_space", "action_space", "num_tasks", "network_class")
         return {name: getattr(self, name) for name in names}
 
     @th.inference_mode()  # SB3's no_grad still keeps the books that gradients need: a tenth of the time
@@ -120,6 +135,8 @@ class MultiTaskSACPolicy(SACPolicy):
             n_critics=self.n_critics,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
+            critic_options=self.critic_options,
+            value_atoms=self.value_atoms,
             **self.network_kwargs,
         )
 
@@ -150,4 +167,4 @@ def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:
 
 def policy_options(policy: type[MultiTaskSACPolicy]) -> list[str]:
     """What ``policy_kwargs`` may hold for a policy."""
-    return [*_options_of(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs"]
+    return [*_options_of(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs", "critic_options"]

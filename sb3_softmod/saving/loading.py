@@ -22,7 +22,9 @@ from sb3_softmod.learner.temperatures import initial_temperatures
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.
 _NOT_FOR_LOAD = {"self", "policy", "env", "device", "_init_setup_model"}
 #: What a model adds to its ``policy_kwargs``.
-_ADDED = ("num_tasks", "use_sde")
+_ADDED = ("num_tasks", "use_sde", "value_atoms")
+#: Arguments of the class that a model has under another name, since SB3 has other things under theirs.
+ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind", "critic_target": "critic_target_kind"}
 #: What RL Zoo has custom objects for whatever the algorithm.
 _OF_ANY_ALGORITHM = "clip_range"
 #: What earlier versions added to ``replay_buffer_kwargs``.
@@ -80,11 +82,11 @@ def make(
         if force_reset:
             data["_last_obs"] = None
     check_networks(data["policy_kwargs"], kwargs)
+    check_critic(data, kwargs)
     kwargs.pop("policy_kwargs", None)
     if "replay_buffer_kwargs" in kwargs:
         kwargs["replay_buffer_kwargs"] = kwargs["replay_buffer_kwargs"] or {}
-    if "stats_window_size" in kwargs:
-        kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+    kwargs = {ATTRIBUTES.get(name, name): value for name, value in kwargs.items()}
 
     env = data.get("env") if env is None else env  # a file that was told to include its env
     model = cls(data["policy_class"], env, device=device, _init_setup_model=False)
@@ -223,6 +225,26 @@ def check_networks(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"its networks were made with policy_kwargs={own}, not {given}, which differs in {', '.join(other)}: leave "
             "policy_kwargs out, the file has them."
+        )
+
+
+def check_critic(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse critics that predict something else than those that were trained.
+
+    :param saved: the attributes of the file
+    :param kwargs: arguments of the caller
+    :raises ConfigurationError: naming the options
+    """
+    made = saved["policy_kwargs"].get("value_atoms")
+    names = ("num_atoms", "v_min", "v_max")
+    own = dict(zip(names, made or [saved.get(name) for name in names], strict=True))
+    kind = kwargs.get("critic", saved.get("critic_kind", "mse"))
+    given = {name: kwargs.get(name, value) for name, value in own.items()}
+    if (kind != "mse") != (made is not None) or (made is not None and given != own):
+        trained = f"on {made[0]} atoms from {made[1]:g} to {made[2]:g}" if made is not None else "by squared errors"
+        raise ConfigurationError(
+            f"its critics were trained {trained}, not as critic={kind!r} with {given}: leave critic, num_atoms, v_min "
+            "and v_max out, the file has them."
         )
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.saving.loading import Saved, check_networks, restore
+from sb3_softmod.saving.loading import ATTRIBUTES, Saved, check_critic, check_networks, restore
 from sb3_softmod.saving.models import is_plain, saved_weights
 
 #: Arguments that a file gives where it has them in plain text and the caller does not.
@@ -25,11 +25,16 @@ SAFE_ARGUMENTS = (
     "ent_coef",
     "target_update_interval",
     "target_entropy",
+    "critic",
+    "num_atoms",
+    "v_min",
+    "v_max",
+    "critic_target",
+    "policy_delay",
     "loss_weighting",
     "max_grad_norm",
     "gradient_surgery",
     "reward_scaling",
-    "v_max",
     "policy_kwargs",
 )
 #: How far the training was.
@@ -55,9 +60,11 @@ def load_safely(
     for name, value in (("env", env), ("policy", policy)):
         if value is None:
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
-    plain = {name: facts[name] for name in SAFE_ARGUMENTS if name in facts and is_plain(facts[name])}
+    attributes = {name: ATTRIBUTES.get(name, name) for name in SAFE_ARGUMENTS}
+    plain = {name: facts[own] for name, own in attributes.items() if own in facts and is_plain(facts[own])}
     if "policy_kwargs" in plain:
         check_networks(plain["policy_kwargs"], kwargs)
+        check_critic(facts, kwargs)
     model = cls(policy, env, device=device, **{**plain, **kwargs})
     normalised = facts.get("normalization") is not None
     if normalised and not isinstance(model.get_vec_normalize_env(), MultiTaskVecNormalize):

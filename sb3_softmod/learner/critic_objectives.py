@@ -1,0 +1,167 @@
+"""What the critics are trained to predict, and what missing it costs."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from torch import Tensor
+
+from sb3_softmod.policies import MultiTaskCritic
+from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
+
+CriticKind = Literal["mse", "categorical", "hl_gauss"]
+CRITICS: tuple[CriticKind, ...] = ("mse", "categorical", "hl_gauss")
+
+CriticTarget = Literal["min", "mean"]
+CRITIC_TARGETS: tuple[CriticTarget, ...] = ("min", "mean")
+
+#: Standard deviation of HL-Gauss's histograms, in units of the atoms' spacing (Farebrother et al. 2024).
+_GAUSS_WIDTH = 0.75
+
+
+class CriticObjective(Protocol):
+    """One way to train critics; predictions are what the critics' networks give, for each of E members."""
+
+    def predict(self, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+        """The predictions, ``[E, B]`` or ``[E, B, K]``.
+
+        :param obs: ``[B, O + M]``
+        :param actions: ``[B, action_dim]``, scaled to [-1, 1]
+        """
+
+    def q_values(self, predictions: Tensor) -> Tensor:
+        """Their expectations, ``[E, B]``."""
+
+    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+        r"""What the members are to predict.
+
+        :param predictions: of the target critics at the next state and action
+        :param entropy_cost: ``[B]``, :math:`\alpha \log \pi(a'|s')` there
+        :param rewards: ``[B]``
+        :param discounts: ``[B]``, of what comes after; 0 where the episode terminated
+        :return: ``[B]`` or ``[B, K]``
+        """
+
+    def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """What each sample costs each member, ``[E, B]``."""
+
+
+def over_members(q_values: Tensor, how: CriticTarget) -> Tensor:
+    """One value of the members': the least, against overestimation, or the mean.
+
+    :param q_values: ``[E, B]``
+    :return: ``[B]``
+    """
+    return q_values.amin(0) if how == "min" else q_values.mean(0)
+
+
+class SquaredError:
+    """Half the squared distance to the soft Bellman target: SAC's.
+
+    :param over: how the target is made of the members' values
+    """
+
+    def __init__(self, over: CriticTarget) -> None:
+        self._over = over
+
+    def predict(self, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; here Q-values."""
+        return th.cat(critic(obs, actions), 1).T
+
+    def q_values(self, predictions: Tensor) -> Tensor:
+        """The predictions."""
+        return predictions
+
+    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; ``[B]``."""
+        return rewards + discounts * (over_members(predictions, self._over) - entropy_cost)
+
+    def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """See :class:`CriticObjective`."""
+        return 0.5 * (predictions - target).square()
+
+
+class CrossEntropy:
+    r"""The cross-entropy of a distribution on the atoms :math:`z_k`, whose expectation is the Q-value.
+
+    The predictions are logits. The target is the distribution of the member of least expectation, or the mean of the
+    members' distributions, at :math:`r + \gamma (z_k - \alpha \log \pi)`, each atom's mass divided linearly between the
+    two atoms next to it (C51, Bellemare et al. 2017, with SAC's soft value).
+
+    :param atoms: of the critics
+    :param over: which distribution that is
+    :param device: where the learner is
+    """
+
+    def __init__(self, atoms: ValueAtoms, over: CriticTarget, device: th.device) -> None:
+        self._atoms, self._over = atoms, over
+        self._values = atoms.values(device)
+
+    def predict(self, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; here logits ``[E, B, K]``."""
+        assert isinstance(critic, MultiTaskCritic)
+        return critic.predictions(obs, actions)
+
+    def q_values(self, predictions: Tensor) -> Tensor:
+        """See :class:`CriticObjective`."""
+        return expectation(predictions, self._values)
+
+    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; probabilities ``[B, K]``."""
+        probabilities = predictions.softmax(-1)
+        if self._over == "mean":
+            probabilities = probabilities.mean(0)
+        else:
+            least = self.q_values(predictions).argmin(0)  # [B]
+            probabilities = probabilities.gather(0, least.view(1, -1, 1).expand_as(probabilities[:1])).squeeze(0)
+        shifted = rewards.unsqueeze(-1) + discounts.unsqueeze(-1) * (self._values - entropy_cost.unsqueeze(-1))
+        return project(probabilities, self._atoms.position(shifted))
+
+    def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """See :class:`CriticObjective`."""
+        return -(target * predictions.log_softmax(-1)).sum(-1)
+
+
+class GaussianHistogram(CrossEntropy):
+    """As :class:`CrossEntropy`, but the target is a Gaussian around the scalar soft Bellman target, as a histogram
+    whose bins have the atoms as their centres (HL-Gauss, Farebrother et al. 2024).
+    """
+
+    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; probabilities ``[B, K]``."""
+        value = SquaredError(self._over).target(self.q_values(predictions), entropy_cost, rewards, discounts)
+        at = self._atoms.position(value)
+        edges = th.arange(-0.5, self._atoms.num_atoms, device=at.device)  # [K + 1], in units of the spacing
+        below = th.special.ndtr((edges - at.unsqueeze(-1)) / _GAUSS_WIDTH)
+        return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
+
+
+def project(probabilities: Tensor, positions: Tensor) -> Tensor:
+    """Move masses to whole positions: each is divided linearly between the two next to it.
+
+    :param probabilities: ``[B, K]``
+    :param positions: ``[B, K]``, where each mass is now, from 0 to K - 1
+    :return: ``[B, K]``, the mass at 0, 1, ..., K - 1
+    """
+    lower = positions.floor()
+    upper_share = positions - lower
+    index = lower.long()
+    out = th.zeros_like(probabilities).scatter_add_(-1, index, probabilities * (1 - upper_share))
+    # The last position has none above it, and gives nothing to one.
+    return out.scatter_add_(-1, (index + 1).clamp_(max=probabilities.shape[-1] - 1), probabilities * upper_share)
+
+
+def make_objective(
+    kind: CriticKind, over: CriticTarget, atoms: tuple[int, float, float] | None, device: th.device
+) -> CriticObjective:
+    """The objective of a name.
+
+    :param atoms: those of a :class:`.ValueAtoms`, where the critics predict distributions
+    :param device: where the learner is
+    """
+    if kind == "mse":
+        return SquaredError(over)
+    assert atoms is not None
+    return (GaussianHistogram if kind == "hl_gauss" else CrossEntropy)(ValueAtoms(*atoms), over, device)
