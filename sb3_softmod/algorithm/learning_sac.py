@@ -45,6 +45,8 @@ class LearningSAC(SavingSAC):
         assert buffer is not None
         self.policy.set_training_mode(True)
         step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
+        if self.reward_scale is not None:
+            self.reward_scale.update()
         try:
             for gradient_step in range(gradient_steps):
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -79,6 +81,7 @@ class LearningSAC(SavingSAC):
             ),
             LearnerOptions(tuple(self.task_names), **own),
             Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
+            self.reward_scale,
         )
 
     def _acceleration(self) -> Acceleration:
@@ -89,12 +92,15 @@ class LearningSAC(SavingSAC):
         return {
             "postponed": self._postponed,
             "metrics": self._metrics.progress(),
+            "reward_scale": None if self.reward_scale is None else self.reward_scale.progress(),
             "dropped_in_a_row": self._learner().finite.watch.in_a_row(),
         }
 
     def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
         self._postponed = progress["postponed"]
         self._metrics.set_progress(progress["metrics"])
+        if self.reward_scale is not None and progress.get("reward_scale") is not None:  # older checkpoints have none
+            self.reward_scale.set_progress(progress["reward_scale"])
 
     def replay_dump(self, path: str | Path) -> None:
         """Take an update again that was not finite, and was dumped by a model that was made with the same arguments.

@@ -26,6 +26,7 @@ from sb3_softmod.algorithm.options import (
     check_observation,
     check_options,
     check_policy,
+    check_reward_scaling,
     check_spaces,
 )
 from sb3_softmod.algorithm.task_turns import TaskTurns
@@ -52,6 +53,7 @@ from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import OnNonFinite, Precision
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
+from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.temperatures import initial_temperatures
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
@@ -84,7 +86,8 @@ class MultiTaskSAC(LearningSAC):
         need a policy of this package
     :param num_atoms: K, of a distribution
     :param v_min: the least return of a distribution
-    :param v_max: the greatest; returns beyond these count as they do, so that rewards must fit
+    :param v_max: the greatest; returns beyond these count as they do, so that rewards must fit. Also what
+        ``reward_scaling`` makes the largest return of a task
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
     :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
@@ -94,6 +97,9 @@ class MultiTaskSAC(LearningSAC):
         that half: ``[1, 0.5]``)
     :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
         for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
+    :param reward_scaling: "per-task" divides the rewards of each task, when they are learned from, by a scale from its
+        largest return so far and its temperature, see :class:`.RewardScale`; the replay buffer, logs and evaluations
+        have them as they are. What a replay buffer holds that was loaded from a file is not counted. None: no scaling
     :param on_nonfinite: what to do about an update whose loss, gradient or temperature is NaN or infinite, and which is
         therefore not applied: "raise" ends the run with a dump; "skip" counts it and goes on, up to 100 in a row
     :param num_tasks: M; default is what the env says
@@ -138,6 +144,7 @@ class MultiTaskSAC(LearningSAC):
         loss_weighting: LossWeighting = "uniform",
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
+        reward_scaling: RewardScaling | None = None,
         on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
         overlap: bool = False,
@@ -205,6 +212,8 @@ class MultiTaskSAC(LearningSAC):
         self.loss_weighting = loss_weighting
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
+        self.reward_scaling = reward_scaling
+        self.reward_scale: RewardScale | None = None
         self.on_nonfinite = on_nonfinite
         self.nonfinite_updates = 0  # that were dropped so far
         self.policy_at_warmup = policy_at_warmup
@@ -224,6 +233,7 @@ class MultiTaskSAC(LearningSAC):
         #: Whether ``learn`` is under way: nobody else may step the envs then.
         self.is_learning = False
         self.normalization = None
+        self.largest_returns = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names = []
@@ -273,6 +283,8 @@ class MultiTaskSAC(LearningSAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
             self.ent_coef_tensor = initial.to(self.device)
+        if self.reward_scaling is not None:
+            self.reward_scale = RewardScale(M, self.gamma, self.device)
         self._gradient_step = None
         self._metrics = TaskMetrics(M, self.device)
 
@@ -317,6 +329,7 @@ class MultiTaskSAC(LearningSAC):
             check_space_of(name, getattr(self, name), getattr(wrapped, name))
         normalized = unwrap_vec_normalize(wrapped)
         check_normalized_rewards(normalized, self.replay_buffer_class)
+        check_reward_scaling(self.reward_scaling, self.gamma, normalized)
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and normalized is None:
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
@@ -404,8 +417,10 @@ class MultiTaskSAC(LearningSAC):
         if isinstance(self.replay_buffer, MultiTaskReplayBuffer):
             self.replay_buffer.allocate()  # before anything is collected
         self.action_noise = _noise_of(self.action_noise, self.n_envs)
-        noise = deepcopy(self.action_noise)
+        noise, last_obs = deepcopy(self.action_noise), self._last_obs
         out = super()._setup_learn(*args, **kwargs)
+        if self.reward_scale is not None and self._last_obs is not last_obs:  # SB3 has reset the envs
+            self.reward_scale.begin()
         self._settings = {each: settings_of(each) for each in callbacks_of(out[1])}
         if self._state_to_continue is not None and self.num_timesteps > 0:
             self.action_noise = noise  # SB3 begins it anew
@@ -423,7 +438,17 @@ class MultiTaskSAC(LearningSAC):
 
     def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
         check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type, call-arg]
+        if self.reward_scale is not None:
+            self._count_rewards(*step)
         super()._store_transition(replay_buffer, buffer_action, *step)
+
+    def _count_rewards(
+        self, new_obs: np.ndarray, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        assert self.reward_scale is not None
+        tasks = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]  # not of new_obs: envs may go on to others
+        cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        self.reward_scale.add(tasks, rewards, dones & ~cut, dones & cut)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)

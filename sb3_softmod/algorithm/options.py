@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
 
 from sb3_softmod.common.checks import (
@@ -33,6 +34,7 @@ from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
 from sb3_softmod.learner.task_rings import LARGEST_BUFFER
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
 from sb3_softmod.policies.value_atoms import require_atoms
@@ -103,6 +105,9 @@ def check_options(given: Mapping[str, Any]) -> None:
     _check_target_entropy(given["target_entropy"])
     _check_critic(given)
     require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
+    check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
+    if given["reward_scaling"] is not None:
+        require_number("v_max", given["v_max"], above=0)
     require_choice("precision", given["precision"], PRECISIONS)
     require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
     if not isinstance(given["cuda_graphs"], bool) and given["cuda_graphs"] != "auto":
@@ -225,6 +230,26 @@ def check_normalized_rewards(env: Any, buffer_class: type[ReplayBuffer] | None) 
         raise ConfigurationError(
             "MultiTaskVecNormalize scales the rewards of each task by its own returns, and only MultiTaskReplayBuffer "
             "says of which task a reward is: leave replay_buffer_class out, or pass norm_reward=False."
+        )
+
+
+def check_reward_scaling(given: Any, gamma: float, normalization: VecNormalize | None) -> None:
+    """Refuse a scaling of rewards that is unknown, infinite, or not the only one.
+
+    :param normalization: of the env, if there is one
+    :raises ConfigurationError: saying what to do instead
+    """
+    if given is None:
+        return
+    require_choice("reward_scaling", given, REWARD_SCALINGS)
+    if gamma == 1:
+        raise ConfigurationError(
+            "reward_scaling='per-task' needs a gamma below 1: with gamma=1 the returns that it divides by are infinite."
+        )
+    if normalization is not None and normalization.norm_reward:
+        raise ConfigurationError(
+            f"reward_scaling='per-task' scales rewards that {type(normalization).__name__} has scaled already: pass "
+            "norm_reward=False there, or leave reward_scaling out."
         )
 
 

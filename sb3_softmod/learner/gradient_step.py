@@ -25,7 +25,16 @@ from sb3_softmod.learner.options import LearnerState
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
 
 #: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
-METRICS = ("ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss", "ent_coef_loss")
+METRICS = (
+    "ent_coef",
+    "loss_weight",
+    "log_prob",
+    "q_value",
+    "critic_loss",
+    "actor_loss",
+    "ent_coef_loss",
+    "reward_scale",
+)
 
 
 class GradientStep:
@@ -117,6 +126,7 @@ class GradientStep:
             self._num_present,
             self.state.options,
             [_place(value) for value in self.state.temperatures],
+            None if self.state.reward_scale is None else _place(self.state.reward_scale.largest),
             [(name, _place(value)) for group in groups for name, value in group if name != "params"],
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
@@ -157,12 +167,12 @@ class GradientStep:
             finite.test("temperatures", values, self._parameters["temperatures"], log_prob)
         sample_alpha = task @ alpha  # [B]
         sample_weight = task @ weights
+        rewards, reward_scale = self._scaled(batch.rewards.flatten(), task, alpha)
 
         with th.no_grad():
             next_actions, next_log_prob = self._act(batch.next_observations)
             predictions = self._target_predictions(batch.next_observations, next_actions)
             discounts = (1 - batch.dones.flatten()) * discounts
-            rewards = batch.rewards.flatten()
             target = self._objective.target(predictions, sample_alpha * next_log_prob, rewards, discounts)
 
         q, critic_losses = self._minimize(
@@ -179,7 +189,7 @@ class GradientStep:
 
         with th.no_grad():
             metrics = [alpha, weights, task_log_prob, q @ share, critic_losses @ share, task_actor_loss, ent_coef_loss]
-            return th.stack(metrics).masked_fill(count == 0, th.nan)
+            return th.stack([*metrics, reward_scale]).masked_fill(count == 0, th.nan)
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
@@ -203,6 +213,19 @@ class GradientStep:
         """
         mean, log_std, kwargs = self._distribution(obs)
         return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+
+    def _scaled(self, rewards: Tensor, task: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide rewards by the scales of their tasks; those of several steps too, whose return is linear in them.
+
+        :param rewards: ``[B]``
+        :param task: ``[B, M]``, one-hot
+        :param alpha: ``[M]``, the temperatures
+        :return: ``[B]``, and the scales ``[M]``, NaN where rewards are taken as they are
+        """
+        if self.state.reward_scale is None:
+            return rewards, th.full_like(alpha, th.nan)
+        scale = self.state.reward_scale.of(alpha, self.state.options.target_entropy, self.state.options.v_max)
+        return rewards / (task @ scale), scale
 
     def _alpha(self) -> Tensor:
         """The temperatures, ``[M]``, without gradient."""

@@ -41,6 +41,7 @@ class TaskMetrics:
         return self._sums.cpu().numpy().copy(), self._counts.cpu().numpy().copy()
 
     def set_progress(self, progress: tuple[np.ndarray, np.ndarray]) -> None:
-        """Take over the gradient steps of other metrics."""
+        """Take over the gradient steps of other metrics; those of earlier versions lack the last ones."""
         for own, given in zip((self._sums, self._counts), progress, strict=True):
-            own.copy_(th.from_numpy(given))
+            own.zero_()
+            own[: len(given)] = th.from_numpy(given)

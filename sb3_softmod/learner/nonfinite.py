@@ -105,12 +105,18 @@ def _settings(state: LearnerState) -> dict[str, Any]:
         target_entropy=float(options.target_entropy),
         precision=options.precision,
         device=state.policy.device.type,
+        reward_scaling=None if state.reward_scale is None else f"per-task, to {state.options.v_max:g}",
     )
 
 
 def _temperatures(state: LearnerState) -> dict[str, Tensor | None]:
     """By the names that they have in a dump."""
     return dict(log_ent_coef=state.temperatures.log_alpha, ent_coef_tensor=state.temperatures.alpha)
+
+
+def _reward_scale(state: LearnerState) -> dict[str, Tensor]:
+    """By the name that it has in a dump; empty where rewards are taken as they are."""
+    return {} if state.reward_scale is None else dict(largest_returns=state.reward_scale.largest)
 
 
 def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
@@ -121,6 +127,7 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         batch={name: tensor.cpu() for name, tensor in tensors_of(failure.batch).items()},
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
+        **_reward_scale(state),
         settings=_settings(state),
         policy_kwargs=json.loads(
             json.dumps(state.policy._get_constructor_parameters(), default=repr)
@@ -165,4 +172,6 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     for name, own in _temperatures(state).items():
         if own is not None and dump[name] is not None:
             own.data.copy_(dump[name])
+    for name, largest in _reward_scale(state).items():
+        largest.copy_(dump[name])
     return failure

@@ -11,6 +11,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
+from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.learner.temperatures import Temperatures
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
@@ -43,6 +44,7 @@ class LearnerOptions:
     compile: bool
     cuda_graphs: bool | Literal["auto"]
     use_sde: bool
+    v_max: float
 
     @property
     def num_tasks(self) -> int:
@@ -58,9 +60,11 @@ class LearnerState:
     :param temperatures: of the tasks
     :param options: may be replaced between two steps, but for ``task_names`` and what the acceleration was decided by
     :param folder: for dumps of updates that are not finite
+    :param reward_scale: what rewards are divided by; None to take them as they are
     """
 
     policy: SACPolicy
     temperatures: Temperatures
     options: LearnerOptions
     folder: Path = Path()
+    reward_scale: RewardScale | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,7 +73,7 @@ def make(
     :param force_reset: whether the env begins new episodes
     :raises ConfigurationError: for spaces, options or parameters that do not fit
     """
-    data, kwargs = dict(saved.data), dict(kwargs)
+    data, kwargs = {**saved.data, "largest_returns": None}, dict(kwargs)
     if env is not None:
         env = cls._wrap_env(env, data["verbose"])
         for name in ("observation_space", "action_space"):
@@ -101,14 +102,16 @@ def make(
 
 
 def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
-    """Give a model the parameters, the state of optimizers and the temperatures of a file.
+    """Give a model the parameters, the state of optimizers, the temperatures and the scale of rewards of a file.
 
-    Temperatures that the caller wants otherwise than the file has them begin anew.
+    Temperatures that the caller wants otherwise than the file has them begin anew; so does a scale of rewards, where
+    it is of another discount.
 
     :param kwargs: arguments of the caller
     :raises ConfigurationError: if they do not fit
-    :raises FileError: if there are no temperatures for its tasks
+    :raises FileError: if there are no temperatures for its tasks, or no returns
     """
+    _restore_reward_scale(model, saved)
     parameters, optimizer = dict(saved.parameters), model.ent_coef_optimizer
     anew = "ent_coef" in kwargs and not _same_temperatures(kwargs["ent_coef"], saved.data.get("ent_coef"), model)
     if anew:
@@ -123,6 +126,19 @@ def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     if not isinstance(given, th.Tensor) or given.shape != own.shape:
         raise FileError(f"The file {saved.path} does not hold one temperature for each of {model.num_tasks} tasks.")
     own.data = given.data.to(own)
+
+
+def _restore_reward_scale(model: Any, saved: Saved) -> None:
+    largest = saved.data.get("largest_returns")  # None where the file's rewards had no scale
+    if model.reward_scale is None or largest is None or model.gamma != saved.data.get("gamma"):
+        return
+    if not isinstance(largest, list) or len(largest) != model.num_tasks or not all(map(_is_size, largest)):
+        raise FileError(f"The file {saved.path} does not hold the largest return of each of {model.num_tasks} tasks.")
+    model.reward_scale.set_largest_returns(largest)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value < math.inf
 
 
 def _same_temperatures(first: Any, second: Any, model: Any) -> bool:

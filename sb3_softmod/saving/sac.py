@@ -24,6 +24,7 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.saving.checkpoints import Checkpoint
 from sb3_softmod.saving.loading import check_arguments, check_custom_objects, fitting, make, read
 from sb3_softmod.saving.models import check_buffer, saved_facts, saved_weights
@@ -40,6 +41,7 @@ _OF_THIS_PROCESS = (
     "_overlapped",
     "_turns",
     "_gradient_step",
+    "reward_scale",  # see SavingSAC.largest_returns
     "resumed_from",
     "_checkpoints",
     "_state_to_continue",
@@ -55,6 +57,8 @@ class SavingSAC(SAC):
     nonfinite_updates: int  # that were dropped so far
     episode_statistics: EpisodeStatistics
     normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
+    reward_scale: RewardScale | None
+    largest_returns: list[float] | None  # of the reward_scale, while saved
     _gradient_step: GradientStep | None
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
@@ -113,7 +117,8 @@ class SavingSAC(SAC):
     def save(
         self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize`; arguments as in SB3.
+        """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize` and the largest return of each
+        task (``reward_scaling``); arguments as in SB3.
 
         :raises FileError: if it cannot be written; a file that was there then stays as it was
         :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
@@ -122,11 +127,13 @@ class SavingSAC(SAC):
         kept = self.normalization
         if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             self.normalization = self._vec_normalize_env.statistics()
+        if self.reward_scale is not None:
+            self.largest_returns = self.reward_scale.largest_returns().tolist()
         try:
             with writing(path, "zip") as file:
                 super().save(file, exclude, include)
         finally:
-            self.normalization = kept
+            self.normalization, self.largest_returns = kept, None
 
     def save_replay_buffer(self, path: str | Path | Any) -> None:
         """Save the replay buffer as a pickle; arguments as in SB3.

@@ -34,6 +34,7 @@ SAFE_ARGUMENTS = (
     "loss_weighting",
     "max_grad_norm",
     "gradient_surgery",
+    "reward_scaling",
     "policy_kwargs",
 )
 #: How far the training was.
@@ -72,7 +73,8 @@ def load_safely(
             "a MultiTaskVecNormalize that has them."
         )
     parameters, variables = saved_weights(path, model.device)
-    restore(model, Saved(path, plain, parameters, variables), kwargs)
+    known = {**plain, "largest_returns": facts.get("largest_returns")}
+    restore(model, Saved(path, known, parameters, variables), kwargs)
     for count in _COUNTS:
         if isinstance(facts.get(count), int):
             setattr(model, count, facts[count])

@@ -75,7 +75,9 @@ def _restore_envs(model: SAC, state: Mapping[str, Any]) -> None:
     why = state["obstacle"]
     if not why:
         try:
-            model._last_obs, _ = set_progress_of(model.env, state["envs"])  # which warns of envs that strayed
+            model._last_obs, strayed = set_progress_of(model.env, state["envs"])  # which warns of envs that strayed
+            if (scale := getattr(model, "reward_scale", None)) is not None:
+                scale.begin(strayed)
             model._last_episode_starts = np.zeros(model.env.num_envs, bool)
             if model._vec_normalize_env is not None:
                 model._last_original_obs = model._vec_normalize_env.get_original_obs()

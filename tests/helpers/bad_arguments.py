@@ -66,6 +66,8 @@ def algorithms() -> Iterator[BadInput]:
             "loss_weighting": "name",
             "max_grad_norm": "positive or None",
             "gradient_surgery": "name or None",
+            "reward_scaling": "name or None",
+            "v_max": "positive",
             "num_tasks": "nothing else",
             "overlap": "flag",
             "precision": "name",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch as th
-from nonfinite_models import CHANCE, B, M, fails_alike, make_model, numbers, same, set_parameter
+from nonfinite_models import CHANCE, B, M, fails_alike, make_model, numbers, same, set_parameter, store
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, NonFiniteError
 
@@ -47,6 +47,20 @@ def test_a_dump_is_plain_data(tmp_path: Path) -> None:
     assert dump["policy_kwargs"]["net_arch"] == [12, 10]
     assert dump["policy_kwargs"]["optimizer_class"] == "<class 'torch.optim.adamw.AdamW'>"
     assert dump["log_ent_coef"].shape == (M,)
+
+
+def test_the_dump_scales_rewards_as_the_run_did(tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(reward_scaling="per-task", rows=1)
+    model = make_model(tmp_path, **options)
+    store(model, 1000, [1e30] * M)  # too large to be squared, but where returns of that size are known
+    assert model.reward_scale is not None
+    model.reward_scale.set_largest_returns([1e30, 1e30, 1.0, 1e30])
+    with pytest.raises(NonFiniteError, match=r"for 8 of 8 samples of task 'corner-2'\.") as error:
+        model.train(1, B)
+    fails_alike(tmp_path, 1, error, make_model(**options, **CHANCE))
+    for other, has in ((dict(reward_scaling=None), None), (dict(v_max=5.0), "'per-task, to 5'")):
+        with pytest.raises(ConfigurationError, match=rf"written with reward_scaling='per-task, to 10', .* has {has}"):
+            make_model(**{**options, **other}).replay_dump(tmp_path / "nonfinite-1.pt")
 
 
 def test_the_error_comes_even_if_no_dump_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ TRAININGS: dict[str, tuple[Callable[[], Any], Callable[[Any], MultiTaskSAC]]] = 
     "train_freq, overlap": (make_env, partial(make_model, train_freq=(2, "step"), gradient_steps=-1, overlap=True)),
     "episodes": (partial(make_env, n_envs=1), partial(make_model, train_freq=(1, "episode"), gradient_steps=5)),
     "SB3's buffer": (make_env, partial(make_sb3_model, replay_buffer_class=ReplayBuffer)),
+    "scaled rewards": (partial(make_env, n_envs=2), partial(make_model, overlap=True, reward_scaling="per-task")),
     "drawn routes": (make_env, make_hard_routing_model),
 }
 
