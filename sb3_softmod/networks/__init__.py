@@ -1,6 +1,7 @@
 """Multi-task networks in plain torch, all of one signature; nothing here knows SB3 or environments."""
 
 from sb3_softmod.networks.base import MultiTaskNetwork
+from sb3_softmod.networks.bronet import BroNetwork
 from sb3_softmod.networks.care import CARENetwork
 from sb3_softmod.networks.film import FiLMNetwork
 from sb3_softmod.networks.hard_routing import HardRoutingNetwork
@@ -18,6 +19,7 @@ __all__ = [
     "VARIANTS",
     "BatchedLinear",
     "BatchedMLP",
+    "BroNetwork",
     "CARENetwork",
     "FiLMNetwork",
     "HardRoutingNetwork",

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, relu
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Normalization, normalize, relu
 
 
 class FiLMNetwork(MultiTaskNetwork):
@@ -17,6 +17,7 @@ class FiLMNetwork(MultiTaskNetwork):
 
     :param embedding_dim: width of the task embedding that, rectified, gives all scales and shifts by one linear layer
     :param net_arch: widths of the hidden layers
+    :param normalization: "layer": layer normalisation of each hidden layer, before the task scales and shifts it
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
@@ -30,6 +31,7 @@ class FiLMNetwork(MultiTaskNetwork):
         *,
         embedding_dim: int = 50,
         net_arch: Sequence[int] = (400, 400, 400),
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
@@ -37,7 +39,9 @@ class FiLMNetwork(MultiTaskNetwork):
         self.hidden = require_widths("net_arch", net_arch, at_least=1)
         self.task_embedding = nn.Parameter(th.randn(ensemble_size, num_tasks, embedding_dim))
         self.modulation = BatchedLinear((ensemble_size,), embedding_dim, 2 * sum(self.hidden))
-        self.layers = BatchedMLP((ensemble_size,), (input_dim, *self.hidden, output_dim)).layers
+        self.normalization = normalization
+        widths = (input_dim, *self.hidden, output_dim)
+        self.layers = BatchedMLP((ensemble_size,), widths, normalization=normalization).layers
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         modulation = self.modulation(relu(task @ self.task_embedding))
@@ -45,5 +49,5 @@ class FiLMNetwork(MultiTaskNetwork):
         *hidden_layers, last = self.layers
         out = inputs
         for layer, scale, shift in zip(hidden_layers, scales, shifts, strict=True):
-            out = relu((1 + scale) * layer(out) + shift)
+            out = relu((1 + scale) * normalize(layer(out), self.normalization) + shift)
         return last(out)

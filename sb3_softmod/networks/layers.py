@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch as th
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from sb3_softmod.common.checks import require_choice
+
 #: "pytorch": U(+-1/sqrt(fan_in)) for weights and biases, the default of :class:`torch.nn.Linear`.
 #: "official": the authors' hidden layers, weights U(+-1/sqrt(fan_out)), biases 0.1.
 #: "small": the authors' last layers, weights and biases U(+-3e-3).
 Init = Literal["pytorch", "official", "small"]
+
+#: What hidden layers do before each ReLU: "layer" is layer normalisation without learned scale and shift.
+Normalization = Literal["layer"]
 
 
 class BatchedLinear(nn.Module):
@@ -82,10 +87,21 @@ class BatchedMLP(nn.Module):
     :param batch_shape: the axes of the batch, for instance ``(E,)`` or ``(E, K)``
     :param widths: of the input, of each hidden layer and of the output
     :param init: how the parameters are drawn, see :data:`Init`
+    :param normalization: of the hidden layers, see :data:`Normalization`
+    :raises ConfigurationError: for an unknown normalisation
     """
 
-    def __init__(self, batch_shape: tuple[int, ...], widths: Sequence[int], init: Init = "pytorch"):
+    def __init__(
+        self,
+        batch_shape: tuple[int, ...],
+        widths: Sequence[int],
+        init: Init = "pytorch",
+        normalization: Normalization | None = None,
+    ):
         super().__init__()
+        if normalization is not None:
+            require_choice("normalization", normalization, get_args(Normalization))
+        self.normalization = normalization
         self.layers = nn.ModuleList(BatchedLinear(batch_shape, *sizes, init) for sizes in pairwise(widths))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -96,8 +112,38 @@ class BatchedMLP(nn.Module):
         """
         out = inputs
         for k, layer in enumerate(self.layers):
-            out = layer(relu(out) if k else out)
+            out = layer(relu(normalize(out, self.normalization)) if k else out)
         return out
+
+
+class BatchedLayerNorm(nn.Module):
+    """``prod(batch_shape)`` independent layer normalisations, with a learned scale and shift of each feature.
+
+    :param batch_shape: the axes of the batch of layers
+    :param width: number of features
+    """
+
+    def __init__(self, batch_shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.ones(*batch_shape, width))
+        self.bias = nn.Parameter(th.zeros(*batch_shape, width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[*batch_shape, B, width]`` to the same, at least float32."""
+        return self.bias.unsqueeze(-2) + self.weight.unsqueeze(-2) * layer_norm(inputs)
+
+
+def layer_norm(inputs: Tensor) -> Tensor:
+    """Layer normalisation over the last axis; in float32 where autocast gave fewer bits, which on CPUs it keeps."""
+    return F.layer_norm(at_least_float32(inputs), [inputs.shape[-1]])
+
+
+def normalize(inputs: Tensor, normalization: Normalization | None) -> Tensor:
+    """The normalisation that a network was made with, or none.
+
+    :param inputs: ``[..., features]``
+    """
+    return inputs if normalization is None else layer_norm(inputs)
 
 
 class _ReLU(th.autograd.Function):

@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths, with_task
-from sb3_softmod.networks.layers import BatchedMLP, softmax
+from sb3_softmod.networks.layers import BatchedMLP, Normalization, softmax
 
 
 class MixtureOfExpertsNetwork(MultiTaskNetwork):
@@ -18,6 +18,7 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
     :param num_experts: K
     :param net_arch: widths of the hidden layers of each expert
     :param gating_arch: widths of the hidden layers of the gating network, of which the paper says nothing
+    :param normalization: "layer": layer normalisation before each ReLU, without learned scale and shift
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
@@ -32,6 +33,7 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         num_experts: int = 4,
         net_arch: Sequence[int] = (400, 400, 400),
         gating_arch: Sequence[int] = (400,),
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
@@ -39,8 +41,8 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         width = input_dim + num_tasks
         experts = (width, *require_widths("net_arch", net_arch), output_dim)
         gating = (width, *require_widths("gating_arch", gating_arch), num_experts)
-        self.experts = BatchedMLP((ensemble_size, num_experts), experts)
-        self.gating = BatchedMLP((ensemble_size,), gating)
+        self.experts = BatchedMLP((ensemble_size, num_experts), experts, normalization=normalization)
+        self.gating = BatchedMLP((ensemble_size,), gating, normalization=normalization)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         outputs = self.experts(with_task(inputs, task))

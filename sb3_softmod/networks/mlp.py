@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, Normalization
 
 
 class MlpNetwork(MultiTaskNetwork):
     """A perceptron of the state with the one-hot task appended (MT-SAC of Yu et al. 2019, Meta-World).
 
     :param net_arch: widths of the hidden layers
+    :param normalization: "layer": layer normalisation before each ReLU, without learned scale and shift
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
@@ -26,11 +27,14 @@ class MlpNetwork(MultiTaskNetwork):
         num_tasks: int,
         *,
         net_arch: Sequence[int] = (400, 400, 400),
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
         hidden = require_widths("net_arch", net_arch)
-        self.mlp = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden, output_dim))
+        self.mlp = BatchedMLP(
+            (ensemble_size,), (input_dim + num_tasks, *hidden, output_dim), normalization=normalization
+        )
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         return self.mlp(with_task(inputs, task))

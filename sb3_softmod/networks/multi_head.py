@@ -8,7 +8,7 @@ import torch as th
 from torch import Tensor
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, relu
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Normalization, normalize, relu
 
 
 class MultiHeadNetwork(MultiTaskNetwork):
@@ -17,6 +17,7 @@ class MultiHeadNetwork(MultiTaskNetwork):
     With one task it is :class:`.MlpNetwork`.
 
     :param net_arch: widths of the trunk's layers; the trunk reads the state and the one-hot task
+    :param normalization: "layer": layer normalisation before each ReLU, without learned scale and shift
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
@@ -29,15 +30,17 @@ class MultiHeadNetwork(MultiTaskNetwork):
         num_tasks: int,
         *,
         net_arch: Sequence[int] = (400, 400, 400),
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
         hidden = require_widths("net_arch", net_arch, at_least=1)
-        self.trunk = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden))
+        self.trunk = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden), normalization=normalization)
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        return self.heads(relu(self.trunk(with_task(inputs, task))), task)
+        features = normalize(self.trunk(with_task(inputs, task)), self.trunk.normalization)
+        return self.heads(relu(features), task)
 
 
 class TaskHeads(BatchedLinear):

@@ -15,8 +15,12 @@ from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.errors import ConfigurationError, FileError, NonFiniteError
 from sb3_softmod.common.files import as_path
 
-_OFFICIAL_OPTIONS = dict(
-    routing_history="all_probabilities", activate_embedding=True, module_activation="after_mixing", head="routed"
+_OFFICIAL_OPTIONS: dict[str, Any] = dict(
+    routing_history="all_probabilities",
+    activate_embedding=True,
+    module_activation="after_mixing",
+    head="routed",
+    normalization=None,
 )
 
 #: A :class:`.SoftModularNetwork`, which imports this module.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths
-from sb3_softmod.networks.layers import BatchedMLP
+from sb3_softmod.networks.layers import BatchedMLP, Normalization
 
 
 class SingleTaskNetwork(MultiTaskNetwork):
@@ -20,6 +20,7 @@ class SingleTaskNetwork(MultiTaskNetwork):
 
     :param num_tasks: M; the rows of ``task`` must be one-hot
     :param net_arch: widths of the hidden layers of each perceptron
+    :param normalization: "layer": layer normalisation before each ReLU, without learned scale and shift
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
@@ -30,11 +31,14 @@ class SingleTaskNetwork(MultiTaskNetwork):
         num_tasks: int,
         *,
         net_arch: Sequence[int] = (400, 400, 400),
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         super().__init__(input_dim, output_dim, num_tasks, ensemble_size=ensemble_size)
         self.mlps = BatchedMLP(
-            (ensemble_size, num_tasks), (input_dim, *require_widths("net_arch", net_arch), output_dim)
+            (ensemble_size, num_tasks),
+            (input_dim, *require_widths("net_arch", net_arch), output_dim),
+            normalization=normalization,
         )
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sb3_softmod.common.checks import require_choice, require_flag
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, mix, relu, softmax
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, Normalization, mix, normalize, relu, softmax
 
 Variant = Literal["paper", "official"]
 Preset = Literal["shallow", "deep"]
@@ -63,6 +63,7 @@ class SoftModularOptions:
     head: Literal["sum", "routed"]
     condition_on_obs: bool
     init: Literal["pytorch", "official"]
+    normalization: Normalization | None = None
 
     @classmethod
     def resolve(cls, variant: str, preset: str, given: Mapping[str, Any]) -> SoftModularOptions:
@@ -137,6 +138,8 @@ class SoftModularNetwork(MultiTaskNetwork):
         and out = W_last ReLU(sum_j p_j (W_j g_j)) (official)
     :param condition_on_obs: False routes on h(z) alone (the ablation "w/o Obs")
     :param init: "pytorch", or "official": the authors' initial weights, with near-uniform routing
+    :param normalization: "layer": layer normalisation, without learned scale and shift, in f before each ReLU and of
+        f(s), and of each module's output: :math:`\mathrm{ReLU}(\mathrm{LN}(W_j g_j))` in Eq. 8
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     :raises ConfigurationError: for an unknown name or an impossible size
     """
@@ -164,6 +167,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         head: Literal["sum", "routed"] | None = None,
         condition_on_obs: bool = True,
         init: Literal["pytorch", "official"] | None = None,
+        normalization: Normalization | None = None,
         ensemble_size: int = 1,
     ) -> None:
         arguments = dict(locals())  # whose names are those of the options
@@ -175,7 +179,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         hidden_init: Init = options.init
         last_init: Init = "small" if options.init == "official" else "pytorch"
 
-        self.state_encoder = BatchedMLP(E, (input_dim, *options.state_hidden, D), hidden_init)
+        self.state_encoder = BatchedMLP(E, (input_dim, *options.state_hidden, D), hidden_init, options.normalization)
         self.task_encoder = BatchedLinear(E, num_tasks, D, hidden_init)
         self.routing_encoder = nn.ModuleList(
             BatchedLinear(E, D if k == 0 else R, R, hidden_init) for k in range(options.num_routing_layers)
@@ -197,7 +201,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         self.head = BatchedLinear(E if routed else (*E, n), d, output_dim, last_init)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        embedding = self.state_encoder(inputs)
+        embedding = self._embed(inputs)
         return self._forward_modules(embedding, self._route(embedding, task))
 
     def routing(self, inputs: Tensor, task: Tensor) -> list[Tensor]:
@@ -208,7 +212,10 @@ class SoftModularNetwork(MultiTaskNetwork):
         :return: L - 1 tensors ``[E, B, n, n]`` (target module, source module), whose rows sum to 1; with the
             routed head one more, ``[E, B, n]``
         """
-        return self._route(self.state_encoder(inputs), task)
+        return self._route(self._embed(inputs), task)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        return normalize(self.state_encoder(inputs), self.options.normalization)
 
     def _route(self, embedding: Tensor, task: Tensor) -> list[Tensor]:
         n = self.options.num_modules
@@ -237,7 +244,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         relu_first = self.options.module_activation == "before_mixing"
         g = relu(embedding) if self.options.activate_embedding else embedding
         for layer, p in zip(self.module_layers, probabilities, strict=True):
-            out = layer(g)  # [E, n, B, d]
+            out = normalize(layer(g), self.options.normalization)  # [E, n, B, d]
             if p.dim() == 3:  # the routed head's vector: [E, B, n]
                 return self.head(relu(mix(p.unsqueeze(-2), out)).squeeze(1))
             g = mix(p, relu(out) if relu_first else out)

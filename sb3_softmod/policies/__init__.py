@@ -5,6 +5,7 @@ from sb3_softmod.policies.base import MultiTaskSACPolicy, policy_options
 from sb3_softmod.policies.extractors import SoftModularExtractor
 from sb3_softmod.policies.named import (
     POLICIES,
+    BROPolicy,
     CAREPolicy,
     FiLMPolicy,
     HardRoutingPolicy,
@@ -19,6 +20,7 @@ from sb3_softmod.policies.named import (
 
 __all__ = [
     "POLICIES",
+    "BROPolicy",
     "CAREPolicy",
     "FiLMPolicy",
     "HardRoutingPolicy",

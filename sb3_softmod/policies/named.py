@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stable_baselines3.common.type_aliases import Schedule
+
 from sb3_softmod import networks
 from sb3_softmod.policies.base import MultiTaskSACPolicy
 
@@ -69,6 +71,28 @@ class FiLMPolicy(MultiTaskSACPolicy):
     network_class = networks.FiLMNetwork
 
 
+class BROPolicy(MultiTaskSACPolicy):
+    """BRC: residual networks with layer normalisation; options: :class:`.BroNetwork`.
+
+    The critics' loss alone trains the task embedding: the actor reads the first critic's, without gradient.
+    """
+
+    network_class = networks.BroNetwork
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        actor, critic = self.actor.network, self.critic.network
+        assert isinstance(actor, networks.BroNetwork)
+        assert isinstance(critic, networks.BroNetwork)
+        actor.read_embedding_of(critic)
+        # Anew, without the embedding that the actor owned until now.
+        self.actor.optimizer = self.optimizer_class(
+            self.actor.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+
 #: The policies by the name that :class:`.MultiTaskSAC` knows them under.
 POLICIES: dict[str, type[MultiTaskSACPolicy]] = {
     policy.__name__: policy
@@ -83,5 +107,6 @@ POLICIES: dict[str, type[MultiTaskSACPolicy]] = {
         PaCoPolicy,
         MOOREPolicy,
         FiLMPolicy,
+        BROPolicy,
     )
 }

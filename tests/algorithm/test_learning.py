@@ -83,6 +83,18 @@ def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], 
     assert min(result.success_rate) >= 0.95
 
 
+@pytest.mark.parametrize(
+    ("policy", "policy_kwargs"),
+    [
+        ("BROPolicy", dict(width=32, num_blocks=1, embedding_dim=8)),
+        ("SoftModPolicy", dict(**SMALL, normalization="layer")),
+    ],
+)
+def test_normalised_networks_solve_them(policy: str, policy_kwargs: dict[str, Any]) -> None:
+    result = learn(MultiTaskSAC, policy, policy_kwargs=policy_kwargs)
+    assert min(result.success_rate) >= 0.95
+
+
 def test_hard_routing_learns_routes_that_solve_them() -> None:
     policy_kwargs = dict(num_layers=2, embedding_dim=32, module_dim=32)
     result = learn(MultiTaskSAC, "HardRoutingPolicy", policy_kwargs=policy_kwargs)

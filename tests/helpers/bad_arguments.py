@@ -118,9 +118,10 @@ OPTIONS: dict[str, dict[str, str]] = {
         "variant": "name",
         "preset": "name",
         "head": "name or None",
+        "normalization": "name or None",
         "condition_on_obs": "flag",
     },
-    "MTMlpPolicy": {"net_arch": "widths", "n_critics": "size"},
+    "MTMlpPolicy": {"net_arch": "widths", "normalization": "name or None", "n_critics": "size"},
     "MultiHeadPolicy": {"net_arch": "some widths"},
     "SingleTaskPolicy": {"net_arch": "widths"},
     "MixtureOfExpertsPolicy": {"num_experts": "size", "gating_arch": "widths"},
@@ -129,6 +130,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "PaCoPolicy": {"num_parameter_sets": "size"},
     "MOOREPolicy": {"num_experts": "size", "net_arch": "some widths"},
     "FiLMPolicy": {"embedding_dim": "size", "net_arch": "some widths"},
+    "BROPolicy": {"width": "size", "num_blocks": "size", "embedding_dim": "size"},
 }
 
 

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "HardRoutingPolicy": dict(num_layers=2, embedding_dim=12, module_dim=8),
     "CAREPolicy": dict(embedding_dim=6, encoder_arch=[7], net_arch=[12, 10]),
     "FiLMPolicy": dict(embedding_dim=6, net_arch=[12, 10]),
+    "BROPolicy": dict(width=12, embedding_dim=6),
 }
 CHANCE: dict[str, Any] = dict(seed=5)  # of a model that takes a dump again: all numbers are the dump's
 

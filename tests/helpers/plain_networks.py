@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sb3_softmod.networks import (
     BatchedLinear,
+    BroNetwork,
     CARENetwork,
     FiLMNetwork,
     HardRoutingNetwork,
@@ -23,18 +24,23 @@ from sb3_softmod.networks import (
     PaCoNetwork,
     SingleTaskNetwork,
 )
+from sb3_softmod.networks.bronet import ResidualBlock
+from sb3_softmod.networks.layers import BatchedLayerNorm, Normalization
 
 IN, OUT, M = 5, 3, 5
+NORMALIZED: dict[str, Any] = dict(net_arch=[8, 7], normalization="layer")
 
-#: Each network in several sizes; the first is the one that tests of a single size use.
+#: Each network in several sizes; the first is the one that tests of a single size use, the last, where there are four,
+#: is normalised.
 SIZES: dict[type[MultiTaskNetwork], list[dict[str, Any]]] = {
-    MlpNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=(6, 6, 6))],
-    MultiHeadNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[4]), dict(net_arch=[6, 5, 4, 3])],
-    SingleTaskNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=[6, 5, 4])],
+    MlpNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=(6, 6, 6)), NORMALIZED],
+    MultiHeadNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[4]), dict(net_arch=[6, 5, 4, 3]), NORMALIZED],
+    SingleTaskNetwork: [dict(net_arch=[8, 7]), dict(net_arch=[]), dict(net_arch=[6, 5, 4]), NORMALIZED],
     MixtureOfExpertsNetwork: [
         dict(num_experts=3, net_arch=[8, 7], gating_arch=[6]),
         dict(num_experts=1, net_arch=[6], gating_arch=[]),
         dict(num_experts=4, net_arch=[], gating_arch=[4, 5]),
+        dict(num_experts=3, gating_arch=[6], **NORMALIZED),
     ],
     HardRoutingNetwork: [
         dict(num_layers=2, num_modules=3, module_dim=8, embedding_dim=7),
@@ -60,17 +66,28 @@ SIZES: dict[type[MultiTaskNetwork], list[dict[str, Any]]] = {
         dict(embedding_dim=6, net_arch=[8, 7]),
         dict(embedding_dim=1, net_arch=[4]),
         dict(embedding_dim=9, net_arch=[6, 4, 5]),
+        dict(embedding_dim=6, **NORMALIZED),
+    ],
+    BroNetwork: [
+        dict(width=8, num_blocks=2, embedding_dim=6),
+        dict(width=5, num_blocks=1, embedding_dim=1),
+        dict(width=6, num_blocks=3, embedding_dim=9),
     ],
 }
 
 
 def make(network_class: type[MultiTaskNetwork], ensemble_size: int = 1, size: int = 0) -> Any:
-    """A network in float64, in evaluation mode, whose weights are twice their initial values: far from linear."""
+    """A network in float64, in evaluation mode, far from linear: its weights are twice their initial values.
+
+    Parameters that begin as ones or zeros are drawn.
+    """
     th.manual_seed(size)
     network = network_class(IN, OUT, M, ensemble_size=ensemble_size, **SIZES[network_class][size]).double().eval()
     with th.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2.0)
+            if (parameter == parameter.flatten()[0]).all():
+                parameter.normal_()
     return network
 
 
@@ -94,10 +111,23 @@ def linear(layer: nn.Module, x: Tensor, *index: int) -> Tensor:
     return F.linear(x, layer.weight[index], layer.bias[index])
 
 
-def perceptron(layers: Iterable[nn.Module], x: Tensor, *index: int) -> Tensor:
+def perceptron(
+    layers: Iterable[nn.Module], x: Tensor, *index: int, normalization: Normalization | None = None
+) -> Tensor:
+    """With layer normalisation before each ReLU, or without."""
     for k, layer in enumerate(layers):
-        x = linear(layer, x.clamp(min=0) if k else x, *index)
+        x = linear(layer, normalize(x, normalization).clamp(min=0) if k else x, *index)
     return x
+
+
+def normalize(x: Tensor, normalization: Normalization | None) -> Tensor:
+    return layer_norm(x) if normalization == "layer" else x
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Over the entries of one vector, by its definition."""
+    centred = x - x.sum() / len(x)
+    return centred / (centred.square().sum() / len(x) + 1e-5).sqrt()
 
 
 def softmax(logits: Tensor) -> list[Tensor]:
@@ -111,22 +141,25 @@ def weighted_sum(weights: Iterable[Tensor], terms: Iterable[Tensor]) -> Tensor:
 
 
 def mlp(network: MlpNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    return perceptron(network.mlp.layers, th.cat([x, one_hot(t)]), e)
+    return perceptron(network.mlp.layers, th.cat([x, one_hot(t)]), e, normalization=network.mlp.normalization)
 
 
 def multi_head(network: MultiHeadNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    hidden = perceptron(network.trunk.layers, th.cat([x, one_hot(t)]), e)
-    return linear(network.heads, hidden.clamp(min=0), e, t)
+    norm = network.trunk.normalization
+    hidden = perceptron(network.trunk.layers, th.cat([x, one_hot(t)]), e, normalization=norm)
+    return linear(network.heads, normalize(hidden, norm).clamp(min=0), e, t)
 
 
 def single_task(network: SingleTaskNetwork, e: int, x: Tensor, t: int) -> Tensor:
-    return perceptron(network.mlps.layers, x, e, t)
+    return perceptron(network.mlps.layers, x, e, t, normalization=network.mlps.normalization)
 
 
 def mixture_of_experts(network: MixtureOfExpertsNetwork, e: int, x: Tensor, t: int) -> Tensor:
     x = th.cat([x, one_hot(t)])
-    gates = softmax(perceptron(network.gating.layers, x, e))
-    return weighted_sum(gates, [perceptron(network.experts.layers, x, e, k) for k in range(len(gates))])
+    norm = network.experts.normalization
+    gates = softmax(perceptron(network.gating.layers, x, e, normalization=norm))
+    experts = [perceptron(network.experts.layers, x, e, k, normalization=norm) for k in range(len(gates))]
+    return weighted_sum(gates, experts)
 
 
 def care(network: CARENetwork, e: int, x: Tensor, t: int) -> Tensor:
@@ -169,11 +202,26 @@ def film(network: FiLMNetwork, e: int, x: Tensor, t: int) -> Tensor:
     *hidden, last = network.layers
     offset, total = 0, len(modulation) // 2
     for layer in hidden:
-        x = linear(layer, x, e)
+        x = normalize(linear(layer, x, e), network.normalization)
         gamma, beta = modulation[offset : offset + len(x)], modulation[total + offset : total + offset + len(x)]
         x = ((1 + gamma) * x + beta).clamp(min=0)
         offset += len(gamma)
     return linear(last, x, e)
+
+
+def bro(network: BroNetwork, e: int, x: Tensor, t: int) -> Tensor:
+    def norm(layer: nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(layer, BatchedLayerNorm)
+        return layer.weight[e] * layer_norm(x) + layer.bias[e]
+
+    embedding = network.task_embedding[e, t]
+    x = linear(network.encoder, th.cat([x, embedding / embedding.dot(embedding).sqrt()]), e)
+    x = norm(network.encoder_norm, x).clamp(min=0)
+    for block in network.blocks:
+        assert isinstance(block, ResidualBlock)
+        hidden = norm(block.hidden_norm, linear(block.hidden, x, e)).clamp(min=0)
+        x = x + norm(block.out_norm, linear(block.out, hidden, e))
+    return linear(network.head, x, e)
 
 
 def on_route(network: HardRoutingNetwork, e: int, x: Tensor, route: Sequence[int]) -> Tensor:
@@ -206,4 +254,5 @@ PLAIN: dict[type[MultiTaskNetwork], Callable[[Any, int, Tensor, int], Tensor]] =
     PaCoNetwork: paco,
     MOORENetwork: moore,
     FiLMNetwork: film,
+    BroNetwork: bro,
 }

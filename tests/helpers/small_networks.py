@@ -16,4 +16,5 @@ TINY: dict[str, dict[str, Any]] = {
     "MixtureOfExpertsPolicy": dict(net_arch=[6, 5], gating_arch=[4], num_experts=2),
     "CAREPolicy": dict(net_arch=[6, 5], encoder_arch=[4], embedding_dim=3, num_encoders=2),
     "FiLMPolicy": dict(net_arch=[6, 5], embedding_dim=3),
+    "BROPolicy": dict(width=6, num_blocks=1, embedding_dim=3),
 }

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "HardRoutingPolicy": dict(num_layers=2, embedding_dim=12, module_dim=8),
     "CAREPolicy": dict(embedding_dim=6, encoder_arch=[7], net_arch=[12, 10]),
     "FiLMPolicy": dict(embedding_dim=6, net_arch=[12, 10]),
+    "BROPolicy": dict(width=12, embedding_dim=6),
 }
 SHARING = [name for name in POLICIES if name != "SingleTaskPolicy"]
 

@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch as th
-from plain_networks import IN, OUT, PLAIN, M, batch, gram_schmidt, linear, make, perceptron
+from plain_networks import IN, OUT, PLAIN, SIZES, M, batch, gram_schmidt, linear, make, perceptron
 from torch import Tensor, nn
 
 from sb3_softmod.networks import (
     BatchedLinear,
+    BroNetwork,
     CARENetwork,
     FiLMNetwork,
     HardRoutingNetwork,
@@ -41,6 +42,7 @@ TASK_ENTRIES: dict[type[MultiTaskNetwork], dict[str, str]] = {
     PaCoNetwork: {"composition": ROW},
     MOORENetwork: {"task_weights": ROW, "heads.weight": ROW, "heads.bias": ROW},
     FiLMNetwork: {"task_embedding": ROW},
+    BroNetwork: {"task_embedding": ROW},
 }
 ALL_TASK_ENTRIES = [(network_class, name) for network_class, names in TASK_ENTRIES.items() for name in names]
 
@@ -57,8 +59,7 @@ def entries(parameter: Tensor, kind: str, t: int) -> Tensor:
 
 @pytest.mark.parametrize("own_inputs", [False, True], ids=["same inputs", "own inputs"])
 @pytest.mark.parametrize("ensemble_size", [1, 2])
-@pytest.mark.parametrize("size", range(3))
-@pytest.mark.parametrize("network_class", NETWORKS)
+@pytest.mark.parametrize(("network_class", "size"), [(c, size) for c in NETWORKS for size in range(len(SIZES[c]))])
 def test_output(network_class: type[MultiTaskNetwork], size: int, ensemble_size: int, own_inputs: bool) -> None:
     network = make(network_class, ensemble_size, size)
     inputs, task = batch(IDS, ensemble_size if own_inputs else None)
@@ -103,6 +104,7 @@ def test_default_sizes() -> None:
         PaCoNetwork: 5 * size(39, *trunk, 8) + 10 * 5,
         MOORENetwork: 4 * size(39, *trunk) + 10 * 4 + 10 * size(400, 8),
         FiLMNetwork: 10 * 50 + size(50, 2 * 3 * 400) + size(39, *trunk, 8),
+        BroNetwork: 10 * 32 + size(71, 512) + 2 * 512 + 2 * (size(512, 512, 512) + 4 * 512) + size(512, 8),
     }
     for network_class, count in expected.items():
         assert sum(p.numel() for p in network_class(39, 8, 10).parameters()) == count, network_class
@@ -153,9 +155,9 @@ def test_gradients_reach_the_present_tasks_and_all_that_is_shared(network_class:
         if kind in (None, ONE_HOT):
             shared = grad if kind is None else grad[..., :IN]
             layer = network.get_submodule(name.rpartition(".")[0])
-            assert isinstance(layer, BatchedLinear)
             # Each layer of the batch: of each member, and of each expert, encoder or set of parameters.
-            assert (shared.flatten(len(layer.batch_shape)) != 0).any(-1).all(), name
+            batch_axes = len(layer.batch_shape) if isinstance(layer, BatchedLinear) else 1
+            assert (shared.flatten(batch_axes) != 0).any(-1).all(), name
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)

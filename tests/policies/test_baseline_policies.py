@@ -15,6 +15,7 @@ from stable_baselines3 import SAC
 
 from sb3_softmod import ConfigurationError
 from sb3_softmod.networks import (
+    BroNetwork,
     CARENetwork,
     FiLMNetwork,
     HardRoutingNetwork,
@@ -27,7 +28,7 @@ from sb3_softmod.networks import (
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 
 NETWORKS = list(SIZES)
-WITH_NET_ARCH = [c for c in NETWORKS if c is not HardRoutingNetwork]
+WITH_NET_ARCH = [c for c in NETWORKS if c not in (HardRoutingNetwork, BroNetwork)]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,9 @@ def test_bad_net_arch_is_refused(network_class: type[MultiTaskNetwork], net_arch
         (HardRoutingNetwork, dict(num_modules=None), "num_modules must be a positive integer, not None"),
         (HardRoutingNetwork, dict(module_dim=-3), "module_dim must be a positive integer, not -3"),
         (HardRoutingNetwork, dict(embedding_dim=0), "embedding_dim must be a positive integer, not 0"),
+        (BroNetwork, dict(width=0), "width must be a positive integer, not 0"),
+        (BroNetwork, dict(num_blocks=0), "num_blocks must be a positive integer, not 0"),
+        (BroNetwork, dict(embedding_dim=-2), "embedding_dim must be a positive integer, not -2"),
         *((c, dict(ensemble_size=0), "ensemble_size must be a positive integer, not 0") for c in NETWORKS),
     ],
 )
@@ -78,7 +82,9 @@ def test_bad_sizes_are_refused(network_class: type[MultiTaskNetwork], options: d
 @pytest.mark.parametrize("policy_class", POLICIES.values())
 def test_unknown_options_are_refused(policy_class: type[MultiTaskSACPolicy]) -> None:
     space, actions = spaces.Box(-np.inf, np.inf, (6,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
-    known = "net_arch" if policy_class.network_class in WITH_NET_ARCH else "module_dim"
+    network_class = policy_class.network_class
+    others = "num_blocks" if network_class is BroNetwork else "module_dim"
+    known = "net_arch" if network_class in WITH_NET_ARCH else others
     options: dict[str, Any] = {known[:-1]: [8]}
     message = f"Unknown option '{known[:-1]}' of {policy_class.__name__}: did you mean '{known}'"
     with pytest.raises(ConfigurationError, match=message):

@@ -136,8 +136,12 @@ def test_official_weights_run_nothing(weights: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_safe_loading_of_every_policy(policy: str, tmp_path: Path) -> None:
     """What the file says in plain text need not be passed."""
-    modular = policy in ("SoftModPolicy", "HardRoutingPolicy")
-    model = trained(policy, **(dict(module_dim=4, embedding_dim=6) if modular else dict(net_arch=[6], n_critics=3)))
+    options: dict[str, dict[str, Any]] = {
+        "SoftModPolicy": dict(module_dim=4, embedding_dim=6),
+        "HardRoutingPolicy": dict(module_dim=4, embedding_dim=6),
+        "BROPolicy": dict(width=6),
+    }
+    model = trained(policy, **options.get(policy, dict(net_arch=[6], n_critics=3)))
     model.save(tmp_path / "model")
     loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), safe=True, policy=policy)
     assert (loaded.tau, loaded.batch_size, loaded.num_timesteps) == (0.01, 2 * M, 20 * M)
