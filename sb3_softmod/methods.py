@@ -122,6 +122,24 @@ def _of_others(name: str, title: str, source: str, policy: str, **options: Any) 
     return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
 
 
+#: A critic that predicts distributions of returns, with what it needs: rewards scaled to its atoms, temperatures that fit
+#: scaled rewards, normalised layers, decayed weights. As in BRC (Nauman et al. 2025).
+_DISTRIBUTIONAL = dict(
+    critic="categorical",
+    reward_scaling="per-task",
+    ent_coef="auto_0.1",
+    target_entropy="auto_0.5",
+)
+_DECAYED = dict(optimizer_kwargs=dict(weight_decay=1e-4, decoupled_weight_decay=True))
+
+
+def _with_distribution(title: str, preset: str) -> Method:
+    """The paper's network under such a critic."""
+    network = dict(preset=preset, critic_options=dict(normalization="layer"), **_DECAYED)
+    source = "this package: BRC's critic under the paper's network"
+    return Method(title, source, "SoftModPolicy", network, _DISTRIBUTIONAL)
+
+
 #: The methods by name, as written on the command line.
 METHODS: dict[str, Method] = {
     "softmod_shallow": _ours("Ours (Shallow)", "Table 1, Figure 5", "alpha", 1.0, preset="shallow"),
@@ -160,5 +178,15 @@ METHODS: dict[str, Method] = {
     "film": _of_others("film", "FiLM", "Perez et al. 2018", "FiLMPolicy"),
     "mt_sac_pcgrad": _of_others(
         "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
+    ),
+    "softmod_shallow_categorical": _with_distribution("Ours (Shallow, categorical)", "shallow"),
+    "softmod_deep_categorical": _with_distribution("Ours (Deep, categorical)", "deep"),
+    "brc": Method(
+        "BRC",
+        "Nauman et al. 2025",
+        "BROPolicy",
+        dict(width=256, num_blocks=1, critic_options=dict(width=4096, num_blocks=2), **_DECAYED),
+        dict(critic_target="mean", **_DISTRIBUTIONAL),
+        ENV_STEPS["brc"],
     ),
 }

@@ -69,6 +69,7 @@ ENV_STEPS: dict[str, Published] = {
     "film": Published(20_000_000, 100_000_000, _MTRL),
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
     "moore": Published(20_000_000, 100_000_000, "MOORE, run/metaworld: n_epochs 20 of n_steps 100,000 of each task"),
+    "brc": Published(10_000_000, 50_000_000, "arXiv 2505.23150: 1 million of each of 50 tasks; on MT10 as much a task"),
     # The authors' own file goes on to 50 million on MT10.
     "paco": Published(20_000_000, 100_000_000, "Meta-World+, examples/paco_mt10.py; of MT50 unknown, see above"),
 }

@@ -56,6 +56,7 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch
 from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.temperatures import initial_temperatures
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
+from sb3_softmod.policies.value_atoms import NUM_ATOMS
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
 from sb3_softmod.saving.loading import check_space_of
 from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
@@ -136,7 +137,7 @@ class MultiTaskSAC(LearningSAC):
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
         critic: CriticKind = "mse",
-        num_atoms: int = 101,
+        num_atoms: int = NUM_ATOMS,
         v_min: float = -10.0,
         v_max: float = 10.0,
         critic_target: CriticTarget = "min",

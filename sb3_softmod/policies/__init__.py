@@ -1,7 +1,7 @@
 """Actor and critics around a network, as policies of SB3's SAC by name, and extractors. May import networks, common."""
 
 from sb3_softmod.policies.actor_critic import MultiTaskActor, MultiTaskCritic
-from sb3_softmod.policies.base import MultiTaskSACPolicy, policy_options
+from sb3_softmod.policies.base import MultiTaskSACPolicy, network_options, policy_options
 from sb3_softmod.policies.extractors import SoftModularExtractor
 from sb3_softmod.policies.named import (
     POLICIES,
@@ -35,5 +35,6 @@ __all__ = [
     "SingleTaskPolicy",
     "SoftModPolicy",
     "SoftModularExtractor",
+    "network_options",
     "policy_options",
 ]

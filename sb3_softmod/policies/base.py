@@ -71,7 +71,7 @@ class MultiTaskSACPolicy(SACPolicy):
             )
         if use_sde:
             raise ConfigurationError(f"{type(self).__name__} has no gSDE: leave use_sde False.")
-        options = _options_of(self.network_class)
+        options = network_options(self.network_class)
         if critic_options is not None:
             require_names("critic_options", critic_options)
         for name in (*network_kwargs, *(critic_options or {})):
@@ -159,12 +159,12 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
         raise ConfigurationError(f"optimizer_class {optimizer_class.__name__} cannot step here: {error}") from error
 
 
-def _options_of(network_class: type[MultiTaskNetwork]) -> list[str]:
-    """The keyword options of a network that a user may set."""
+def network_options(network_class: type[MultiTaskNetwork]) -> list[str]:
+    """The options of a network that a user may set, by name."""
     parameters = inspect.signature(network_class).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "ensemble_size"]
 
 
 def policy_options(policy: type[MultiTaskSACPolicy]) -> list[str]:
     """What ``policy_kwargs`` may hold for a policy."""
-    return [*_options_of(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs", "critic_options"]
+    return [*network_options(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs", "critic_options"]

@@ -11,6 +11,9 @@ from torch import Tensor
 from sb3_softmod.common.checks import require_integer, require_number
 from sb3_softmod.common.errors import ConfigurationError
 
+#: K, unless somebody says otherwise.
+NUM_ATOMS = 101
+
 
 class ValueAtoms(NamedTuple):
     r"""K values :math:`z_k`, evenly spaced on :math:`[v_{min}, v_{max}]` (C51, Bellemare et al. 2017).

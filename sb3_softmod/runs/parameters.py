@@ -10,6 +10,9 @@ from rich.table import Table
 
 from sb3_softmod.envs.metaworld import resolve_task_names
 from sb3_softmod.methods import METHODS, Method
+from sb3_softmod.networks import BroNetwork
+from sb3_softmod.policies import network_options
+from sb3_softmod.policies.value_atoms import NUM_ATOMS
 
 #: Entries of an observation and of an action of Meta-World.
 OBSERVATION_DIM, ACTION_DIM = 39, 4
@@ -54,10 +57,16 @@ def count_parameters(method: Method, num_tasks: int, tasks: str | None = None) -
     :param num_tasks: M
     :param tasks: the task set, on which the sizes of some networks depend
     """
-    options = method.network_options(tasks)
+    given = method.network_options(tasks)
+    options = {name: value for name, value in given.items() if name in network_options(method.network_class)}
+    of_critic = {**options, **given.get("critic_options", {})}
+    outputs = 1 if method.options.get("critic", "mse") == "mse" else NUM_ATOMS
     with th.device("meta"):
         actor = method.network_class(OBSERVATION_DIM, 2 * ACTION_DIM, num_tasks, **options)
-        critic = method.network_class(OBSERVATION_DIM + ACTION_DIM, 1, num_tasks, **options)
+        critic = method.network_class(OBSERVATION_DIM + ACTION_DIM, outputs, num_tasks, **of_critic)
+    if isinstance(actor, BroNetwork):
+        assert isinstance(critic, BroNetwork)
+        actor.read_embedding_of(critic)
     return ParameterCount(*(sum(p.numel() for p in network.parameters()) for network in (actor, critic)))
 
 
