@@ -9,6 +9,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.learner.acceleration import Acceleration, decide
 from sb3_softmod.learner.gradient_step import GradientStep
@@ -59,13 +60,20 @@ class LearningSAC(SavingSAC):
             self.nonfinite_updates = step.finite.dropped
 
     def _learner(self) -> GradientStep:
-        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs are its."""
-        state = self._learner_state()
+        """The gradient step, told of options that changed; made once: compiled networks and recorded graphs are its.
+
+        Tells the replay buffer too.
+        """
+        state, buffer = self._learner_state(), self.replay_buffer
+        assert buffer is not None
+        check_n_steps(self.n_steps, type(buffer))
+        if isinstance(buffer, MultiTaskReplayBuffer):
+            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
         if self._gradient_step is None:
             acceleration = self._acceleration()
             if self.verbose >= 1:
                 print(acceleration)
-            balanced = isinstance(self.replay_buffer, MultiTaskReplayBuffer)
+            balanced = isinstance(buffer, MultiTaskReplayBuffer)
             self._gradient_step = GradientStep(state, acceleration, balanced, self.nonfinite_updates)
         vars(self._gradient_step.state).update(vars(state))
         return self._gradient_step

@@ -69,8 +69,8 @@ class MultiTaskSAC(LearningSAC):
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
     :math:`w_i` that multiplies its part of the actor's and the critics' loss. With one task and uniform weights it is
-    SB3's SAC. Arguments that are not listed are those of :class:`stable_baselines3.SAC`, whose ``n_steps`` and
-    ``optimize_memory_usage`` there are not.
+    SB3's SAC. Arguments that are not listed are those of :class:`stable_baselines3.SAC`, of which
+    ``optimize_memory_usage`` alone there is not.
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
     :param env: a multi-task env; a vector env of gymnasium, see :class:`.GymnasiumVecEnv`; or the name of a Meta-World
@@ -79,6 +79,8 @@ class MultiTaskSAC(LearningSAC):
     :param policy_at_warmup: take them by the untrained policy, as the authors' code does, instead of at random
     :param batch_size: samples in a gradient step; default 128 a task
     :param replay_buffer_class: default :class:`.MultiTaskReplayBuffer`, whose batches are balanced
+    :param n_steps: the most steps of rewards in a critic's target before it bootstraps, as of
+        :meth:`.MultiTaskReplayBuffer.sample`; other replay buffers are given theirs by ``replay_buffer_kwargs``
     :param ent_coef: "auto" (learned from 1), "auto_0.1" (learned from 0.1), a number, or one for each task
     :param target_entropy: "auto" (minus the action dimension A), "auto_0.5" (minus half of A), or a number
     :param critic: what the critics predict: "mse", the Q-value, by its squared error; "categorical", a distribution of
@@ -133,6 +135,7 @@ class MultiTaskSAC(LearningSAC):
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         *,  # from here on the places are not SAC's
+        n_steps: int = 1,
         ent_coef: str | float | Sequence[float] = "auto",
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
@@ -190,6 +193,7 @@ class MultiTaskSAC(LearningSAC):
             action_noise,
             replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
+            n_steps=n_steps,
             ent_coef=ent_coef,  # type: ignore[arg-type]
             target_update_interval=target_update_interval,
             target_entropy=target_entropy,
@@ -258,7 +262,8 @@ class MultiTaskSAC(LearningSAC):
         if issubclass(self.replay_buffer_class, MultiTaskReplayBuffer):
             check_batch_size(self.batch_size, M)
             needed = nbytes_of(self.buffer_size, self.observation_space, self.action_space, M)
-            here = dict(num_tasks=M, storage_device=decide_storage(self.buffer_device, self.device, needed))
+            storage = decide_storage(self.buffer_device, self.device, needed)
+            here = dict(num_tasks=M, storage_device=storage, n_steps=self.n_steps, gamma=self.gamma)
             self.replay_buffer_kwargs = {**buffer_kwargs, **here}
         if issubclass(self.policy_class, MultiTaskSACPolicy):
             self.policy_kwargs = {**self.policy_kwargs, "num_tasks": M}
@@ -274,7 +279,9 @@ class MultiTaskSAC(LearningSAC):
         if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
             share = float(self.target_entropy.removeprefix("auto_"))
             self.target_entropy = -share * self.action_space.shape[0]  # type: ignore[index]
+        n_steps, self.n_steps = self.n_steps, 1  # SB3 would warn that a buffer other than its own ignores them
         super()._setup_model()
+        self.n_steps = n_steps
         if isinstance(self.replay_buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
             self.replay_buffer.gamma = self.gamma
         self.ent_coef = given

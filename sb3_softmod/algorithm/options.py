@@ -61,7 +61,12 @@ _OF_THE_MODEL = {
     "optimize_memory_usage": "of SB3's buffers, the model knows the plain form alone",
 }
 #: What :class:`.MultiTaskReplayBuffer` gets besides.
-_OF_THE_MODEL_FOR_OURS = {"num_tasks": "the env says it", "storage_device": "it is buffer_device of the model"}
+_OF_THE_MODEL_FOR_OURS = {
+    "num_tasks": "the env says it",
+    "storage_device": "it is buffer_device of the model",
+    "n_steps": "it is an argument of the model",
+    "gamma": "it is an argument of the model",
+}
 
 
 def check_policy(policy: Any, known: Mapping[str, type[BasePolicy]]) -> None:
@@ -216,7 +221,21 @@ def _check_buffer(given: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"replay_buffer_kwargs holds {name!r}, which {cls.__name__} does not take: {nearest(name, known)}"
             )
+    check_n_steps(given["n_steps"], cls)
     check_normalized_rewards(given["_vec_normalize_env"], cls)
+
+
+def check_n_steps(n_steps: Any, buffer_class: type[ReplayBuffer]) -> None:
+    """Refuse returns of several steps from a replay buffer that would not make them.
+
+    :raises ConfigurationError: saying what to take instead
+    """
+    require_integer("n_steps", n_steps, 1)
+    if n_steps > 1 and not issubclass(buffer_class, MultiTaskReplayBuffer):
+        raise ConfigurationError(
+            f"n_steps={n_steps} is for MultiTaskReplayBuffer, not for {buffer_class.__name__}: leave it 1. SB3's "
+            f"NStepReplayBuffer takes its own, replay_buffer_kwargs=dict(n_steps={n_steps})."
+        )
 
 
 def check_normalized_rewards(env: Any, buffer_class: type[ReplayBuffer] | None) -> None:

@@ -40,6 +40,8 @@ class MultiTaskReplayBuffer(TaskRings):
     :param handle_timeout_termination: must be True (the place is SB3's)
     :param num_tasks: M
     :param storage_device: where transitions are kept, sampled and normalised
+    :param n_steps: the most steps of rewards in a sample, see :meth:`sample`; may be changed at any time, as may gamma
+    :param gamma: the discount of a step within those
     :raises ConfigurationError: for a space without room for the tasks, or a buffer smaller than a row for each task
     """
 
@@ -48,10 +50,17 @@ class MultiTaskReplayBuffer(TaskRings):
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw, with replacement, the same number of transitions of each of the P tasks that have any.
 
+        With ``n_steps`` above 1, a sample goes on from its transition along the episode, for m steps in all:
+        ``n_steps``, or fewer where the episode ends, terminated or truncated, or its newest transition is reached. Its
+        reward is the sum of gamma^k r_k over k < m, each r_k normalised by itself; its next observation and ``dones``
+        are those of the last step, and its discount is gamma^m: as of SB3's ``NStepReplayBuffer``, whose targets are
+        reward + (1 - done) discount Q(next observation).
+
         :param batch_size: divisible by the number of tasks M; a batch of fewer tasks holds as many rows of it as they
             divide
         :param env: normalises the batch where one is given
-        :return: ``batch_size // P * P`` rows, ordered by task, observations with their one-hot task
+        :return: ``batch_size // P * P`` rows, ordered by task, observations with their one-hot task; without discounts
+            where ``n_steps`` is 1
         :raises ConfigurationError: if the M tasks do not divide the batch, or there are no transitions yet
         """
         check_batch_size(batch_size, self.num_tasks)
@@ -68,13 +77,16 @@ class MultiTaskReplayBuffer(TaskRings):
     def _batch(self, rows: Tensor, tasks: np.ndarray, env: VecNormalize | None) -> ReplayBufferSamples:
         """The transitions of rows ``[P * n]``, ordered by their tasks ``[P]``."""
         P, M, S = len(tasks), self.num_tasks, self.state_dim
-        following = self._next[rows]
+        way = self._way(rows)
+        following = self._next.index_select(0, way[-1])
         both = th.cat([rows, following.clamp(min=0)])
         content = self._rows.index_select(0, both).view(2, P, -1, self._rows.shape[1])
         # Where the next state is a row's, any end is read and not used: to pick out the others would wait for a GPU.
         end = self._ends.index_select(0, (~following).clamp(min=0)).view(P, -1, S + 1)
         ended = (following < 0).view(P, -1, 1)
         states, actions, rewards = content[..., :S], content[0, ..., S:-1], content[0, ..., -1]
+        if len(way) > 1:
+            rewards = self._rows[:, -1].index_select(0, th.cat(way)).view(len(way), P, -1)
         th.where(ended, end[..., :S], states[1], out=states[1])
         dones = ended * end[..., -1:]
         if isinstance(env, MultiTaskVecNormalize):
@@ -86,9 +98,32 @@ class MultiTaskReplayBuffer(TaskRings):
         task.copy_(self._to_storage(np.eye(M, dtype=np.float32)[tasks])[:, None])
         if env is not None and not isinstance(env, MultiTaskVecNormalize):  # SB3's own, which knows arrays alone
             observations = th.from_numpy(self._normalize_obs(observations.cpu().numpy(), env))
-            rewards = th.from_numpy(self._normalize_reward(rewards.cpu().numpy(), env))
-        batch = (observations[0], actions, observations[1], dones, rewards.float())
+            rewards = self._to_storage(self._normalize_reward(rewards.cpu().numpy(), env))
+        batch = [observations[0], actions, observations[1], dones]
+        batch += [rewards.float()] if len(way) == 1 else self._returns(rewards.flatten(1), th.stack(way))
         return ReplayBufferSamples(*(send(x.reshape(len(rows), -1).contiguous(), self.device) for x in batch))
+
+    def _way(self, rows: Tensor) -> list[Tensor]:
+        """The rows that an episode goes on to, ``n_steps`` times ``[B]``; where it does not, the same row again."""
+        way = [rows]
+        for _ in range(self.n_steps - 1):
+            following = self._next.index_select(0, way[-1])
+            way.append(th.where(following < 0, way[-1], following))
+        return way
+
+    def _returns(self, rewards: Tensor, way: Tensor) -> list[Tensor]:
+        """The discounted sums of the rewards of all steps, and the discounts of what follows them; both ``[B]``.
+
+        :param rewards: ``[n_steps, B]``
+        :param way: see :meth:`_way`, ``[n_steps, B]``
+        """
+        gamma, steps = (
+            float(self.gamma),
+            1 + (way[1:] != way[:-1]).sum(0),
+        )  # a row is the next of itself at an end alone
+        step = th.arange(len(way), device=way.device)[:, None]
+        weights = gamma**step * (step < steps)
+        return [(weights * rewards).sum(0).float(), gamma**steps]
 
     def _normalized(
         self, states: Tensor, rewards: Tensor, tasks: np.ndarray, env: MultiTaskVecNormalize
@@ -115,7 +150,7 @@ class MultiTaskReplayBuffer(TaskRings):
             raise ConfigurationError(
                 "This replay buffer was saved by an older version, in another layout: collect its transitions anew."
             )
-        vars(self).update(state)
+        vars(self).update({"n_steps": 1, "gamma": 0.99, **state})  # which older versions did not have
         self.storage_device = get_device(self.storage_device)  # the CPU where there is no GPU
         self._make_rings(0)
         if self.size():

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
-from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.checks import require_integer, require_number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import check_space, split, task_ids
 
@@ -23,7 +23,8 @@ LARGEST_BUFFER = 2**31 - 1
 class TaskRings(ReplayBuffer):
     """Storing, and what was stored in segments for checkpoints; arguments as of :class:`.MultiTaskReplayBuffer`.
 
-    A transition is a row of its task's ring. Its next state is that of the row where its env went on, or an end.
+    A transition is a row of its task's ring. Its next state is that of the row where its env went on, or an end. Such
+    links stay within an episode.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class TaskRings(ReplayBuffer):
         *,
         num_tasks: int,
         storage_device: th.device | str = "cpu",
+        n_steps: int = 1,
+        gamma: float = 0.99,
     ) -> None:
         check_space(observation_space, num_tasks)
         if optimize_memory_usage:
@@ -50,12 +53,15 @@ class TaskRings(ReplayBuffer):
             raise ConfigurationError(f"MultiTaskReplayBuffer stores continuous actions (a Box), not {action_space}.")
         require_integer("buffer_size", buffer_size, 1, LARGEST_BUFFER)
         require_integer("n_envs", n_envs, 1)
+        require_integer("n_steps", n_steps, 1)
+        require_number("gamma", gamma, 0, 1)
         if buffer_size < num_tasks:
             raise ConfigurationError(f"buffer_size={buffer_size} leaves no room for each of {num_tasks} tasks.")
         # BaseBuffer's, since ReplayBuffer's would allocate its own arrays.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.num_tasks = num_tasks
         self.storage_device = get_device(storage_device)
+        self.n_steps, self.gamma = n_steps, gamma
         self.optimize_memory_usage = False
         self.handle_timeout_termination = True
         self.capacity_per_task = buffer_size // num_tasks
@@ -77,7 +83,9 @@ class TaskRings(ReplayBuffer):
         width = self.state_dim + self.action_dim + 1
         try:
             self._rows = th.empty(size, width, device=self.storage_device)  # state, action, reward
-            # The row that holds the next state; or ~e where that is the end e.
+            # The row that holds the next state; or ~e where that is the end e. A row leads to one of its own ring that
+            # was stored by a later call, and a ring overwrites its oldest rows first: a row that is there leads to one
+            # that is there, however many envs share the ring.
             self._next = th.empty(size, dtype=th.int32, device=self.storage_device)
         except RuntimeError as error:  # torch has no better one for memory that there is not
             raise ConfigurationError(
@@ -167,7 +175,8 @@ class TaskRings(ReplayBuffer):
         self._end_numbers[ends] = numbers
         self._write(content, rows, ends, self._latest.rows[going], rows[going])
 
-        self._latest = _Latest(ids, numbers, rows, ends, content)
+        cut = np.array(done, np.bool_) & ~terminated
+        self._latest = _Latest(np.where(cut, -1, ids), numbers, rows, ends, content)
         self.added_per_task += counts
         self.full = bool((self.added_per_task >= self.capacity_per_task).all())
 
@@ -312,7 +321,7 @@ class Mark(NamedTuple):
 class _Latest(NamedTuple):
     """The latest transition of each env."""
 
-    ids: np.ndarray  # [n_envs], its task
+    ids: np.ndarray  # [n_envs], its task; -1 if the episode was cut, so that no row of the next one follows
     numbers: np.ndarray  # [n_envs], how many transitions its task had before it
     rows: np.ndarray  # [n_envs]
     ends: np.ndarray  # [n_envs], the end that holds its next state

@@ -167,4 +167,10 @@ def network_options(network_class: type[MultiTaskNetwork]) -> list[str]:
 
 def policy_options(policy: type[MultiTaskSACPolicy]) -> list[str]:
     """What ``policy_kwargs`` may hold for a policy."""
-    return [*network_options(policy.network_class), "n_critics", "optimizer_class", "optimizer_kwargs", "critic_options"]
+    return [
+        *network_options(policy.network_class),
+        "n_critics",
+        "optimizer_class",
+        "optimizer_kwargs",
+        "critic_options",
+    ]

@@ -24,6 +24,7 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.saving.checkpoints import Checkpoint
 from sb3_softmod.saving.loading import check_arguments, check_custom_objects, fitting, make, read
@@ -146,6 +147,8 @@ class SavingSAC(SAC):
     def load_replay_buffer(self, path: str | Path | Any, truncate_last_traj: bool = True) -> None:
         """Load a replay buffer. Loading runs code from the file: open only files you trust.
 
+        A :class:`.MultiTaskReplayBuffer` takes ``n_steps`` and ``gamma`` of the model.
+
         :param path: the file, or a file object
         :param truncate_last_traj: of no use here (the place is SB3's)
         :raises FileError: naming the file, if it is missing, broken or no replay buffer
@@ -155,6 +158,8 @@ class SavingSAC(SAC):
         facts = ("observation_space", "action_space", "num_tasks", "n_envs")
         check_buffer(path, buffer, {name: getattr(self, name) for name in facts})
         buffer.device = self.device
+        if isinstance(buffer, MultiTaskReplayBuffer):
+            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
         self.replay_buffer = buffer
 
     @classmethod

@@ -22,6 +22,7 @@ SAFE_ARGUMENTS = (
     "tau",
     "gamma",
     "gradient_steps",
+    "n_steps",
     "ent_coef",
     "target_update_interval",
     "target_entropy",

@@ -190,9 +190,8 @@ def test_learn_refuses() -> None:
 
 
 def test_arguments_of_sac_that_there_are_not() -> None:
-    for arguments in (dict[str, Any](n_steps=3), dict[str, Any](optimize_memory_usage=True)):
-        with pytest.raises(TypeError, match=next(iter(arguments))):
-            make_model(**arguments)
+    with pytest.raises(TypeError, match="optimize_memory_usage"):
+        make_model(optimize_memory_usage=True)
 
 
 @pytest.mark.parametrize("overlap", [False, True])

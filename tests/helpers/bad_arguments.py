@@ -63,6 +63,7 @@ def algorithms() -> Iterator[BadInput]:
             "replay_buffer_class": "nothing else",
             "replay_buffer_kwargs": "mapping or None",
             "target_update_interval": "count",
+            "n_steps": "count",
             "loss_weighting": "name",
             "max_grad_norm": "positive or None",
             "gradient_surgery": "name or None",

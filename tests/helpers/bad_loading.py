@@ -74,7 +74,7 @@ def arguments_of_load() -> Iterator[BadInput]:
         ("lerning_rate", "'learning_rate'"),
         ("buffersize", "'buffer_size'"),
         ("entcoef", "'ent_coef'"),
-        ("n_steps", "'n_steps'"),
+        ("n_step", "'n_steps'"),
         ("optimize_memory_usage", "'optimize_memory_usage'"),
     ):
         for how, does in (("load", load), ("load(safe=True)", load_safely), ("resume", resume)):
@@ -141,7 +141,12 @@ def options() -> Iterator[BadInput]:
     for cls in (None, Keyed, ReplayBuffer, NStepReplayBuffer):
         name = "no class" if cls is None else cls.__name__
         ours = cls in (None, Keyed)
-        for key in (*of_the_model, *(("num_tasks", "storage_device") if ours else ()), "handle_timeouts", "shar"):
+        for key in (
+            *of_the_model,
+            *(("num_tasks", "storage_device", "n_steps", "gamma") if ours else ()),
+            "handle_timeouts",
+            "shar",
+        ):
             run = later(made, replay_buffer_class=cls, replay_buffer_kwargs={key: 1})
             yield BadInput("parts", f"{name}: {key}", run, key)
     for buffer in (None, Keyed):

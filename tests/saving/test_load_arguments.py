@@ -122,6 +122,7 @@ OTHER: dict[str, Any] = dict(
     action_noise=NormalActionNoise(np.zeros(2), np.ones(2)),
     replay_buffer_class=NStepReplayBuffer,
     replay_buffer_kwargs={},
+    n_steps=3,
     ent_coef=0.5,
     target_update_interval=3,
     target_entropy=-7.0,
