@@ -122,8 +122,8 @@ def _of_others(name: str, title: str, source: str, policy: str, **options: Any) 
     return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
 
 
-#: A critic that predicts distributions of returns, with what it needs: rewards scaled to its atoms, temperatures that fit
-#: scaled rewards, normalised layers, decayed weights. As in BRC (Nauman et al. 2025).
+#: A critic that predicts distributions of returns, with what it needs: rewards scaled to its atoms, temperatures that
+#: fit scaled rewards. As in BRC (Nauman et al. 2025), as are decayed weights.
 _DISTRIBUTIONAL = dict(
     critic="categorical",
     reward_scaling="per-task",

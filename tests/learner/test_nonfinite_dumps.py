@@ -120,7 +120,7 @@ def test_a_dump_of_a_step_without_the_actor(tmp_path: Path) -> None:
     model = make_model(tmp_path, policy_delay=2)
     model.train(2, B)
     set_parameter(model, "critic.network.mlp.layers.0.weight", math.inf)
-    with pytest.raises(NonFiniteError, match="Gradient step 3 .* the loss of the critic") as error:
+    with pytest.raises(NonFiniteError, match=r"Gradient step 3 .* the loss of the critic") as error:
         model.train(1, B)
     fails_alike(tmp_path, 3, error, make_model(**CHANCE, policy_delay=2))
     with pytest.raises(ConfigurationError, match="written with policy_delay=2, the model has 1"):
