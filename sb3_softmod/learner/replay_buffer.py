@@ -117,10 +117,8 @@ class MultiTaskReplayBuffer(TaskRings):
         :param rewards: ``[n_steps, B]``
         :param way: see :meth:`_way`, ``[n_steps, B]``
         """
-        gamma, steps = (
-            float(self.gamma),
-            1 + (way[1:] != way[:-1]).sum(0),
-        )  # a row is the next of itself at an end alone
+        gamma = float(self.gamma)
+        steps = 1 + (way[1:] != way[:-1]).sum(0)  # a row is there again only where the way ends
         step = th.arange(len(way), device=way.device)[:, None]
         weights = gamma**step * (step < steps)
         return [(weights * rewards).sum(0).float(), gamma**steps]
