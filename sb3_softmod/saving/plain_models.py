@@ -111,6 +111,19 @@ def space_from_plain(name: str, plain: Any) -> spaces.Box:
         raise ConfigurationError(f"its {name} is none ({error}).") from error
 
 
+def task_names_of_file(facts: Mapping[str, Any]) -> list[str]:
+    """The names of the tasks in a file of :func:`save_plain`.
+
+    :raises ConfigurationError: for what are none
+    """
+    names = facts.get("task_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"its task_names are none: {names!r}.")
+    if len(set(names)) != facts.get("num_tasks"):
+        raise ConfigurationError(f"its task_names are not those of {facts.get('num_tasks')!r} tasks: {names!r}.")
+    return names
+
+
 def completed(parameters: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """The parameters of a file of :func:`save_plain` with what it leaves out: optimizers at their beginning, and target
     critics like the critics.

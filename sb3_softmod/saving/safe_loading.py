@@ -13,7 +13,14 @@ from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, statistics_from_plain
 from sb3_softmod.saving.loading import Saved, check_networks, restore
 from sb3_softmod.saving.models import is_plain, saved_weights
-from sb3_softmod.saving.plain_models import COUNTS, completed, is_plain_model, safe_arguments, space_from_plain
+from sb3_softmod.saving.plain_models import (
+    COUNTS,
+    completed,
+    is_plain_model,
+    safe_arguments,
+    space_from_plain,
+    task_names_of_file,
+)
 
 
 def load_safely(
@@ -45,7 +52,8 @@ def load_safely(
         model.observation_space, model.action_space = (
             space_from_plain(name, facts[name]) for name in ("observation_space", "action_space")
         )
-        model.num_tasks, model.task_names, model.n_envs = facts["num_tasks"], list(facts["task_names"]), 1
+        model.task_names, model.n_envs = task_names_of_file(facts), 1
+        model.num_tasks = len(model.task_names)
     _take_statistics(model, path, facts.get("normalization"))
     model._setup_model()
     if env is not None:
