@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch as th
 
 from sb3_softmod.algorithm.pretrained import FOLDER, save_pretrained
-from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.evaluation.evaluate import Protocol
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name, load_model
@@ -39,12 +39,12 @@ def main() -> None:
 
     th.set_num_threads(1)
     model = load_model(load_run(args.run), minutes=args.minutes)
-    files = save_pretrained(model, args.out / args.name, card_of(args.run, args.minutes))
-    size = files[0].stat().st_size
+    card = card_of(args.run, args.minutes)
+    with TemporaryDirectory() as trial:  # what is there under this name stays
+        size = save_pretrained(model, Path(trial) / args.name, card)[0].stat().st_size
     if size > LIMIT:
-        for file in files:
-            file.unlink()
-        raise ConfigurationError(f"The file of {args.run} would have {size:,} bytes, more than {LIMIT:,}.")
+        parser.error(f"the file of {args.run} would have {size:,} bytes, more than {LIMIT:,}")
+    files = save_pretrained(model, args.out / args.name, card)
     print(*files, f"{size:,} bytes", sep="\n")
 
 
