@@ -1,69 +1,167 @@
-"""Methods side by side with the laptop's settings: trains, plays every goal, and draws the curves.
+"""Methods side by side: success after so many minutes of training on this machine, by Meta-World's protocol.
 
-    python benchmarks/laptop.py                                   # MT3: three methods, three seeds
-    python benchmarks/laptop.py --env MT10-Conditioned --seeds 0
+    python benchmarks/laptop.py --env MT10-Conditioned --minutes 15 30 60 --algos softmod_shallow mt_sac --seeds 0 1 2
 
-One run after the other, each in a process of its own. A run that is finished is not made again, so that the command
-can be stopped and repeated. Options after ``--`` go to ``sb3-softmod train``.
+Each run trains with the laptop's settings in a process of its own, one after the other. The clock runs from the
+beginning of learning: compiling counts, making the envs and evaluating does not. The policy after each number of
+minutes then plays each of the 50 goals of every task once. A run that is finished is not made again, one that was ended
+goes on where it was, and what was evaluated is not played again, so that the command can be stopped and repeated.
+Options after ``--`` go to ``sb3-softmod train``.
+
+Success of each run and mark is in benchmarks/results/laptop_<env>.json; a table of means over the seeds and the curves
+of the evaluations during training are in the folder of the runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch as th
 
+from sb3_softmod.common.errors import CheckpointError
+from sb3_softmod.common.files import replacing
 from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.methods import get_method
 from sb3_softmod.runs.curves import draw_curves
-from sb3_softmod.runs.evaluation import evaluate_run
-from sb3_softmod.runs.results import results_table
-from sb3_softmod.runs.run import FINAL, MANIFEST, Run, load_run
+from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name
+from sb3_softmod.runs.results import render
+from sb3_softmod.runs.run import MANIFEST, Run, load_run
+from sb3_softmod.runs.statistics import aggregate
+from sb3_softmod.saving.checkpoints import find
+from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="MT3", help="task set of Meta-World (default: MT3)")
+    parser.add_argument("--env", default="MT10-Conditioned", help="task set of Meta-World (default: MT10-Conditioned)")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[15, 30, 60], help="marks (default: 15 30 60)")
     parser.add_argument("--algos", nargs="+", default=["softmod_shallow", "mt_sac", "mt_mh_sac"], metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("laptop"), help="folder for everything (default: laptop)")
+    parser.add_argument("--out", type=Path, default=Path("laptop"), help="folder of the runs (default: laptop)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the JSON (default: benchmarks/results)"
+    )
     parser.add_argument("options", nargs="*", help="options of sb3-softmod train")
     args = parser.parse_args()
-    name = get_task_set(args.env).name
+    name, minutes = get_task_set(args.env).name, check_minutes(args.minutes)
     for algo in args.algos:
         get_method(algo)
 
-    th.set_num_threads(1)  # enough for networks of this size
-    runs = []
+    th.set_num_threads(1)  # of the evaluations: enough for networks of this size
+    runs: list[Run] = []
+    rows: list[dict[str, Any]] = []
     for seed in args.seeds:  # by seed, so that the methods can be compared early
         for algo in args.algos:
-            if find_run(args.out, algo, name, seed) is None:
-                train(args.out, algo, name, seed, args.options)
-            run = find_run(args.out, algo, name, seed)
-            assert run is not None
-            if not (run.folder / FINAL).exists():
-                print(evaluate_run(run.folder, protocol="metaworld"))
-            runs.append(load_run(run.folder))
-            print(results_table(runs), flush=True)
-    picture = args.out / f"{name}.png"
-    draw_curves(runs, name).savefig(picture, dpi=150)
-    print(f"\nCurves: {picture}. By task: {FINAL} in the folder of each run.")
+            run = finished_run(args.out, algo, name, seed, minutes, args.options)
+            runs.append(run)
+            rows += [evaluated(run, mark) for mark in minutes]
+            with replacing(args.results / f"laptop_{name}.json") as draft:
+                draft.write_text(json.dumps(rows, indent=1) + "\n")
+            table = table_of(rows)
+            with replacing(args.out / f"{name}.md") as draft:
+                draft.write_text(table + "\n")
+            print(f"\n{table}", flush=True)
+    if any(len(run.timesteps) for run in runs):  # none with --eval-freq -1
+        draw_curves(runs, name).savefig(args.out / f"{name}.png", dpi=150)
+        print(f"\nCurves: {args.out / name}.png")
 
 
-def find_run(out: Path, algo: str, env: str, seed: int) -> Run | None:
-    """The finished run of a seed, if there is one."""
+def finished_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> Run:
+    """The run of a method and seed; what there is not of it yet is made, in a process of its own."""
+    runs = runs_of(out, algo, env, seed, minutes)
+    if not any(run.finished for run in runs):
+        begun = next((run for run in runs if has_checkpoint(run)), None)
+        command = ["--resume", str(begun.folder)] if begun else new_run(out, algo, env, seed, minutes, options)
+        subprocess.run([sys.executable, "-m", "sb3_softmod.cli", "train", *command], check=True)
+        runs = runs_of(out, algo, env, seed, minutes)
+    finished = [run for run in runs if run.finished]
+    if not finished:  # Ctrl-C during the training, which has said how to go on
+        sys.exit(1)
+    return finished[0]
+
+
+def runs_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float]) -> list[Run]:
+    """The runs of a method, seed and marks that there are, finished or not."""
     runs = [load_run(path.parent) for path in sorted(out.glob(f"{algo}/{env}_*/{MANIFEST}"))]
-    return next((run for run in runs if run.finished and run.manifest["seed"] == seed), None)
+    return [run for run in runs if (run.manifest["seed"], run.manifest.get("planned_minutes")) == (seed, minutes)]
 
 
-def train(out: Path, algo: str, env: str, seed: int, options: list[str]) -> None:
-    """One run."""
-    command = f"train --algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --num-threads 1 --verbose 0"
-    subprocess.run([sys.executable, "-m", "sb3_softmod.cli", *command.split(), *options], check=True)
+def has_checkpoint(run: Run) -> bool:
+    """Whether a run can go on; one that was killed early has to begin anew."""
+    try:
+        find(run.folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def new_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> list[str]:
+    """The arguments of a new run."""
+    command = f"--algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --num-threads 1 --verbose 0"
+    return [*command.split(), "--minutes", *(f"{mark:g}" for mark in minutes), *options]
+
+
+def evaluated(run: Run, minutes: float) -> dict[str, Any]:
+    """How the policy after some minutes plays, and what it took to learn it; played once, and read afterwards."""
+    path = run.folder / evaluation_name(minutes)
+    if path.exists():
+        found = TaskEvaluation.from_json(path)
+    else:
+        found = evaluate_run(run.folder, protocol="metaworld", minutes=minutes)
+        print(f"\n{run.title}, seed {run.manifest['seed']}, after {minutes:g} minutes\n{found}", flush=True)
+    marks = json.loads((run.folder / SNAPSHOTS).read_text())
+    facts = ("horizon", "goals", "reward_version", "n_envs", "network", "parameters", "git")
+    return {
+        "method": run.method,
+        "seed": run.manifest["seed"],
+        **next(mark for mark in marks if mark["minutes"] == minutes),
+        "mean": found.mean_success_rate,
+        "success": dict(zip(found.task_names, found.success_rate, strict=True)),
+        "episodes_a_task": min(found.episodes),
+        "machine": run.manifest["hardware"],
+        "settings": {"options": options_of(run), **{name: run.manifest.get(name) for name in facts}},
+    }
+
+
+def options_of(run: Run) -> list[str]:
+    """Its options of sb3-softmod train, but for where it lies."""
+    arguments = list(run.manifest["arguments"])
+    place = arguments.index("-f")
+    return arguments[:place] + arguments[place + 2 :]
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Success in %, of each method and mark: mean over tasks and seeds, IQM with its 95 % interval, and each task."""
+    tasks = list(rows[0]["success"])
+    short = [task.removesuffix("-v3") for task in tasks]
+    header = ["method", "minutes", "seeds", "env steps", "gradient steps", "mean", "IQM (95 %)", "least", *short]
+    lines = []
+    for method, minutes in dict.fromkeys((row["method"], row["minutes"]) for row in rows):
+        group = [row for row in rows if (row["method"], row["minutes"]) == (method, minutes)]
+        scores = np.array([[row["success"][task] for task in tasks] for row in group])
+        found, by_task = aggregate(scores), scores.mean(0)
+        iqm = f"{100 * found.iqm:.1f}"
+        if found.iqm_interval is not None:
+            iqm += " ({:.1f} to {:.1f})".format(*(100 * bound for bound in found.iqm_interval))
+        steps = [f"{np.mean([row[name] for row in group]):,.0f}" for name in ("env_steps", "gradient_steps")]
+        least = int(by_task.argmin())
+        worst = f"{100 * by_task[least]:.0f} ({short[least]})"
+        percents = [f"{100 * rate:.0f}" for rate in by_task]
+        lines.append(
+            [method, f"{minutes:g}", str(len(group)), *steps, f"{100 * found.mean:.1f}", iqm, worst, *percents]
+        )
+    return render("markdown", header, lines)
 
 
 if __name__ == "__main__":

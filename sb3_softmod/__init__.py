@@ -11,6 +11,7 @@ from sb3_softmod.envs.task_sets import register_all
 
 if TYPE_CHECKING:
     from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+    from sb3_softmod.algorithm.pretrained import pretrained, save_pretrained
     from sb3_softmod.algorithm.softmod_sac import SoftModSAC
     from sb3_softmod.common.errors import (
         CheckpointError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sb3_softmod.networks import SoftModularNetwork
     from sb3_softmod.policies import MultiTaskSACPolicy, SoftModPolicy, SoftModularExtractor
     from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
+    from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 
 
 # Loaded when first used: a worker process that steps environments imports this package, but must not load torch.
@@ -51,9 +53,12 @@ _HOMES = {
     "SoftModularExtractor": "policies",
     "SoftModularNetwork": "networks",
     "TaskEnv": "envs.tasks",
+    "TimedSnapshots": "saving.timed_snapshots",
     "make_dm_control_env": "envs.make",
     "make_metaworld_env": "envs.make",
     "make_multitask_env": "envs.make",
+    "pretrained": "algorithm.pretrained",
+    "save_pretrained": "algorithm.pretrained",
 }
 
 __all__ = [
@@ -75,10 +80,13 @@ __all__ = [
     "SoftModularExtractor",
     "SoftModularNetwork",
     "TaskEnv",
+    "TimedSnapshots",
     "__version__",
     "make_dm_control_env",
     "make_metaworld_env",
     "make_multitask_env",
+    "pretrained",
+    "save_pretrained",
 ]
 
 find_moved_modules()

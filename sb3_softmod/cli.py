@@ -102,7 +102,9 @@ def _parser() -> Parser:
     evaluate.add_argument("--protocol", help=protocols)
     evaluate.add_argument("--episodes", type=int, help="of each task (default: the protocol's, or 50)")
     evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
-    evaluate.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    which.add_argument("--minutes", type=float, help="the model after so many minutes, of train --minutes")
 
     report = _command(commands, "report", _report, "all that is known of a run, as one HTML file")
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
@@ -240,6 +242,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         n_eval_episodes=args.episodes,
         seed=args.seed,
         best=args.best,
+        minutes=args.minutes,
         progress_bar=sys.stderr.isatty(),
     )
     for folder, found in results.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import json
 import os
 import re
 import shlex
@@ -94,10 +95,15 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "argv", arguments[2:])
         run_script(arguments[2])
     elif arguments[0] == "benchmarks/laptop.py":
-        tiny = [*["--algos", "mt_sac", "--seeds", "0", "--"], *small(["--env", "MT3"])]
-        run([str(ROOT / arguments[0]), *arguments[1:], *tiny])
-        assert (folder / "laptop" / "MT3.png").stat().st_size > 5000
-        assert len(list((folder / "laptop").glob("*/*/evaluation.json"))) == 1
+        tiny = small(["--env", "MT3"])
+        steps = tiny.index("-n")
+        del tiny[steps : steps + 2]
+        less = ["--env", "MT3", "--minutes", "0.02", "--algos", "mt_sac", "--seeds", "0", "--results", "results"]
+        run([str(ROOT / arguments[0]), *arguments[1:], *less, "--", *tiny])
+        assert "| mt_sac | 0.02 | 1 |" in (folder / "laptop" / "MT3.md").read_text()
+        (row,) = json.loads((folder / "results" / "laptop_MT3.json").read_text())
+        assert (row["method"], row["minutes"], row["episodes_a_task"]) == ("mt_sac", 0.02, 50)
+        assert len(list((folder / "laptop").glob("*/*/evaluation_0.02min.json"))) == 1
     else:
         pytest.fail(f"no test runs {command!r}")
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_softmod.common.checks import require_choice, require_flag, require_number
+from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_number
 from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import replacing
 from sb3_softmod.common.saved_files import naming, unpickled
@@ -21,6 +21,9 @@ from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.progress import progress_of, set_progress_of
 
 _STATISTICS = ("pooled", "per-task")
+#: What :meth:`.MultiTaskVecNormalize.statistics` are of: settings, and running means.
+_SETTINGS = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+_MEANS = ("obs_rms", "ret_rms")
 
 
 class MultiTaskVecNormalize(VecNormalize):
@@ -135,13 +138,12 @@ class MultiTaskVecNormalize(VecNormalize):
 
     def statistics(self) -> dict[str, Any]:
         """A copy of what :meth:`set_statistics` takes: all settings and running means, without the envs."""
-        kept = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-        return {name: deepcopy(getattr(self, name)) for name in (*kept, "obs_rms", "ret_rms", "num_tasks")}
+        return {name: deepcopy(getattr(self, name)) for name in (*_SETTINGS, *_MEANS, "num_tasks")}
 
     def set_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over the settings and running means of another one.
 
-        :raises ConfigurationError: if they are of another number of tasks
+        :raises ConfigurationError: if they are of another number of tasks, or of observations of another size
         """
         known = self.statistics()
         if not isinstance(statistics, Mapping) or statistics.keys() != known.keys():
@@ -149,6 +151,11 @@ class MultiTaskVecNormalize(VecNormalize):
         if statistics["num_tasks"] != self.num_tasks:
             raise ConfigurationError(
                 f"The statistics are of {statistics['num_tasks']} tasks, but the env has {self.num_tasks}."
+            )
+        own, given = (each["obs_rms"][0].mean.shape for each in (known, statistics))
+        if own != given:
+            raise ConfigurationError(
+                f"The statistics are of observations of the shape {given}, but those of the env have {own}."
             )
         self.__dict__.update(statistics)
 
@@ -235,6 +242,61 @@ class MultiTaskVecNormalize(VecNormalize):
 
     def _scale_of(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
+
+
+def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics as JSON has them, to the last bit, for files.
+
+    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`
+    """
+    plain = dict(statistics)
+    for name in _MEANS:
+        plain[name] = [
+            {"mean": np.asarray(rms.mean).tolist(), "var": np.asarray(rms.var).tolist(), "count": float(rms.count)}
+            for rms in statistics[name]
+        ]
+    return plain
+
+
+def statistics_from_plain(plain: Any) -> dict[str, Any]:
+    """What :meth:`.MultiTaskVecNormalize.set_statistics` takes, of what :func:`plain_statistics` gave.
+
+    :param plain: from a file, so that anything may be in it
+    :raises ConfigurationError: saying what is wrong with it
+    """
+    if not isinstance(plain, Mapping) or set(plain) != {*_SETTINGS, *_MEANS, "num_tasks"}:
+        raise ConfigurationError("its statistics of the observations are incomplete.")
+    require_integer("num_tasks of the statistics", plain["num_tasks"], 1)
+    require_choice("obs_statistics", plain["obs_statistics"], _STATISTICS)
+    for name in ("norm_obs", "norm_reward"):
+        require_flag(name, plain[name])
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
+        if not isinstance(plain[name], (int, float)) or not plain[name] >= 0:
+            raise ConfigurationError(f"{name} of the statistics must be a number of at least 0, not {plain[name]!r}.")
+    num_tasks, by_task = plain["num_tasks"], plain["obs_statistics"] == "per-task"
+    groups = {"obs_rms": num_tasks if by_task else 1, "ret_rms": num_tasks}
+    means = {
+        name: _running_means(name, plain[name], groups[name], dims) for name, dims in (("obs_rms", 1), ("ret_rms", 0))
+    }
+    return {**plain, **means}
+
+
+def _running_means(name: str, plain: Any, groups: int, dims: int) -> list[RunningMeanStd]:
+    """Running means of a file, all of one shape with so many axes."""
+    found = []
+    try:
+        for each in plain:
+            mean, var = (np.array(each[key], np.float64) for key in ("mean", "var"))
+            rms = RunningMeanStd(shape=mean.shape)
+            rms.mean, rms.var, rms.count = mean, var, float(each["count"])
+            found.append(rms)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name} of the statistics are no means and variances ({error}).") from error
+    shapes = {array.shape for rms in found for array in (rms.mean, rms.var)}
+    finite = all(np.isfinite([*np.ravel(rms.mean), *np.ravel(rms.var), rms.count]).all() for rms in found)
+    if len(found) != groups or len(shapes) != 1 or len(min(shapes)) != dims or not finite:
+        raise ConfigurationError(f"{name} of the statistics are not {groups} finite means and variances.")
+    return found
 
 
 def check_normalization(env: VecEnv | None, normalize: VecNormalize | None) -> None:

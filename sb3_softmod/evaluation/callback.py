@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ class MultiTaskEvalCallback(EvalCallback):
         #: Of the last evaluation and the best of all, the mean over the tasks; NaN where no task reports success.
         self.last_success_rate = self.best_success_rate = np.nan
         self.num_evaluations = 0
+        #: That evaluations took so far, which :class:`.TimedSnapshots` does not count as training.
+        self.seconds_of_evaluation = 0.0
         self._best = (-np.inf, -np.inf)
 
     def summary(self) -> dict[str, float | None]:
@@ -141,6 +144,13 @@ class MultiTaskEvalCallback(EvalCallback):
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
             return True
+        start = time.monotonic()
+        go_on = self._evaluate()
+        self.seconds_of_evaluation += time.monotonic() - start
+        return go_on
+
+    def _evaluate(self) -> bool:
+        """Evaluate, log and write; whether to go on with the training."""
         take_statistics(self.model, self.eval_env)
         found = evaluate_tasks(
             self.model, self.eval_env, n_eval_episodes=self.n_eval_episodes, deterministic=self.deterministic

@@ -7,20 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.checks import require_number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.evaluation.evaluate import PROTOCOLS, Protocol, evaluate_tasks
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.run import FINAL, Run, load_run
+from sb3_softmod.saving.timed_snapshots import snapshot_name
 
 
-def load_model(run: Run, *, best: bool = False) -> MultiTaskSAC:
+def load_model(run: Run, *, best: bool = False, minutes: float | None = None) -> MultiTaskSAC:
     """The policy of a run, to act.
 
     :param run: a run folder
     :param best: the one with the best mean success rate during training, instead of the last
+    :param minutes: the one after so many minutes of training, of :class:`.TimedSnapshots`, instead of the last
     :raises ConfigurationError: if the run did not save it yet
     """
-    path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
+    if best and minutes is not None:
+        raise ConfigurationError("Either the best model or the one after some minutes, not both.")
+    if minutes is not None:
+        require_number("minutes", minutes, above=0)
+        path = run.folder / snapshot_name(minutes)
+    else:
+        path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
+    if not path.exists() and minutes is not None:
+        there = ", ".join(sorted(each.name for each in run.folder.glob("model_*min.zip"))) or "none of others"
+        raise ConfigurationError(f"{run.folder} holds no {path.name} (sb3-softmod train --minutes), but {there}.")
     if not path.exists():
         raise ConfigurationError(
             f"{run.folder} holds no {path.name}: "
@@ -46,21 +58,24 @@ def evaluate_run(
     n_eval_episodes: int | None = None,
     seed: int | None = None,
     best: bool = False,
+    minutes: float | None = None,
     progress_bar: bool = False,
 ) -> TaskEvaluation:
     """Evaluate the policy of a run on its tasks, with the rewards and, unless the protocol has one, the horizon of its
-    training, and write ``evaluation.json`` into its folder, which tables then read.
+    training, and write ``evaluation.json`` into its folder, which tables then read; for the policy after some minutes,
+    ``evaluation_15min.json``, which they do not.
 
     :param folder: of the run
     :param protocol: see :func:`.evaluate_tasks`
     :param n_eval_episodes: see :func:`.evaluate_tasks`
     :param seed: of the goals; default that of the training, so that they are those that it was trained on
     :param best: the best model instead of the last
+    :param minutes: the model after so many minutes of training instead of the last
     :param progress_bar: show one
     :raises ConfigurationError: naming the folder and what is missing
     """
     run = load_run(folder)
-    model = load_model(run, best=best)
+    model = load_model(run, best=best, minutes=minutes)
     of_protocol = PROTOCOLS.get(protocol or "", {})
     found = evaluate_tasks(
         model,
@@ -71,9 +86,14 @@ def evaluate_run(
         env_kwargs={name: value for name, value in env_options(run).items() if name not in of_protocol},
         progress_bar=progress_bar,
     )
-    found.settings["model"] = "best" if best else "last"
-    found.to_json(run.folder / FINAL)
+    found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
+    found.to_json(run.folder / (FINAL if minutes is None else evaluation_name(minutes)))
     return found
+
+
+def evaluation_name(minutes: float) -> str:
+    """The file of the evaluation of the policy after some minutes of training."""
+    return f"{Path(FINAL).stem}_{minutes:g}min.json"
 
 
 def evaluate_runs(folders: Sequence[str | Path], **kwargs: Any) -> tuple[dict[Path, TaskEvaluation], list[str]]:

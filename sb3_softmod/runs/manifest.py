@@ -18,6 +18,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_softmod.common.files import read_json, replacing
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 
+#: Of a processor, as Linux calls them.
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+
 
 class RunManifest:
     """Writes the manifest when a run begins, with status "running", and again when it ends.
@@ -105,6 +108,7 @@ def _hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "processor": _processor(),
+        "cpu_flags": _cpu_flags(),
         "cores": os.cpu_count(),
         "torch_threads": th.get_num_threads(),
     }
@@ -116,12 +120,23 @@ def _hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpu_flags() -> list[str]:
+    """What the speed of matrix products depends on, as far as the processor has it; none where nobody tells."""
+    flags = _cpuinfo("flags").split()
+    return [flag for flag in _FLAGS if flag in flags]
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first core; nothing elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
+            if line.partition(":")[0].strip() == key:
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return ""
 
 
 def _git() -> dict[str, Any] | None:

@@ -140,7 +140,7 @@ def _score(entry: Entry, format: str) -> str:
         parts[0] += ")"
     if entry.unfinished:
         steps = ", ".join(f"{done:,}" for done in entry.unfinished)
-        parts.append(f"not finished: {steps} of {entry.setting[0]:,} steps")
+        parts.append(f"not finished: {steps} of {entry.setting[0]}")
     return "; ".join(parts)
 
 
@@ -166,8 +166,8 @@ def latex_text(text: str) -> str:
 
 def _csv(entries: Sequence[Entry]) -> str:
     header = [
-        "method", "title", "benchmark", "planned_env_steps", "horizon", "goals", "reward_version", "parameters",
-        "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at",
+        "method", "title", "benchmark", "planned_env_steps", "planned_minutes", "horizon", "goals", "reward_version",
+        "parameters", "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at",
     ]  # fmt: skip
     rows = []
     for entry in entries:
@@ -176,7 +176,7 @@ def _csv(entries: Sequence[Entry]) -> str:
         if found is not None:
             numbers = [found.mean, found.std, found.iqm, *(found.iqm_interval or ("", ""))]
         rows.append(
-            [entry.method, entry.title, entry.benchmark, *entry.setting, len(entry.scores), entry.episodes,
-             *numbers, " ".join(map(str, entry.unfinished))]
+            [entry.method, entry.title, entry.benchmark, *entry.setting[0], *entry.setting[1:], len(entry.scores),
+             entry.episodes, *numbers, " ".join(map(str, entry.unfinished))]
         )  # fmt: skip
     return render("csv", header, rows)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -21,11 +21,21 @@ from sb3_softmod.methods import METHODS
 MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
 
 #: How budget, horizon, goals, rewards and network size of a run read, in the order of :attr:`.Run.setting`.
-SETTING = ("{:,} steps", "horizon {}", "{} goals", "rewards {}", "{:,} parameters")
+SETTING = ("{}", "horizon {}", "{} goals", "rewards {}", "{:,} parameters")
 
 #: Without one of these, a manifest does not say what was compared.
 _NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
 _COLUMNS = ("success_rate", "mean_return")
+
+
+class Budget(NamedTuple):
+    """How long a run learns: environment steps over all tasks or, where it has minutes, so long."""
+
+    steps: int
+    minutes: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,13 @@ class Run:
 
     @property
     def planned_steps(self) -> int:
-        """The budget: environment steps over all tasks."""
+        """Environment steps over all tasks at which the run ends, if it does not end before, see :attr:`budget`."""
         return int(self.manifest["planned_env_steps"])
+
+    @property
+    def budget(self) -> Budget:
+        """How long it learns."""
+        return Budget(self.planned_steps, max(self.manifest.get("planned_minutes") or [0]) or None)
 
     @property
     def steps(self) -> int:
@@ -97,7 +112,7 @@ class Run:
     def setting(self) -> tuple[Any, ...]:
         """What must be the same in all runs of a mean, see :data:`SETTING`."""
         return (
-            self.planned_steps,
+            self.budget,
             *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")),
             self.parameters,
         )
@@ -231,6 +246,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     **{key: lambda value: isinstance(value, str) for key in ("status", "method", "task_set")},
     "tasks": _is_list_of_names,
     "planned_env_steps": _is_count,
+    "planned_minutes": lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
     **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
     "parameters": _are_counts,
     "network": lambda value: value is None or isinstance(value, dict),

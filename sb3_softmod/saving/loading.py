@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import get_system_info
 
 from sb3_softmod.common.checks import arguments_of, require_names
 from sb3_softmod.common.errors import ConfigurationError, EnvError, FileError, SoftModError, nearest
 from sb3_softmod.common.saved_files import BROKEN, checked_path, naming
+from sb3_softmod.envs.normalize import statistics_from_plain
 from sb3_softmod.learner.temperatures import initial_temperatures
 
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.
@@ -59,7 +61,18 @@ def read(path: Any, device: th.device | str, custom_objects: dict[str, Any], pri
         assert data is not None
         own = data.get("replay_buffer_kwargs") or {}
         data["replay_buffer_kwargs"] = {name: value for name, value in own.items() if name not in _ADDED_TO_BUFFER}
+        data["normalization"] = statistics_of_file(data.get("normalization"))
         return Saved(path, data, parameters, dict(variables or {}))
+
+
+def statistics_of_file(saved: Any) -> dict[str, Any] | None:
+    """The statistics of the observations in a file, which earlier versions pickled.
+
+    :raises ConfigurationError: for what are none
+    """
+    if saved is None or any(isinstance(rms, RunningMeanStd) for rms in saved["obs_rms"]):
+        return saved
+    return statistics_from_plain(saved)
 
 
 def make(

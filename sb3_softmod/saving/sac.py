@@ -18,11 +18,11 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.saved_files import unpickled, writing
+from sb3_softmod.common.saved_files import naming, unpickled, writing
 from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale
@@ -30,6 +30,7 @@ from sb3_softmod.saving.checkpoints import Checkpoint
 from sb3_softmod.saving.loading import check_arguments, check_custom_objects, fitting, make, read
 from sb3_softmod.saving.models import check_buffer, saved_facts, saved_weights
 from sb3_softmod.saving.parameters import check_parameters
+from sb3_softmod.saving.plain_models import is_plain_model
 from sb3_softmod.saving.resuming import Written, load_checkpoint
 from sb3_softmod.saving.safe_loading import load_safely
 
@@ -125,9 +126,8 @@ class SavingSAC(SAC):
         :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
         """
         self.check_updates()
-        kept = self.normalization
-        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
-            self.normalization = self._vec_normalize_env.statistics()
+        kept, statistics = self.normalization, self.observation_statistics()
+        self.normalization = None if statistics is None else plain_statistics(statistics)
         if self.reward_scale is not None:
             self.largest_returns = self.reward_scale.largest_returns().tolist()
         try:
@@ -135,6 +135,12 @@ class SavingSAC(SAC):
                 super().save(file, exclude, include)
         finally:
             self.normalization, self.largest_returns = kept, None
+
+    def observation_statistics(self) -> dict[str, Any] | None:
+        """Those of the :class:`.MultiTaskVecNormalize` that this model learns in, or was saved with; None without."""
+        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
+            return self._vec_normalize_env.statistics()
+        return self.normalization
 
     def save_replay_buffer(self, path: str | Path | Any) -> None:
         """Save the replay buffer as a pickle; arguments as in SB3.
@@ -181,9 +187,10 @@ class SavingSAC(SAC):
         Arguments of the class in ``kwargs`` count instead of what the file says; the networks stay as they were made.
         Another ``ent_coef`` than the file's begins anew: learned from the number that it names, or fixed.
 
-        With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers and
-        plain numbers (:data:`.SAFE_ARGUMENTS`, the ``policy_kwargs`` among them where they are plain); the rest comes
-        from ``env``, ``policy`` and ``kwargs``.
+        With ``safe=True`` nothing of the file is unpickled: it gives weights, temperatures, the state of optimizers,
+        the statistics of the observations, and arguments that stand there in plain text (:func:`.safe_arguments`, the
+        ``policy_kwargs`` among them); the rest comes from ``env``, ``policy`` and ``kwargs``. A file of
+        :func:`.save_pretrained` has all in plain text, and needs neither.
 
         :param path: the zip file, or a file object
         :param env: to go on training; an env, or the name of a Meta-World task or set
@@ -192,7 +199,7 @@ class SavingSAC(SAC):
         :param print_system_info: of this machine, and of that which saved the model
         :param force_reset: begin new episodes when training goes on
         :param safe: for files of others
-        :param policy: with ``safe``: what was trained
+        :param policy: with ``safe``: what was trained, where that is pickled
         :param kwargs: arguments of the class
         :raises FileError: naming the file, if it is missing, broken or no model
         :raises ConfigurationError: if env or arguments do not fit what is in the file; that is no ``OSError``
@@ -206,10 +213,13 @@ class SavingSAC(SAC):
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
         passed = [*(["env"] if made is not None else []), *kwargs]
-        if safe:
+        with naming(path, "model"):
+            plain = is_plain_model(facts)
+        if safe or plain:
             if custom_objects is not None:
                 raise ConfigurationError("load(..., safe=True) takes no custom_objects: pass arguments by their names.")
-            with fitting(path, [*passed, "policy"], lambda: None):
+            passed += ["policy"] if policy is not None else []
+            with fitting(path, passed, lambda: None):
                 return load_safely(cls, path, facts, made, policy, device, kwargs)
         if policy is not None:
             raise ConfigurationError("load(..., policy=...) is for safe=True: otherwise the file tells the policy.")

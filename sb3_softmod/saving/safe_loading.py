@@ -10,36 +10,17 @@ import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.saving.loading import ATTRIBUTES, Saved, check_critic, check_networks, restore
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize, statistics_from_plain
+from sb3_softmod.saving.loading import Saved, check_critic, check_networks, restore
 from sb3_softmod.saving.models import is_plain, saved_weights
-
-#: Arguments that a file gives where it has them in plain text and the caller does not.
-SAFE_ARGUMENTS = (
-    "learning_rate",
-    "learning_starts",
-    "batch_size",
-    "tau",
-    "gamma",
-    "gradient_steps",
-    "n_steps",
-    "ent_coef",
-    "target_update_interval",
-    "target_entropy",
-    "critic",
-    "num_atoms",
-    "v_min",
-    "v_max",
-    "critic_target",
-    "policy_delay",
-    "loss_weighting",
-    "max_grad_norm",
-    "gradient_surgery",
-    "reward_scaling",
-    "policy_kwargs",
+from sb3_softmod.saving.plain_models import (
+    COUNTS,
+    completed,
+    is_plain_model,
+    safe_arguments,
+    space_from_plain,
+    task_names_of_file,
 )
-#: How far the training was.
-_COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "nonfinite_updates")
 
 
 def load_safely(
@@ -58,25 +39,45 @@ def load_safely(
     :param kwargs: further arguments of the class
     :raises ConfigurationError: for parameters that do not fit, or what only a pickle in the file could tell
     """
-    for name, value in (("env", env), ("policy", policy)):
-        if value is None:
+    if policy is None and isinstance(facts["policy_class"], str):
+        policy = facts["policy_class"]
+    for name, value, fact in (("env", env, "observation_space"), ("policy", policy, "policy_class")):
+        if value is None and not is_plain(facts[fact]):
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
-    attributes = {name: ATTRIBUTES.get(name, name) for name in SAFE_ARGUMENTS}
-    plain = {name: facts[own] for name, own in attributes.items() if own in facts and is_plain(facts[own])}
+    plain = safe_arguments(cls, facts)
     if "policy_kwargs" in plain:
         check_networks(plain["policy_kwargs"], kwargs)
         check_critic(facts, kwargs)
-    model = cls(policy, env, device=device, **{**plain, **kwargs})
-    normalised = facts.get("normalization") is not None
-    if normalised and not isinstance(model.get_vec_normalize_env(), MultiTaskVecNormalize):
-        raise ConfigurationError(
-            f"The model in {path} was trained on normalised observations, whose statistics are pickled: pass an env in "
-            "a MultiTaskVecNormalize that has them."
+    model = cls(policy, env, device=device, _init_setup_model=False, **{**plain, **kwargs})
+    if env is None:
+        model.observation_space, model.action_space = (
+            space_from_plain(name, facts[name]) for name in ("observation_space", "action_space")
         )
+        model.task_names, model.n_envs = task_names_of_file(facts), 1
+        model.num_tasks = len(model.task_names)
+    _take_statistics(model, path, facts.get("normalization"))
+    model._setup_model()
+    if env is not None:
+        model._acceleration()  # refuses what cannot learn here
     parameters, variables = saved_weights(path, model.device)
+    if is_plain_model(facts):
+        parameters = completed(parameters, model)
     known = {**plain, "largest_returns": facts.get("largest_returns")}
     restore(model, Saved(path, known, parameters, variables), kwargs)
-    for count in _COUNTS:
+    for count in COUNTS:
         if isinstance(facts.get(count), int):
             setattr(model, count, facts[count])
     return model
+
+
+def _take_statistics(model: Any, path: Any, saved: Any) -> None:
+    """Let a model normalise observations as in training, in an env of its own too."""
+    if saved is None:
+        return
+    if is_plain(saved):
+        model.normalization = statistics_from_plain(saved)
+    elif not isinstance(model.get_vec_normalize_env(), MultiTaskVecNormalize):
+        raise ConfigurationError(
+            f"The model in {path} was trained on normalised observations, whose statistics an earlier version pickled: "
+            "pass an env in a MultiTaskVecNormalize that has them."
+        )

@@ -34,6 +34,7 @@ from sb3_softmod.runs.manifest import RunManifest
 from sb3_softmod.runs.progress import ProgressFileCallback
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 from sb3_softmod.zoo import tuning
 from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
 from sb3_softmod.zoo.key_values import reason_of
@@ -47,6 +48,9 @@ exp_manager.TrialEvalCallback = tuning.MultiTaskTrialCallback  # type: ignore[as
 #: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
 EVAL_EVERY = 10_000
 
+#: The budget of a run that learns for some minutes: more than it can reach.
+UNLIMITED = 10**12
+
 
 class MultiTaskExperimentManager(ExperimentManager):
     """RL Zoo's manager for the envs of a task set.
@@ -54,7 +58,7 @@ class MultiTaskExperimentManager(ExperimentManager):
     What is different: the envs of all tasks stand side by side, ``n_envs`` of them (default one for each task);
     evaluation covers every task; ``policy_kwargs`` and ``env_kwargs`` of the command line are joined with those of the
     file instead of replacing them; ``run.json`` says what the run was; a folder belongs to one run; and a run that was
-    ended by whatever cause can be resumed.
+    ended by whatever cause can be resumed. With ``args.minutes`` a run learns so long, whatever ``n_timesteps`` says.
 
     :param resumed_run: the folder of the run to go on with
     """
@@ -71,6 +75,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             )
         super().__init__(args, algo, env_id, *rest, **{**kwargs, "config": find_config(kwargs.get("config"))})
         self._evaluation: MultiTaskEvalCallback | None = None
+        self._snapshots: TimedSnapshots | None = None
         self._owns_folder = False
         self._finished = False
         self._resumed_run = resumed_run
@@ -90,6 +95,8 @@ class MultiTaskExperimentManager(ExperimentManager):
         check_parameters(self.custom_hyperparams or {}, algorithm)
         with self._naming_the_file():
             hyperparams, _ = super().read_hyperparameters()
+            if self.args.minutes:
+                hyperparams["n_timesteps"] = UNLIMITED
             if self.method is not None:
                 hyperparams = complete(hyperparams, self.method, self.task_set, config)
         if self.method is not None:
@@ -213,6 +220,9 @@ class MultiTaskExperimentManager(ExperimentManager):
                     verbose=self.verbose - 1,
                 )
             )
+        if self.args.minutes:
+            self._snapshots = TimedSnapshots(self.save_path, self.args.minutes, verbose=self.verbose)
+            self.callbacks.append(self._snapshots)
         if eval_freq <= 0 or self.optimize_hyperparameters:
             return
         self._evaluation = MultiTaskEvalCallback(
@@ -254,7 +264,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         results: dict[str, Any] = {}
         try:
             super().learn(model)
-            self._finished = model.num_timesteps >= planned
+            self._finished = model.num_timesteps >= planned if self._snapshots is None else self._snapshots.finished
             status = "finished" if self._finished else "stopped"
         except BaseException as error:
             results["error"] = f"{type(error).__name__}: {error}"
@@ -282,6 +292,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             "seed": self.seed,
             "n_envs": self.n_envs,
             "planned_env_steps": self.n_timesteps,
+            "planned_minutes": self.args.minutes,
             "config": self.config,
             "continues": self.trained_agent or None,
             "command": " ".join(sys.orig_argv),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -36,21 +40,20 @@ def play(args: argparse.Namespace) -> None:
     """
     register_methods(args.gym_packages)
     check_device("--device", args.device)
-    task_set = get_task_set(args.env)
-    name = EnvironmentName(task_set.name)
-    model_path, run = _find(args, name)
+    policy = _of_run(args) if args.pretrained is None else _of_package(args)
+    name, task_set = policy.name, get_task_set(policy.name)
     names = task_names(task_set)
     if args.task is not None and args.task not in names:
         raise ConfigurationError(f"Unknown task {args.task!r} of {name}: {nearest(args.task, names)}")
-    hyperparams, env_kwargs = _of_training(run / name)
+    hyperparams, env_kwargs = policy.envs()
     env_kwargs |= _key_values(args.env_kwargs)
     if args.seed is not None:
         env_kwargs["seed"] = args.seed
     task_set.arguments(env_kwargs)
     th.set_num_threads(args.num_threads)
     set_random_seed(env_kwargs["seed"])
-    model = ALGOS[args.algo].load(model_path, device=args.device)
-    print(f"{model_path}, {args.episodes} episodes a task, seed {env_kwargs['seed']}\n")
+    model = policy.load()
+    print(f"{policy.title}, {args.episodes} episodes a task, seed {env_kwargs['seed']}\n")
     print(_ROW.format("task", "success", "return"))
     results = []
     with ExitStack() as stack:
@@ -60,7 +63,7 @@ def play(args: argparse.Namespace) -> None:
             env_kwargs["render_mode"] = "rgb_array"
             video = stack.enter_context(VideoFile(args.video))
         for task in names if args.task is None else [args.task]:
-            env = _make_env(name, run, hyperparams, {**env_kwargs, "task": task}, model)
+            env = _make_env(name, policy.statistics, hyperparams, {**env_kwargs, "task": task}, model)
             found = evaluate_tasks(
                 model,
                 env if video is None else Filmed(env, video, task),
@@ -75,6 +78,40 @@ def play(args: argparse.Namespace) -> None:
         _print_row("mean", *np.mean(results, 0))
     if args.video is not None:
         print(f"\nThe first episode of each task is in {args.video}")
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """What is played.
+
+    :param title: to print
+    :param name: of its task set
+    :param statistics: the folder of those of the observations that RL Zoo saved
+    :param envs: the hyperparameters, and apart from them what the envs of its training were made with
+    :param load: the model
+    """
+
+    title: str
+    name: str
+    statistics: str | None
+    envs: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+    load: Callable[[], Any]
+
+
+def _of_package(args: argparse.Namespace) -> _Policy:
+    """A policy that comes with the package."""
+    card = pretrained_card(args.pretrained)
+    title, kwargs = f"{args.pretrained} (pretrained)", dict(card["env_kwargs"])
+    load = partial(pretrained, args.pretrained, device=args.device)
+    return _Policy(title, card["task_set"], None, lambda: ({}, {"seed": 0, **kwargs}), load)
+
+
+def _of_run(args: argparse.Namespace) -> _Policy:
+    """The policy of a run."""
+    name = EnvironmentName(get_task_set(args.env).name)
+    path, run = _find(args, name)
+    load = partial(ALGOS[args.algo].load, path, device=args.device)
+    return _Policy(path, name, str(run / name), partial(_of_training, run / name), load)
 
 
 def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
@@ -108,14 +145,14 @@ def _key_values(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _make_env(
-    name: EnvironmentName, run: Path, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], model: Any
+    name: str, saved: str | None, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], model: Any
 ) -> VecEnv:
     """One env, wrapped and normalised as in training."""
     try:
         with redirect_stdout(io.StringIO()):
             env = create_test_env(
                 name,
-                stats_path=str(run / name),
+                stats_path=saved,
                 seed=env_kwargs["seed"],
                 should_render=False,
                 hyperparams=dict(hyperparams),
@@ -126,6 +163,8 @@ def _make_env(
     except ValueError as error:  # no statistics: the run ended before it saved any
         raise ConfigurationError(str(error)) from error
     normalize, statistics = unwrap_vec_normalize(env), getattr(model, "normalization", None)
+    if saved is None and statistics is not None:
+        env = normalize = MultiTaskVecNormalize(env, training=False, norm_reward=False)
     if isinstance(normalize, MultiTaskVecNormalize) and statistics is not None:
         normalize.set_statistics(statistics)  # the file has those of the last model, this may be another
     return env

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3.train
 
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
@@ -24,6 +25,7 @@ from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
+from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
@@ -48,6 +50,7 @@ logs/METHOD/TASKS_1/ is what RL Zoo's other scripts read.
 
   sb3-softmod train --algo softmod_deep --env MT50-Conditioned --seed 1 -P
   sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --num-threads 1
+  sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --minutes 10 20
   sb3-softmod train --resume logs/softmod_deep/MT3_1
 
 methods:
@@ -68,6 +71,7 @@ What is different from RL Zoo:
   --resume RUN                    go on with a run that was ended by whatever cause; no other option but
                                   {resume_options}
   -params policy_kwargs:...       adds to those of the method
+  --minutes                       train so many minutes; several: with the model after each of them
   --gym-packages                  may add methods of yours to sb3_softmod.methods.METHODS
   --env-kwargs                    goals, horizon, reward_version, seed, ...: adds to those of the file
 
@@ -108,6 +112,13 @@ class _ZooParser(Parser):
 
     def __init__(self) -> None:
         super().__init__(prog="sb3-softmod train")
+        self.add_argument(
+            "--minutes",
+            type=float,
+            nargs="+",
+            help="Train so long instead of n_timesteps, evaluations not counted; the model after each of these numbers "
+            "of minutes is saved as model_15min.zip, and the last one ends the training",
+        )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -123,7 +134,23 @@ class _ZooParser(Parser):
             raise ConfigurationError("--trial-id needs the --storage and the --study-name of the trial.")
         if found.storage:
             check_storage(found.storage)
+        if found.minutes is not None:
+            _check_minutes(found)
         return found, rest
+
+
+def _check_minutes(given: argparse.Namespace) -> None:
+    """Refuse a training by time that would be one by steps too, or that nobody could end.
+
+    :param given: the options of RL Zoo, with ``minutes``
+    """
+    given.minutes = check_minutes(given.minutes)
+    if given.n_timesteps > 0 or "n_timesteps" in (given.hyperparams or {}):
+        raise ConfigurationError("--minutes says how long to train: leave out the number of steps (-n, n_timesteps).")
+    if given.optimize_hyperparameters:
+        raise ConfigurationError("--minutes is for a training; --optimize compares trials of as many steps.")
+    if given.env not in TASK_SETS or not issubclass(ALGOS[given.algo], MultiTaskSAC):
+        raise ConfigurationError("--minutes is for the methods of this package, on its task sets.")
 
 
 def _known(arguments: Sequence[str]) -> argparse.Namespace:

@@ -188,6 +188,16 @@ def runs() -> Iterator[tuple[str, str]]:
     yield f"{ENJOY} -f nothing", "Runs in nothing: none."
     yield "enjoy --env MT3", "the following arguments are required: --algo"
     yield "enjoy --algo mt_sac", "the following arguments are required: --env"
+    yield "enjoy --pretrained nothing", "There is no pretrained model 'nothing':"
+    yield "enjoy --pretrained nothing --algo mt_sac", "--pretrained says method and tasks: leave out --algo"
+    yield "enjoy --pretrained nothing --load-best", "not allowed with argument"
+    yield f"{TRAIN} --minutes 1", "--minutes says how long to train: leave out the number of steps"
+    for minutes, wrong in (("0", "minutes must be positive"), ("1 1", "must differ"), ("nan", "a finite number")):
+        yield f"train --algo mt_sac --env MT3 --minutes {minutes}", wrong
+    yield "train --algo mt_sac --env MT3 --minutes 1 -params n_timesteps:9", "leave out the number of steps"
+    yield "train --algo mt_sac --env MT3 --minutes 1 -optimize", "--minutes is for a training"
+    yield "train --algo sac --env Pendulum-v1 --minutes 1", "--minutes is for the methods of this package"
+    yield f"evaluate {RUN} --minutes 7", "holds no model_7min.zip (sb3-softmod train --minutes), but none of others."
     yield "train --env MT3", "--algo is missing"
     yield "train --algo mt_sac", "--env is missing"
     yield f"train --resume {RUN}", "is finished: there is nothing to resume."

@@ -24,6 +24,7 @@ from sb3_softmod import (
     SoftModSAC,
     SoftModularNetwork,
 )
+from sb3_softmod.envs.normalize import plain_statistics
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.saving.models import saved_facts
 
@@ -79,6 +80,16 @@ def trapped(path: Path, trap: Path, **tensors: Any) -> list[str]:
         for name, content in {**entries, **tensors}.items():
             archive.writestr(name, content)
     return names
+
+
+def with_fact(path: Path, **changed: Any) -> None:
+    """Change facts of a file."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["data"] = json.dumps({**json.loads(entries["data"]), **changed}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
 
 
 def load_safely(path: Path, **kwargs: Any) -> MultiTaskSAC:
@@ -180,13 +191,50 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         MultiTaskSAC.load(tmp_path / "model.zip", policy="SoftModPolicy")
 
 
-def test_statistics_of_the_observations_come_from_the_caller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pooled", "per-task"])
+def test_statistics_of_the_observations_are_plain(kind: Any, tmp_path: Path) -> None:
+    """To the last bit, in an env of the caller that has others, or none."""
+    env = MultiTaskVecNormalize(make_point_mass_env(M), kind, gamma=0.9, clip_obs=np.inf)
+    trained(env=env).save(tmp_path / "model.zip")
+    assert "serialized" not in str(saved_facts(tmp_path / "model.zip")["normalization"])
+    for own in (make_point_mass_env(M), MultiTaskVecNormalize(make_point_mass_env(M))):
+        found = load_safely(tmp_path / "model.zip", env=own).get_vec_normalize_env()
+        assert isinstance(found, MultiTaskVecNormalize)
+        assert pickle.dumps(plain_statistics(found.statistics())) == pickle.dumps(plain_statistics(env.statistics()))
+    loaded = MultiTaskSAC.load(tmp_path / "model.zip")
+    assert loaded.normalization is not None
+    np.testing.assert_array_equal(loaded.normalization["obs_rms"][-1].mean, env.obs_rms[-1].mean)
+    loaded.save(tmp_path / "again.zip")
+    facts = [saved_facts(tmp_path / name)["normalization"] for name in ("model.zip", "again.zip")]
+    assert facts[0] == facts[1]
+
+
+def test_statistics_that_an_earlier_version_pickled(tmp_path: Path) -> None:
     env = MultiTaskVecNormalize(make_point_mass_env(M))
     trained(env=env).save(tmp_path / "model.zip")
-    with pytest.raises(ConfigurationError, match="trained on normalised observations, whose statistics are pickled"):
+    with_fact(tmp_path / "model.zip", normalization={":type:": "dict", ":serialized:": ""})
+    with pytest.raises(ConfigurationError, match="whose statistics an earlier version pickled: pass an env"):
         load_safely(tmp_path / "model.zip")
-    loaded = load_safely(tmp_path / "model.zip", env=env)
-    assert loaded.get_vec_normalize_env() is env
+    assert load_safely(tmp_path / "model.zip", env=env).get_vec_normalize_env() is env
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"obs_rms": []}, "obs_rms of the statistics are not 1 finite means"),
+        ({"ret_rms": [{"mean": 0.0, "var": 1.0, "count": "many"}] * M}, "ret_rms of the statistics are no means"),
+        ({"obs_rms": [{"mean": [0.0], "var": [float("nan")], "count": 1.0}]}, "are not 1 finite means"),
+        ({"obs_rms": [{"mean": [0.0], "var": [1.0], "count": 1.0}]}, r"of the shape \(1,\), but those of the env"),
+        ({"clip_obs": "much"}, "clip_obs of the statistics must be a number"),
+        ({"more": 1}, "statistics of the observations are incomplete"),
+    ],
+)
+def test_broken_statistics(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    trained(env=MultiTaskVecNormalize(make_point_mass_env(M))).save(tmp_path / "model.zip")
+    facts = saved_facts(tmp_path / "model.zip")["normalization"]
+    with_fact(tmp_path / "model.zip", normalization={**facts, **wrong})
+    with pytest.raises(ConfigurationError, match=message):
+        load_safely(tmp_path / "model.zip")
 
 
 def test_facts_are_read_without_running_anything(tmp_path: Path) -> None:
