@@ -4,8 +4,8 @@
 
 MT10's shapes (39 observations, 4 actions, 10 tasks), random transitions. All learners take a few steps in turn, round
 after round: "ms" is the median over the rounds (least - most), "x plain" the median ratio to the plain learner of the
-same network in the same round. "of peak" divides the rate of a step's useful arithmetic, 16 passes of 2 operations for
-each parameter and sample, by that of one large product of the same precision with the same threads, taken in turn too.
+same network in the same round. "of peak" divides the rate of a step's useful arithmetic, 2 operations for each
+parameter, sample and pass (see :func:`operations`), by that of one large product of the same precision with the same threads, taken in turn too.
 
 "plain" is fp32 with neither compilation nor graphs. "modules in loops" is the official network as separate layers, one
 after the other, in SB3's own SAC; "SB3 SAC" its MLP of 3 x 400 on the same batch.
@@ -45,6 +45,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compile": dict(compile=True),
     "bf16": dict(precision="bf16"),
     "bf16 + compile": dict(precision="bf16", compile=True),
+    "categorical": dict(critic="categorical"),
+    "hl_gauss": dict(critic="hl_gauss"),
+    "3 steps": dict(n_steps=3),
+    "scaled rewards": dict(reward_scaling="per-task"),
+    "delayed actor": dict(policy_delay=2),
+    "layer norm": dict(policy_kwargs=dict(normalization="layer")),
 }
 GPU_OPTIONS: dict[str, dict[str, Any]] = {
     "tf32": dict(precision="tf32"),
@@ -52,9 +58,6 @@ GPU_OPTIONS: dict[str, dict[str, Any]] = {
     "tf32 + graphs": dict(precision="tf32", cuda_graphs=True),
     "bf16 + graphs": dict(precision="bf16", cuda_graphs=True),
 }
-#: Forward passes: actor on states and next states, critics' targets, critics, critics in the actor's loss (the twin
-#: critics count two): 1 + 1 + 2 + 2 + 2. Backward: actor 2, critics 4, and to the critics' inputs alone 2.
-PASSES = 16
 
 
 class LoopedNetwork(MultiTaskNetwork):
@@ -116,12 +119,12 @@ def make_ours(network: str, batch_size: int, device: str, options: dict[str, Any
         make_env(NUM_TASKS),
         buffer_size=200 * NUM_TASKS,
         batch_size=batch_size,
-        policy_kwargs=NETWORKS[network],
+        policy_kwargs={**NETWORKS[network], **options.get("policy_kwargs", {})},
         loss_weighting="log_alpha",
         max_grad_norm=1.0,
         seed=0,
         device=device,
-        **{**PLAIN, **options},
+        **{**PLAIN, **{name: value for name, value in options.items() if name != "policy_kwargs"}},
     )
     return fill(model)
 
@@ -170,10 +173,14 @@ def wait(device: str) -> None:
 
 
 def operations(model: SAC, batch_size: int) -> float:
-    """Of one gradient step in matrix products, by the parameters of the actor and of one critic."""
-    actor = sum(p.numel() for p in model.actor.parameters())
-    critic = sum(p.numel() for p in model.critic.parameters()) / 2
-    return 2 * batch_size * (4 * actor + (PASSES - 4) * critic)
+    """Of one gradient step in matrix products, by the parameters of the actor and of both critics.
+
+    Forward passes: actor on next states, target critics, critics; backward, critics twice that. Where the actor learns,
+    also: actor on states, critics; backward, actor twice that, critics once, to their inputs alone.
+    """
+    actor, critics = (sum(p.numel() for p in part.parameters()) for part in (model.actor, model.critic))
+    delay = getattr(model, "policy_delay", 1)  # SB3's SAC has none
+    return 2 * batch_size * (actor + 4 * critics + (3 * actor + 2 * critics) / delay)
 
 
 def summary(values: list[float]) -> str:

@@ -35,6 +35,8 @@ class Method:
     :param options: arguments of :class:`.MultiTaskSAC`
     :param env_steps: the published budget by task set, environment steps over all tasks
     :param sizes: further options of the network, whose values differ from task set to task set
+    :param default_kwargs: further options of the network, which a file of hyperparameters may change for all methods of
+        its policy: sizes that do not define the method
     :param relative_params: parameters relative to Ours (Deep) in the paper's Table 2
     """
 
@@ -45,6 +47,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     env_steps: Mapping[str, int] = field(default_factory=lambda: dict(ENV_STEPS["ours"]))
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    default_kwargs: Mapping[str, Any] = field(default_factory=dict)
     relative_params: float | None = None
 
     @property
@@ -74,8 +77,19 @@ class Method:
         env = as_env(env, overrides.get("seed"))
         tasks = _published_set(env)
         schedule = {} if tasks is None else {name: by_set[tasks] for name, by_set in SCHEDULE.items()}
-        policy_kwargs = {**self.network_options(tasks), **(overrides.pop("policy_kwargs", None) or {})}
+        own = join_kwargs(self.default_kwargs, self.network_options(tasks))
+        policy_kwargs = join_kwargs(own, overrides.pop("policy_kwargs", None) or {})
         return MultiTaskSAC(self.policy, env, **{**schedule, **self.options, **overrides}, policy_kwargs=policy_kwargs)
+
+
+def join_kwargs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``policy_kwargs`` of both; the second count where both have one, and ``critic_options`` are joined too.
+
+    What the second says of the network counts for its critics as well, whatever the first said of those.
+    """
+    of_critics = {name: value for name, value in first.get("critic_options", {}).items() if name not in second}
+    of_critics |= second.get("critic_options", {})
+    return {**first, **second, **({"critic_options": of_critics} if of_critics else {})}
 
 
 def _published_set(env: Any) -> str | None:
@@ -185,8 +199,9 @@ METHODS: dict[str, Method] = {
         "BRC",
         "Nauman et al. 2025",
         "BROPolicy",
-        dict(width=256, num_blocks=1, critic_options=dict(width=4096, num_blocks=2), **_DECAYED),
+        _DECAYED,
         dict(critic_target="mean", **_DISTRIBUTIONAL),
         ENV_STEPS["brc"],
+        default_kwargs=dict(width=256, num_blocks=1, critic_options=dict(width=4096, num_blocks=2)),
     ),
 }

@@ -109,7 +109,8 @@ class MultiTaskSAC(LearningSAC):
     :param overlap: learn while the envs step, instead of after: the gradient steps that belong to a step of the envs
         run during the next one, so that its actions come from the policy before them
     :param precision: of matrix products while learning: "fp32"; "tf32" (GPUs); "bf16", with everything but the
-        networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"
+        networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"; "fastest": "bf16" where the
+        processor has instructions for it, else as "auto"
     :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two
     :param cuda_graphs: record the gradient step once and replay it; "auto": on a GPU, where the method allows it
     :param buffer_device: where the replay buffer keeps its transitions; "auto": where the model learns, if they take at

@@ -14,8 +14,8 @@ from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.learner.temperatures import Temperatures
 
-Precision = Literal["auto", "fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "tf32", "bf16")
+Precision = Literal["auto", "fastest", "fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fastest", "fp32", "tf32", "bf16")
 
 OnNonFinite = Literal["raise", "skip"]
 ON_NONFINITE: tuple[OnNonFinite, ...] = ("raise", "skip")

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from sb3_softmod.envs.metaworld import resolve_task_names
-from sb3_softmod.methods import METHODS, Method
+from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.networks import BroNetwork
 from sb3_softmod.policies import network_options
 from sb3_softmod.policies.value_atoms import NUM_ATOMS
@@ -57,7 +57,7 @@ def count_parameters(method: Method, num_tasks: int, tasks: str | None = None) -
     :param num_tasks: M
     :param tasks: the task set, on which the sizes of some networks depend
     """
-    given = method.network_options(tasks)
+    given = join_kwargs(method.default_kwargs, method.network_options(tasks))
     options = {name: value for name, value in given.items() if name in network_options(method.network_class)}
     of_critic = {**options, **given.get("critic_options", {})}
     outputs = 1 if method.options.get("critic", "mse") == "mse" else NUM_ATOMS

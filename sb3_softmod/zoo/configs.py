@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import cache, reduce
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,7 @@ from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
-from sb3_softmod.methods import METHODS, Method
+from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
 #: The file that is read when none is named.
@@ -58,7 +58,8 @@ _NO_ENVS = ("default", "policies", "atari")
 def find_config(name: str | None) -> str:
     """The file, or the Python module, of a name.
 
-    :param name: "paper" or "laptop", which ship with the package, a path, or a module; default is :data:`DEFAULT`
+    :param name: "paper", "laptop" or "laptop_mse", which ship with the package, a path, or a module; default is
+        :data:`DEFAULT`
     :raises ConfigurationError: if there is none, with the nearest names
     """
     name = str(as_path(DEFAULT if name is None else name))
@@ -168,15 +169,17 @@ def complete(
                 "the file."
             )
         out["n_timesteps"] = method.env_steps[str(task_set.tasks)]
+    of_method = out["policy"] == policy
     layers: list[Any] = [
+        method.default_kwargs if of_method else None,
         config.get("policies", {}).get(out["policy"].rpartition(".")[2]),
-        method.network_options(task_set.tasks) if out["policy"] == policy else None,
+        method.network_options(task_set.tasks) if of_method else None,
         block_of(config, task_set.name).get("policy_kwargs"),
         hyperparams.get("policy_kwargs"),
     ]
     # A string is Python code, as in RL Zoo, which evaluates it so.
     layers = [eval(layer, vars(exp_manager)) if isinstance(layer, str) else layer or {} for layer in layers]
-    out["policy_kwargs"] = {name: value for layer in layers for name, value in layer.items()}
+    out["policy_kwargs"] = reduce(join_kwargs, layers)
     return out
 
 

@@ -92,6 +92,15 @@ def test_bf16_is_in_use_while_learning_alone() -> None:
     assert seen[2:] == [th.float32]
 
 
+@pytest.mark.parametrize("instructions", [True, False])
+def test_fastest_is_what_the_processor_has(instructions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(th.cpu, test, lambda: instructions)
+    assert make_model(precision="fastest")._acceleration().precision == ("bf16" if instructions else "fp32")
+    model = MultiTaskSAC("MlpPolicy", make_point_mass_env(M), precision="fastest", buffer_size=100, device="cpu")
+    assert model._acceleration().precision == "fp32"  # SB3's networks take no bf16
+
+
 def test_routing_probabilities_are_float32_under_autocast() -> None:
     model = make_model()
     obs = model.replay_buffer.sample(8 * M).observations  # type: ignore[union-attr]

@@ -86,6 +86,14 @@ TRAININGS: dict[str, tuple[Callable[[], Any], Callable[[Any], MultiTaskSAC]]] = 
     "episodes": (partial(make_env, n_envs=1), partial(make_model, train_freq=(1, "episode"), gradient_steps=5)),
     "SB3's buffer": (make_env, partial(make_sb3_model, replay_buffer_class=ReplayBuffer)),
     "scaled rewards": (partial(make_env, n_envs=2), partial(make_model, overlap=True, reward_scaling="per-task")),
+    "the laptop's critics": (
+        partial(make_env, envs_per_task=2),
+        partial(
+            make_model,
+            **dict(critic="categorical", n_steps=3, reward_scaling="per-task", policy_delay=2, overlap=True),
+            **dict(target_entropy="auto_0.5", ent_coef="auto_0.1", critic_target="mean"),
+        ),
+    ),
     "drawn routes": (make_env, make_hard_routing_model),
 }
 

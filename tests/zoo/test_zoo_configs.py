@@ -35,7 +35,7 @@ def hyperparams_of(file: str, algo: str, env: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("algo", METHODS)
-@pytest.mark.parametrize("file", ["paper", "laptop"])
+@pytest.mark.parametrize("file", ["paper", "laptop", "laptop_mse"])
 def test_every_file_is_complete(file: str, algo: str) -> None:
     """Each method has settings for each set, which fit its number of tasks."""
     for env, task_set in TASK_SETS.items():
@@ -43,7 +43,7 @@ def test_every_file_is_complete(file: str, algo: str) -> None:
             continue
         num_tasks = len(task_names(task_set))
         found = hyperparams_of(file, algo, env)
-        assert found["n_timesteps"] >= 100_000 * num_tasks or file == "laptop"
+        assert found["n_timesteps"] >= 100_000 * num_tasks or file != "paper"
         assert found["n_envs"] % num_tasks == 0
         assert found["batch_size"] == num_tasks * (128 if file == "paper" or num_tasks == 1 else 64)
         assert found["policy"] == METHODS[algo].policy
@@ -80,11 +80,20 @@ def test_the_schedule_of_the_paper() -> None:
 
 def test_networks_of_the_laptop() -> None:
     """Small, but what defines a method stays."""
+    adamw = dict(weight_decay=1e-4, decoupled_weight_decay=True)
+    of_critics = dict(embedding_dim=256, module_dim=256, normalization="layer")
     assert hyperparams_of("laptop", "softmod_deep", "MT3")["policy_kwargs"] == dict(
-        preset="deep", embedding_dim=128, module_dim=128
+        preset="deep", embedding_dim=128, module_dim=128, critic_options=of_critics, optimizer_kwargs=adamw
     )
-    assert hyperparams_of("laptop", "mt_sac", "MT3")["policy_kwargs"] == dict(net_arch=[200, 200, 200])
-    assert hyperparams_of("laptop", "mt_mh_sac_4", "MT3")["policy_kwargs"] == dict(net_arch=[400] * 4)
+    assert hyperparams_of("laptop", "mt_sac", "MT3")["policy_kwargs"] == dict(
+        net_arch=[200] * 3, critic_options=dict(net_arch=[400] * 3, normalization="layer"), optimizer_kwargs=adamw
+    )
+    assert hyperparams_of("laptop", "mt_mh_sac_4", "MT3")["policy_kwargs"] == dict(
+        net_arch=[400] * 4, critic_options=dict(normalization="layer"), optimizer_kwargs=adamw
+    )
+    assert hyperparams_of("laptop", "brc", "MT3")["policy_kwargs"]["critic_options"] == dict(width=256, num_blocks=2)
+    assert hyperparams_of("paper", "brc", "MT10-Fixed")["policy_kwargs"]["critic_options"]["width"] == 4096
+    assert hyperparams_of("laptop_mse", "mt_sac", "MT3")["policy_kwargs"] == dict(net_arch=[200] * 3)
 
 
 def test_what_stands_behind_what(tmp_path: Path) -> None:
@@ -156,7 +165,7 @@ def test_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("mine.yml").write_text("{}")
     assert find_config("mine.yml") == "mine.yml"
     assert find_config(None) == find_config("paper")
-    assert yaml.safe_load(Path(find_config("laptop")).read_text())["MT3"]["n_envs"] == 9
+    assert yaml.safe_load(Path(find_config("laptop")).read_text())["MT3"]["n_envs"] == 18
     Path("my_settings.py").write_text("hyperparams = {}")
     monkeypatch.syspath_prepend(tmp_path)
     assert find_config("my_settings") == "my_settings"  # RL Zoo imports it
