@@ -5,7 +5,8 @@
 MT10's shapes (39 observations, 4 actions, 10 tasks), random transitions. All learners take a few steps in turn, round
 after round: "ms" is the median over the rounds (least - most), "x plain" the median ratio to the plain learner of the
 same network in the same round. "of peak" divides the rate of a step's useful arithmetic, 2 operations for each
-parameter, sample and pass (see :func:`operations`), by that of one large product of the same precision with the same threads, taken in turn too.
+parameter, sample and pass (see :func:`operations`), by that of one large product of the same precision with the same
+threads, taken in turn too.
 
 "plain" is fp32 with neither compilation nor graphs. "modules in loops" is the official network as separate layers, one
 after the other, in SB3's own SAC; "SB3 SAC" its MLP of 3 x 400 on the same batch.
