@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_softmod import MultiTaskSAC, SoftModularNetwork, TaskEnv
 from sb3_softmod.envs.metaworld import TASK_SETS as METAWORLD
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, TASK_SETS
-from sb3_softmod.methods import METHODS, Method
+from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.networks import MultiHeadNetwork
 from sb3_softmod.published_settings import ENV_STEPS, ENVS, SCHEDULE, SIZES
 from sb3_softmod.runs.parameters import count_parameters
@@ -59,7 +59,7 @@ def test_every_method_has_the_published_schedule(tasks: str) -> None:
             found = complete(block_of(config, env), method, TASK_SETS[env], config)
             expected = {name: by_set[tasks] for name, by_set in SCHEDULE.items()}
             expected |= dict(n_envs=M, n_timesteps=method.env_steps[tasks], policy=method.policy)
-            expected["policy_kwargs"] = method.network_options(tasks)
+            expected["policy_kwargs"] = join_kwargs(method.default_kwargs, method.network_options(tasks))
             assert found == {**expected, **method.options}
 
 

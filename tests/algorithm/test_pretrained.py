@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from point_mass import make_point_mass_env
+from small_networks import TINY
 
 import sb3_softmod
 from sb3_softmod import ConfigurationError, FileError, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC, save_pretrained
@@ -28,8 +29,7 @@ CARD = {"task_set": "MT3", "env_kwargs": {"seed": 4}, "success": dict.fromkeys(T
 
 def trained(policy: str = "SoftModPolicy", **kwargs: Any) -> MultiTaskSAC:
     env = MultiTaskVecNormalize(make_point_mass_env(M), gamma=0.9)
-    modular = policy in ("SoftModPolicy", "HardRoutingPolicy")
-    network = dict(module_dim=4, embedding_dim=6) if modular else dict(net_arch=[6], n_critics=3)
+    network = dict(TINY[policy], n_critics=3)
     small: dict[str, Any] = dict(batch_size=2 * M, learning_starts=2 * M, buffer_size=300, seed=0, device="cpu")
     model = SoftModSAC(policy, env, policy_kwargs=network, **{**small, **kwargs})
     return model.learn(20 * M)

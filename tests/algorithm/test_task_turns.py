@@ -402,6 +402,7 @@ def test_a_batch_of_another_buffer_may_lack_a_task_by_chance() -> None:
     one_hot = th.eye(M)[[0, 0, 2]]
     obs = th.cat([th.ones(3, 2), one_hot], 1)
     metrics = model._learner()(ReplayBufferSamples(obs, th.zeros(3, 2), obs, th.zeros(3, 1), th.ones(3, 1)))
+    metrics = metrics[~metrics.isnan().all(1)]  # without scales of rewards, which this model has not
     assert metrics.isnan().any(0).tolist() == metrics.isnan().all(0).tolist() == [False, True, False]
 
 

@@ -18,7 +18,7 @@ from point_mass import make_point_mass_env
 from sb3_softmod import ConfigurationError, MultiTaskSAC
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import TASK_SETS
-from sb3_softmod.methods import METHODS
+from sb3_softmod.methods import METHODS, join_kwargs
 from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_every_file_is_complete(file: str, algo: str) -> None:
         samples = {"paper": 128, "laptop": 32, "laptop_mse": 64}[file] if num_tasks > 1 else 128
         assert found["batch_size"] == num_tasks * samples
         assert found["policy"] == METHODS[algo].policy
-        assert found["policy_kwargs"].items() >= METHODS[algo].policy_kwargs.items()
+        assert join_kwargs(found["policy_kwargs"], METHODS[algo].policy_kwargs) == found["policy_kwargs"]
 
 
 @pytest.mark.parametrize("algo", METHODS)

@@ -65,7 +65,9 @@ def assert_same(run: Path, other: Path) -> None:
     assert {k: manifest(run)[k] for k in kept} == {k: manifest(other)[k] for k in kept}
 
 
-@pytest.fixture(scope="module", params=[(), ("overlap:True", "normalize:dict(norm_reward=True)")])
+@pytest.fixture(
+    scope="module", params=[(), ("overlap:True", "normalize:dict(norm_reward=True)", "reward_scaling:None")]
+)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
     """A run that nothing ended, and its parameters."""
     th.set_num_threads(1)
