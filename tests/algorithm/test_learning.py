@@ -86,7 +86,7 @@ def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], 
 @pytest.mark.parametrize(
     ("policy", "policy_kwargs"),
     [
-        ("BROPolicy", dict(width=32, num_blocks=1, embedding_dim=8)),
+        pytest.param("BROPolicy", dict(width=32, num_blocks=1, embedding_dim=8), marks=pytest.mark.slow),
         ("SoftModPolicy", dict(**SMALL, normalization="layer")),
     ],
 )
