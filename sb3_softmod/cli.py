@@ -44,7 +44,7 @@ def _parser() -> Parser:
     does = "train on three Meta-World tasks for about 12 minutes and show what was learned"
     demo = _command(commands, "demo", _demo, does, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")
-    demo.add_argument("--steps", type=int, default=40_000, help="steps of each environment, and gradient steps")
+    demo.add_argument("--steps", type=int, default=12_000, help="steps of each environment, and gradient steps")
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
 

@@ -147,11 +147,13 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_overrides(tmp_path: Path) -> None:
     changes = ["gamma:0.5", "policy_kwargs:dict(num_modules=3, module_dim=8)", "normalize:False"]
+    changes += ["learning_rate:'lin_0.001'"]
     kwargs = ["goals:'fixed'", "horizon:4", "reward_version:'v1'"]
     assert train(tmp_path, "--save-freq", "60", params=changes, env_kwargs=kwargs) == 0
     run = run_of(tmp_path)
     model = MultiTaskSAC.load(run / "MT3.zip")
     assert model.gamma == 0.5
+    assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
     # Those of the command line, of the method and of the file.
     wanted = dict(num_modules=3, module_dim=8, preset="deep", embedding_dim=128)
     assert model.policy.network_kwargs == wanted
