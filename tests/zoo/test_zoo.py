@@ -159,7 +159,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert model.policy.network_kwargs == wanted
     assert config(run)["policy_kwargs"].items() >= wanted.items()
     of_critics = dict(wanted, embedding_dim=256, normalization="layer")  # what the command line says is for both
-    assert model.critic.network_kwargs == of_critics  # type: ignore[union-attr]
+    assert model.critic.network_kwargs == of_critics
     assert not (run / "MT3" / "vecnormalize.pkl").exists()
     facts = manifest(run)
     assert (facts["goals"], facts["horizon"], facts["reward_version"]) == ("fixed", 4, "v1")
