@@ -41,7 +41,7 @@ def _parser() -> Parser:
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
-    does = "train on three Meta-World tasks for about 12 minutes and show what was learned"
+    does = "train on three Meta-World tasks for about 5 minutes and show what was learned"
     demo = _command(commands, "demo", _demo, does, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the runs")
     demo.add_argument("--steps", type=int, default=12_000, help="steps of each environment, and gradient steps")
