@@ -34,10 +34,13 @@ class CriticObjective(Protocol):
     def q_values(self, predictions: Tensor) -> Tensor:
         """Their expectations, ``[E, B]``."""
 
-    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+    def target(
+        self, predictions: Tensor, over: CriticTarget, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor
+    ) -> Tensor:
         r"""What the members are to predict.
 
         :param predictions: of the target critics at the next state and action
+        :param over: how one value, or one distribution, is made of the members'
         :param entropy_cost: ``[B]``, :math:`\alpha \log \pi(a'|s')` there
         :param rewards: ``[B]``
         :param discounts: ``[B]``, of what comes after; 0 where the episode terminated
@@ -58,13 +61,7 @@ def over_members(q_values: Tensor, how: CriticTarget) -> Tensor:
 
 
 class SquaredError:
-    """Half the squared distance to the soft Bellman target: SAC's.
-
-    :param over: how the target is made of the members' values
-    """
-
-    def __init__(self, over: CriticTarget) -> None:
-        self._over = over
+    """Half the squared distance to the soft Bellman target: SAC's."""
 
     def predict(self, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
         """See :class:`CriticObjective`; here Q-values."""
@@ -74,9 +71,11 @@ class SquaredError:
         """The predictions."""
         return predictions
 
-    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+    def target(
+        self, predictions: Tensor, over: CriticTarget, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor
+    ) -> Tensor:
         """See :class:`CriticObjective`; ``[B]``."""
-        return rewards + discounts * (over_members(predictions, self._over) - entropy_cost)
+        return rewards + discounts * (over_members(predictions, over) - entropy_cost)
 
     def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
         """See :class:`CriticObjective`."""
@@ -91,12 +90,11 @@ class CrossEntropy:
     two atoms next to it (C51, Bellemare et al. 2017, with SAC's soft value).
 
     :param atoms: of the critics
-    :param over: which distribution that is
     :param device: where the learner is
     """
 
-    def __init__(self, atoms: ValueAtoms, over: CriticTarget, device: th.device) -> None:
-        self._atoms, self._over = atoms, over
+    def __init__(self, atoms: ValueAtoms, device: th.device) -> None:
+        self._atoms = atoms
         self._values = atoms.values(device)
 
     def predict(self, critic: ContinuousCritic, obs: Tensor, actions: Tensor) -> Tensor:
@@ -108,10 +106,12 @@ class CrossEntropy:
         """See :class:`CriticObjective`."""
         return expectation(predictions, self._values)
 
-    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+    def target(
+        self, predictions: Tensor, over: CriticTarget, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor
+    ) -> Tensor:
         """See :class:`CriticObjective`; probabilities ``[B, K]``."""
         probabilities = predictions.softmax(-1)
-        if self._over == "mean":
+        if over == "mean":
             probabilities = probabilities.mean(0)
         else:
             least = self.q_values(predictions).argmin(0)  # [B]
@@ -129,9 +129,11 @@ class GaussianHistogram(CrossEntropy):
     whose bins have the atoms as their centres (HL-Gauss, Farebrother et al. 2024).
     """
 
-    def target(self, predictions: Tensor, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor) -> Tensor:
+    def target(
+        self, predictions: Tensor, over: CriticTarget, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor
+    ) -> Tensor:
         """See :class:`CriticObjective`; probabilities ``[B, K]``."""
-        value = SquaredError(self._over).target(self.q_values(predictions), entropy_cost, rewards, discounts)
+        value = SquaredError().target(self.q_values(predictions), over, entropy_cost, rewards, discounts)
         at = self._atoms.position(value)
         edges = th.arange(-0.5, self._atoms.num_atoms, device=at.device)  # [K + 1], in units of the spacing
         below = th.special.ndtr((edges - at.unsqueeze(-1)) / _GAUSS_WIDTH)
@@ -153,15 +155,13 @@ def project(probabilities: Tensor, positions: Tensor) -> Tensor:
     return out.scatter_add_(-1, (index + 1).clamp_(max=probabilities.shape[-1] - 1), probabilities * upper_share)
 
 
-def make_objective(
-    kind: CriticKind, over: CriticTarget, atoms: tuple[int, float, float] | None, device: th.device
-) -> CriticObjective:
+def make_objective(kind: CriticKind, atoms: tuple[int, float, float] | None, device: th.device) -> CriticObjective:
     """The objective of a name.
 
     :param atoms: those of a :class:`.ValueAtoms`, where the critics predict distributions
     :param device: where the learner is
     """
     if kind == "mse":
-        return SquaredError(over)
+        return SquaredError()
     assert atoms is not None
-    return (GaussianHistogram if kind == "hl_gauss" else CrossEntropy)(ValueAtoms(*atoms), over, device)
+    return (GaussianHistogram if kind == "hl_gauss" else CrossEntropy)(ValueAtoms(*atoms), device)

@@ -64,7 +64,7 @@ class GradientStep:
             for with_actor in (True, False)
         }
         options, atoms = state.options, getattr(policy, "value_atoms", None)  # SB3's policies have none
-        self._objective = make_objective(options.critic_kind, options.critic_target_kind, atoms, policy.device)
+        self._objective = make_objective(options.critic_kind, atoms, policy.device)
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
         self._q_values = acceleration.evaluation(partial(_q_values, self._objective, self.critic))
         self._predictions = acceleration.evaluation(partial(self._objective.predict, self.critic))
@@ -173,7 +173,8 @@ class GradientStep:
             next_actions, next_log_prob = self._act(batch.next_observations)
             predictions = self._target_predictions(batch.next_observations, next_actions)
             discounts = (1 - batch.dones.flatten()) * discounts
-            target = self._objective.target(predictions, sample_alpha * next_log_prob, rewards, discounts)
+            over, entropy_cost = self.state.options.critic_target_kind, sample_alpha * next_log_prob
+            target = self._objective.target(predictions, over, entropy_cost, rewards, discounts)
 
         q, critic_losses = self._minimize(
             self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target

@@ -58,7 +58,8 @@ class LearnerState:
 
     :param policy: actor, critics and target critics, with their optimizers
     :param temperatures: of the tasks
-    :param options: may be replaced between two steps, but for ``task_names`` and what the acceleration was decided by
+    :param options: may be replaced between two steps, but for ``task_names``, ``critic_kind`` and what the
+        acceleration was decided by
     :param folder: for dumps of updates that are not finite
     :param reward_scale: what rewards are divided by; None to take them as they are
     """

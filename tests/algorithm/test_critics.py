@@ -91,6 +91,26 @@ def test_actor_and_temperatures_wait() -> None:
     assert "actor_loss" not in model._metrics.pop()
 
 
+@pytest.mark.parametrize("kind", ["mse", "categorical", "hl_gauss"])
+def test_which_value_of_the_critics(kind: str) -> None:
+    """Of targets and of the actor's loss; one that is changed counts from the next gradient step on."""
+
+    def losses(first: str, then: str | None = None) -> dict[str, np.ndarray]:
+        model = make_model(**{**CATEGORICAL, "critic": kind}, critic_target=first, learning_rate=0.0)
+        model.learn(5 * M)  # the networks stay as they were drawn, whatever the first steps had
+        model._metrics.pop()
+        model.critic_target_kind = then or first  # type: ignore[assignment]
+        th.manual_seed(0)
+        model.train(1, 8 * M)
+        return model._metrics.pop()
+
+    least, mean, changed = losses("min"), losses("mean"), losses("min", "mean")
+    assert (least["actor_loss"] > mean["actor_loss"]).all()
+    assert (least["critic_loss"] != mean["critic_loss"]).all()
+    for name, values in mean.items():
+        np.testing.assert_array_equal(changed[name], values, err_msg=name)
+
+
 def test_resumed_with_all(tmp_path: Path) -> None:
     """From a file: the same steps as without the break."""
     env = make_point_mass_env(M)

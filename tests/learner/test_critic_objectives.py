@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 
-from sb3_softmod.learner.critic_objectives import CrossEntropy, GaussianHistogram, SquaredError, project
+from sb3_softmod.learner.critic_objectives import (
+    CriticObjective,
+    CriticTarget,
+    CrossEntropy,
+    GaussianHistogram,
+    SquaredError,
+    project,
+)
 from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
 
 CPU = th.device("cpu")
@@ -21,10 +27,11 @@ def logits_of(*distributions: list[float]) -> th.Tensor:
     return th.tensor(distributions).clamp(min=1e-30).log().unsqueeze(1)
 
 
-def target_of(logits: th.Tensor, reward: float, discount: float, cost: float = 0.0, **kwargs: Any) -> list[float]:
-    objective = CrossEntropy(FIVE, **{"over": "min", "device": CPU, **kwargs})
+def target_of(
+    logits: th.Tensor, reward: float, discount: float, cost: float = 0.0, over: CriticTarget = "min"
+) -> list[float]:
     rows = (th.tensor([cost]), th.tensor([reward]), th.tensor([discount]))
-    return objective.target(logits, *rows)[0].tolist()
+    return CrossEntropy(FIVE, CPU).target(logits, over, *rows)[0].tolist()
 
 
 def test_atoms() -> None:
@@ -73,12 +80,12 @@ def test_of_the_members() -> None:
     assert target_of(logits, 0.0, 1.0) == pytest.approx([0.5, 0, 0, 0, 0.5])
     assert target_of(logits, 0.0, 1.0, over="mean") == pytest.approx([0.25, 0, 0, 0.5, 0.25])
     q_values, one = th.tensor([[3.0], [1.0]]), th.ones(1)
-    assert SquaredError("min").target(q_values, one, one, 0.5 * one).tolist() == [1.0]
-    assert SquaredError("mean").target(q_values, one, one, 0.5 * one).tolist() == [1.5]
+    assert SquaredError().target(q_values, "min", one, one, 0.5 * one).tolist() == [1.0]
+    assert SquaredError().target(q_values, "mean", one, one, 0.5 * one).tolist() == [1.5]
 
 
 def test_cross_entropy() -> None:
-    objective = CrossEntropy(FIVE, "min", CPU)
+    objective = CrossEntropy(FIVE, CPU)
     predictions = logits_of([0.1, 0.2, 0.4, 0.2, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2])
     losses = objective.losses(predictions, th.tensor([[0, 0, 0.5, 0.5, 0]]))
     assert losses.tolist() == [
@@ -91,9 +98,9 @@ def test_cross_entropy() -> None:
 def test_histogram_around_a_value(value: float) -> None:
     """Against the normal distribution's integral over each bin; its mean misses the value only near an edge."""
     atoms = ValueAtoms(41, -2.0, 2.0)
-    objective = GaussianHistogram(atoms, "min", CPU)
+    objective = GaussianHistogram(atoms, CPU)
     nothing = th.zeros(1)
-    target = objective.target(th.zeros(2, 1, 41), nothing, th.tensor([value]), nothing)[0]
+    target = objective.target(th.zeros(2, 1, 41), "min", nothing, th.tensor([value]), nothing)[0]
 
     def below(x: float) -> float:
         return 0.5 * (1 + math.erf((x - value) / (0.75 * 0.1) / math.sqrt(2)))
@@ -119,7 +126,7 @@ def exact_values() -> th.Tensor:
     return values[:4]
 
 
-def trained(objective: Any, width: tuple[int, ...], steps: int = 1000) -> th.Tensor:
+def trained(objective: CriticObjective, over: CriticTarget, width: tuple[int, ...], steps: int = 1000) -> th.Tensor:
     """The values that a table of predictions comes to, whose targets are made of itself."""
     table = th.zeros(2, 4, *width, requires_grad=True)
     optimizer = th.optim.Adam([table], lr=0.1)
@@ -127,7 +134,7 @@ def trained(objective: Any, width: tuple[int, ...], steps: int = 1000) -> th.Ten
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
         with th.no_grad():
-            target = objective.target(table.roll(-1, 1), cost, REWARDS, DISCOUNTS)
+            target = objective.target(table.roll(-1, 1), over, cost, REWARDS, DISCOUNTS)
         optimizer.zero_grad()
         objective.losses(table, target).sum().backward()
         optimizer.step()
@@ -138,20 +145,20 @@ def test_a_chain() -> None:
     """Every kind of critic comes to the exact values within an atom's width; C51's expectation to the values."""
     atoms = ValueAtoms(41, -2.0, 2.0)
     expected = exact_values().expand(2, 4)
-    mse = trained(SquaredError("min"), ())
+    mse = trained(SquaredError(), "min", ())
     th.testing.assert_close(mse, expected, atol=1e-3, rtol=0)
-    c51 = trained(CrossEntropy(atoms, "mean", CPU), (41,))
+    c51 = trained(CrossEntropy(atoms, CPU), "mean", (41,))
     th.testing.assert_close(c51, expected, atol=5e-3, rtol=0)
-    gauss = trained(GaussianHistogram(atoms, "min", CPU), (41,))
+    gauss = trained(GaussianHistogram(atoms, CPU), "min", (41,))
     th.testing.assert_close(gauss, expected, atol=1e-2, rtol=0)
     assert (c51 - mse).abs().max() < atoms.spacing
 
 
 def test_expectations_obey_the_bellman_equation() -> None:
     """The fixed point of C51's targets themselves: what the division of masses keeps is their mean, exactly."""
-    objective = CrossEntropy(ValueAtoms(41, -2.0, 2.0), "min", CPU)
+    objective = CrossEntropy(ValueAtoms(41, -2.0, 2.0), CPU)
     logits = th.zeros(2, 4, 41)
     for _ in range(5):
-        target = objective.target(logits.roll(-1, 1), th.full((4,), COST), REWARDS, DISCOUNTS)
+        target = objective.target(logits.roll(-1, 1), "min", th.full((4,), COST), REWARDS, DISCOUNTS)
         logits = target.clamp(min=1e-30).log().expand(2, 4, 41)
     th.testing.assert_close(objective.q_values(logits), exact_values().expand(2, 4), atol=1e-5, rtol=0)
