@@ -14,6 +14,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
@@ -54,7 +55,7 @@ from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import OnNonFinite, Precision
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
 from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
-from sb3_softmod.learner.temperatures import initial_temperatures
+from sb3_softmod.learner.temperatures import initial_temperatures, target_entropy_of
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.policies.value_atoms import NUM_ATOMS
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
@@ -277,9 +278,7 @@ class MultiTaskSAC(LearningSAC):
         given: Any = self.ent_coef
         initial = initial_temperatures(given, M, self.loss_weighting)
         self.ent_coef = "auto" if isinstance(given, str) else float(initial[0])
-        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
-            share = float(self.target_entropy.removeprefix("auto_"))
-            self.target_entropy = -share * self.action_space.shape[0]  # type: ignore[index]
+        self.target_entropy = target_entropy_of(self.target_entropy, get_action_dim(self.action_space))
         n_steps, self.n_steps = self.n_steps, 1  # SB3 would warn that a buffer other than its own ignores them
         super()._setup_model()
         self.n_steps = n_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -36,6 +35,7 @@ from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
 from sb3_softmod.learner.task_rings import LARGEST_BUFFER
+from sb3_softmod.learner.temperatures import target_entropy_of
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, SingleTaskPolicy
 from sb3_softmod.policies.value_atoms import require_atoms
 
@@ -107,7 +107,7 @@ def check_options(given: Mapping[str, Any]) -> None:
         require_names(name, given[name])
     if not callable(given["learning_rate"]):
         require_number("learning_rate", given["learning_rate"], 0)
-    _check_target_entropy(given["target_entropy"])
+    target_entropy_of(given["target_entropy"], 1)
     _check_critic(given)
     require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
     check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
@@ -125,22 +125,6 @@ def check_options(given: Mapping[str, Any]) -> None:
     if given["gradient_surgery"] is not None:
         _check_gradient_surgery(given)
     _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
-
-
-def _check_target_entropy(given: Any) -> None:
-    prefix, _, share = given.partition("_") if isinstance(given, str) else ("", "", "")
-    if not isinstance(given, str):
-        require_number("target_entropy", given)
-        return
-    try:
-        known = prefix == "auto" and (given == "auto" or math.isfinite(float(share)))
-    except ValueError:
-        known = False
-    if not known:
-        raise ConfigurationError(
-            f'target_entropy must be "auto" (minus the number of action dimensions), "auto_0.5" (minus half of it), or '
-            f"a number, not {given!r}."
-        )
 
 
 def _check_critic(given: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_softmod.common.checks import require_number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.learner.loss_weights import LossWeighting
 
@@ -55,3 +56,26 @@ def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting
     if listed and len(values) != num_tasks:
         raise ConfigurationError(f"ent_coef lists {len(values)} temperatures, but there are {num_tasks} tasks.")
     return th.tensor(values if listed else values * num_tasks, dtype=th.float32)
+
+
+def target_entropy_of(given: Any, action_dim: int) -> float:
+    """The entropy that the temperatures aim at.
+
+    :param given: "auto" (-A), "auto_0.5" (half of that, or any other multiple), or a number
+    :param action_dim: A
+    :raises ConfigurationError: for anything else
+    """
+    if not isinstance(given, str):
+        require_number("target_entropy", given)
+        return float(given)
+    prefix, separator, multiple = given.partition("_")
+    try:
+        entropy = -action_dim * (float(multiple) if separator else 1.0) if prefix == "auto" else math.nan
+    except ValueError:
+        entropy = math.nan
+    if not math.isfinite(entropy):
+        raise ConfigurationError(
+            f'target_entropy must be "auto" (minus the number of action dimensions), "auto_0.5" (minus half of it), or '
+            f"a number, not {given!r}."
+        )
+    return entropy
