@@ -198,12 +198,14 @@ def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, A
 def as_env(env: Any, seed: int | None) -> Any:
     """What an algorithm learns in, of what a user passed for it.
 
-    :param env: an env, or a vector env of gymnasium; the name of a Meta-World task or set, made with ``seed``; an id of
-        gymnasium; or None
+    :param env: an env, or a vector env of gymnasium; the name of a Meta-World task or set, or a list of tasks, made
+        with ``seed``; an id of gymnasium; or None
     :raises ConfigurationError: for something else, or an unknown name
     """
     if isinstance(env, gym.vector.VectorEnv):
         return GymnasiumVecEnv(env)
+    if isinstance(env, (list, tuple)) and env and all(isinstance(name, str) for name in env):
+        return make_metaworld_env(env, seed=seed)
     if not isinstance(env, str):
         if env is not None and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
             raise ConfigurationError(f"env must be an environment or the name of one, not {env!r}.")

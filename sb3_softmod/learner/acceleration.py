@@ -120,7 +120,7 @@ def keep_memory() -> None:
 
     A step on a CPU allocates and frees hundreds of MB. By default glibc returns part of it each time, and the kernel
     then finds and clears thousands of pages again: a tenth of a step's time, and much of its spread. The setting is the
-    whole process's, so that only commands call this; others have the variables that README's Speed section names.
+    whole process's, so that only commands call this; others have the variables that docs/speed.md names.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

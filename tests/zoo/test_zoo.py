@@ -198,9 +198,9 @@ def test_wrappers_of_rl_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_method_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one that the README adds, in a module of the user's."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TaskMaskPolicy" in block]
+    """The one that the page of the methods adds, in a module of the user's."""
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "TaskMaskPolicy" in block]
     (tmp_path / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     package = ["--gym-packages", "my_methods"]
