@@ -48,7 +48,7 @@ def saved_model() -> dict[str, Any]:
 
 
 def envs_of_metaworld() -> dict[str, Any]:
-    options = dict(vector_strategy="sync", envs_list=TASKS, use_one_hot=True)
+    options: dict[str, Any] = dict(vector_strategy="sync", envs_list=TASKS, use_one_hot=True)
     return {**env_and_model(), "envs": gym.make_vec("Meta-World/custom-mt-envs", **options)}
 
 
