@@ -29,8 +29,8 @@ except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
 
 Goals = Literal["random", "fixed", "each-once"]
 
-#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes. Of Meta-World's meta-learning
-#: benchmarks, ML10 and ML45, these are the tasks; goals are seen as in the others, where theirs are hidden.
+#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes. Those of ML10 and ML45 have
+#: the tasks of Meta-World's meta-learning benchmarks, which hide the goals: here they are seen, as in the other sets.
 TASK_SETS: dict[str, tuple[str, ...]] = {
     "MT3": ("reach-v3", "drawer-close-v3", "button-press-topdown-v3"),
     "MT10": tuple(MT10_V3),

@@ -49,7 +49,9 @@ def test_the_splits_of_meta_world() -> None:
     env.close()
     info = gym.make("SoftMod/ML45-test-v3", task="door-lock-v3", seed=0).reset()[1]
     assert info["task_name"] == "door-lock-v3"
-    with pytest.raises(ConfigurationError, match="Unknown task or task set 'ML10': did you mean 'MT10' or 'ML10-test' or 'ML10-train'"):
+    with pytest.raises(
+        ConfigurationError, match="Unknown task or task set 'ML10': did you mean 'MT10' or 'ML10-test' or 'ML10-train'"
+    ):
         make_metaworld_env("ML10")
     with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):
         get_task_set("ML45_train")
