@@ -40,7 +40,7 @@ class MixedModel:
         known = list(model.task_names)
         shares = _shares(mixture, known)
         self.model = model
-        self.mixture = {task: float(share) for task, share in zip(known, shares, strict=True) if share}
+        self.mixture = dict(mixture)
         #: Of all tasks that are played, by id; empty where the only one goes by any name.
         self.task_names: list[str] = []
         #: ``[K, M]``, of each of the K tasks that are played the shares of the M tasks that the model learned.
