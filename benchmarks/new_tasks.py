@@ -2,8 +2,8 @@
 
     python benchmarks/new_tasks.py [--tasks coffee-button-v3 door-close-v3] [--trials 40]
 
-For each task: success of the best of the model's tasks alone, of the uniform mixture and of the mixture that
-search_mixture found, all in the same fresh episodes, with goals that the search did not see. Nothing is learned. Prints a
+For each task: success of the best of the model's tasks alone, of the uniform mixture and of the best mixture that the
+search proposed, all in the same fresh episodes, with goals that the search did not see. Nothing is learned. Prints a
 table for docs/new_tasks.md, and writes the numbers to benchmarks/results/new_tasks.json after each task.
 """
 
@@ -19,6 +19,7 @@ import torch as th
 
 from sb3_softmod import pretrained
 from sb3_softmod.evaluation import MixtureSearch, search_mixture, wilson_interval
+from sb3_softmod.evaluation.result import interval, percent
 from sb3_softmod.learner.acceleration import keep_memory
 
 TASKS = ("coffee-button-v3", "door-close-v3", "button-press-v3", "handle-press-v3", "plate-slide-v3")
@@ -68,9 +69,9 @@ def row(found: MixtureSearch) -> str:
     """A row of the table."""
     cells = []
     for each in found.final:
-        low, high = wilson_interval(each.success_rate, found.settings["final_episodes"])
-        name = f" ({each.title})" if each.origin == "task" else ""
-        cells.append(f"{each.success_rate:.0%} ({low:.0%} to {high:.0%}){name}".replace("%", " %"))
+        bounds = interval(wilson_interval(each.success_rate, found.settings["final_episodes"]))
+        name = f"{max(each.mixture, key=each.mixture.__getitem__)}: " if each.origin == "task" else ""
+        cells.append(f"{name}{percent(each.success_rate)} ({bounds})")
     return f"| {found.task} | {' | '.join(cells)} | {found.final[-1].title} |"
 
 
