@@ -46,7 +46,7 @@ class MixedModel:
         #: ``[K, M]``, of each of the K tasks that are played the shares of the M tasks that the model learned.
         self.routes = shares[None]
         if as_task is not None:
-            require_new_name(as_task, known)
+            _check_name(as_task, known)
             self.task_names = [*known, as_task]
             self.routes = np.concatenate([np.eye(len(known), dtype=np.float32), shares[None]])
         self.num_tasks = len(self.routes)
@@ -78,11 +78,8 @@ class MixedModel:
         return self.model.predict(np.concatenate([own, task @ self.routes], -1), state, episode_start, deterministic)
 
 
-def require_new_name(name: object, known: list[str]) -> None:
-    """Refuse what cannot be the name of one more task.
-
-    :raises ConfigurationError: naming it
-    """
+def _check_name(name: object, known: list[str]) -> None:
+    """:raises ConfigurationError: for what cannot be the name of one more task"""
     if not isinstance(name, str):
         raise ConfigurationError(f"as_task must be the name of a task, not {name!r}.")
     check_task_names([name])

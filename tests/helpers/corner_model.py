@@ -21,7 +21,8 @@ def corner_model() -> MultiTaskSAC:
     """Four corners, by a linear policy: of any mixture of them, it moves to the mean of the corners."""
     options: dict[str, Any] = dict(buffer_size=100, seed=0, device="cpu")
     model = MultiTaskSAC("MTMlpPolicy", make_point_mass_env(4), policy_kwargs=dict(net_arch=[]), **options)
-    layer: Any = model.actor.network.mlp.layers[0]  # type: ignore[union-attr]
+    network: Any = model.actor.network
+    layer = network.mlp.layers[0]
     with th.no_grad():
         layer.bias.zero_()
         layer.weight.zero_()
