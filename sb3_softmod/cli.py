@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
-from sb3_softmod.common.files import check_folder, save_figure
+from sb3_softmod.common.files import check_file, check_folder, save_figure
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -106,11 +106,19 @@ def _parser() -> Parser:
     which.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     which.add_argument("--minutes", type=float, help="the model after so many minutes, of train --minutes")
 
+    does = "the mixture of a run's tasks that does best in a task that it never saw, found by playing"
+    mixture = _command(commands, "mixture", _mixture, does)
+    mixture.add_argument("--task", required=True, help="the unseen one, for instance coffee-button-v3")
+    mixture.add_argument("--episodes", type=int, default=10, help="that each mixture plays (default: 10)")
+    mixture.add_argument("--trials", type=int, default=100, help="mixtures to try (default: 100)")
+    mixture.add_argument("--seed", type=int, default=0, help="of the search and of the goals (default: 0)")
+    mixture.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+
     report = _command(commands, "report", _report, "all that is known of a run, as one HTML file")
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
     report.add_argument("--video", action="store_true", help="with a video of each task")
     report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
-    for command in (routing, report):
+    for command in (routing, report, mixture):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -250,6 +258,28 @@ def _evaluate(args: argparse.Namespace) -> None:
     if problems and not results:
         raise SoftModError("\n".join(problems))
     _complain(problems)
+
+
+def _mixture(args: argparse.Namespace) -> None:
+    from sb3_softmod.evaluation.mixture_search import search_mixture
+    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.run import load_run
+
+    run = load_run(args.folder)
+    model = load_model(run, best=args.best)
+    out = run.folder / f"mixture_{args.task}.json"
+    check_file(out)
+    found = search_mixture(
+        model,
+        args.task,
+        episodes=args.episodes,
+        trials=args.trials,
+        seed=args.seed,
+        env_kwargs=env_options(run),
+        progress_bar=sys.stderr.isatty(),
+    )
+    found.to_json(out)
+    print(found, out, sep="\n")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +21,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.algorithm.learning_sac import LearningSAC
 from sb3_softmod.algorithm.logs import record
+from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
@@ -353,6 +354,10 @@ class MultiTaskSAC(LearningSAC):
         """
         check_observation(observation, self.observation_space, self.num_tasks)
         return super().predict(observation, *args, **kwargs)
+
+    def with_route(self, mixture: Mapping[str, float], as_task: str | None = None) -> MixedModel:
+        """This model acting by a mixture of its tasks, ``{"reach-v3": 0.5, "push-v3": 0.5}``: :class:`.MixedModel`."""
+        return MixedModel(self, mixture, as_task)
 
     # -------------------------------------------------------------- collecting
 

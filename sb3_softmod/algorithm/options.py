@@ -49,7 +49,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "_stats_window_size": (1, None),
 }
 #: By how much the shares of tasks may miss 1.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 _FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
 #: What a replay buffer gets from the model, and where a user says it.
 _OF_THE_MODEL = {
@@ -305,9 +305,9 @@ def check_observation(observation: Any, space: spaces.Space, num_tasks: int) -> 
         raise ConfigurationError("predict needs at least one observation, and this batch holds none.")
     task = split(array, num_tasks)[1]
     sums = task @ np.ones(num_tasks, np.float32)  # at each step of acting: it must take microseconds
-    if not (task.min() >= 0 and sums.min() > 1 - _TOLERANCE and sums.max() < 1 + _TOLERANCE):  # nor NaN
+    if not (task.min() >= 0 and sums.min() > 1 - TOLERANCE and sums.max() < 1 + TOLERANCE):  # nor NaN
         rows = np.atleast_2d(task)
-        wrong = int(np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < _TOLERANCE)))[0])
+        wrong = int(np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < TOLERANCE)))[0])
         raise ConfigurationError(
             f"Observation {wrong} ends in no task: its last {num_tasks} entries must be a one-hot task, or the shares "
             f"of several tasks, which sum to 1, not {np.array2string(rows[wrong], precision=3, threshold=12)}."

@@ -42,7 +42,8 @@ def make_metaworld_env(
 ) -> MultiTaskVecEnv:
     """Meta-World tasks as one vectorised environment, task by task.
 
-    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
+    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50", or Meta-World's splits "ML10-train", "ML10-test",
+        "ML45-train", "ML45-test"), a task ("reach-v3"), or a list of tasks
     :param goals: "random": each episode draws one of the benchmark's 50 goals of its task (the paper's
         "Conditioned"); "fixed": one goal a task, the same every episode; "each-once" (for evaluation): the 50 in turn,
         in an order that depends on ``seed`` alone. k copies of a task share them: together their first episodes have

@@ -113,8 +113,9 @@ def _all_task_sets() -> list[TaskSet]:
         for tasks in ("MT10", "MT25", "MT50")
         for title, goals in (("Fixed", "fixed"), ("Conditioned", "random"))
     ]
-    sets.append(TaskSet("MT3", "metaworld", "MT3", 3, dict(goals="random")))
-    sets += [TaskSet(f"{task}-v3", "metaworld", f"{task}-v3", 3, dict(goals="random")) for task in _METAWORLD_TASKS]
+    splits = [f"{benchmark}-{part}" for benchmark in ("ML10", "ML45") for part in ("train", "test")]
+    for tasks in ("MT3", *splits, *(f"{task}-v3" for task in _METAWORLD_TASKS)):
+        sets.append(TaskSet(tasks, "metaworld", tasks, 3, dict(goals="random")))
     sets += [
         TaskSet(f"DMC-{domain}", "dm_control", tuple(f"{domain.lower()}-{task}" for task in tasks), 0)
         for domain, tasks in _DM_CONTROL_TASKS.items()

@@ -34,6 +34,9 @@ class MultiTaskNetwork(nn.Module, ABC):
     #: changes from one pass to the next. Each class says so for itself, since a subclass may do what it likes.
     capturable: ClassVar[bool] = False
 
+    #: Whether a row of ``task`` may be a mixture of tasks, and each of them then counts by its share.
+    mixes_tasks: ClassVar[bool] = True
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.capturable = vars(cls).get("capturable", False)
@@ -51,7 +54,7 @@ class MultiTaskNetwork(nn.Module, ABC):
         """Evaluate all members.
 
         :param inputs: ``[B, input_dim]``, the same for all members, or ``[E, B, input_dim]``
-        :param task: ``[B, M]``, one-hot rows (or any rows that sum to 1)
+        :param task: ``[B, M]``, one-hot rows, or (:attr:`mixes_tasks`) any that sum to 1
         :return: ``[E, B, output_dim]``
         """
 

@@ -24,6 +24,8 @@ class SingleTaskNetwork(MultiTaskNetwork):
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
 
+    mixes_tasks = False
+
     def __init__(
         self,
         input_dim: int,

@@ -181,6 +181,9 @@ def runs() -> Iterator[tuple[str, str]]:
         yield f"{command} logs", "logs is no run of sb3-softmod train"
         yield f"{command} file", "Cannot read file/run.json"
         yield command, "the following arguments are required: run"
+    yield "mixture nothing --task push-v3", "nothing is no run of sb3-softmod train"
+    yield f"mixture {RUN}", "the following arguments are required: --task"
+    yield f"mixture {RUN} --task push-v3", "holds no MT10-Fixed.zip"
     for command in ("plot routing", "evaluate"):
         yield f"{command} {RUN}", "holds no MT10-Fixed.zip"
         yield f"{command} {RUN} --best", "holds no best_model.zip"
