@@ -1,29 +1,18 @@
-"""One cell of a grid: what it is, where it is, and how far it has come. What is on the disk says it all."""
+"""One cell of a grid: what it is, what it takes, and where it is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shlex
-import shutil
-import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.files import read_json
-from sb3_softmod.runs.run import MANIFEST
-from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.grid.folder import next_arguments
 from sb3_softmod.zoo.settings import RunSettings, settings_of
-
-#: In the folder of a cell: what its process said, and why it was given up.
-LOG, FAILURE, IDENTITY = "train.log", "failed.json", "cell.json"
-#: A line of the log that begins so stands above what one attempt said.
-ATTEMPT = "#### "
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,14 @@ class Cell:
 
     @classmethod
     def make(
-        cls, method: str, task_set: str, seed: int, root: Path, options: Sequence[str], resources: Resources, retries: int
+        cls,
+        method: str,
+        task_set: str,
+        seed: int,
+        root: Path,
+        options: Sequence[str],
+        resources: Resources,
+        retries: int,
     ) -> Cell:
         """Read its command line.
 
@@ -115,7 +111,7 @@ class Cell:
         return self.root / self.name
 
     def arguments(self) -> list[str]:
-        """Of ``train``, but for the folders, see :func:`in_folder`."""
+        """Of ``train``, but for the folders, see :func:`.in_folder`."""
         track = ["--wandb-group", self.group] if "--track" in self.options else []
         of_cell = ["--algo", self.method, "--env", self.settings.task_set, "--seed", str(self.seed)]
         return [*of_cell, *self.resources.arguments(), *track, *self.options]
@@ -124,69 +120,3 @@ class Cell:
         """The command line that begins it, or goes on with it."""
         arguments = next_arguments(self.folder, self.arguments(), self.resources.arguments())
         return shlex.join(["sb3-softmod", "train", *arguments])
-
-
-def in_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``train`` with the folders of a cell."""
-    return [*arguments, "-f", str(folder), "-tb", str(folder / "tensorboard")]
-
-
-def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[str]) -> list[str]:
-    """What ``train`` is to be called with now: to begin, or to go on.
-
-    :param folder: of a cell that is not finished
-    :param arguments: of a run that begins
-    :param resources: those among them that a run may go on with
-    """
-    run = run_of(folder)
-    if run is None or not any((run / CHECKPOINTS).glob("[0-9]*")):
-        return in_folder(folder, arguments)
-    return ["--resume", str(run), *resources]
-
-
-def run_of(folder: Path) -> Path | None:
-    """The run folder of a cell; None before there is one."""
-    found = sorted(path.parent for path in folder.glob(f"*/*/{MANIFEST}"))
-    return found[-1] if found else None
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run of a cell has reached its budget, and its model is there, whole."""
-    run = run_of(folder)
-    if run is None:
-        return False
-    with suppress(ConfigurationError):  # broken, or gone meanwhile
-        manifest = read_json(run / MANIFEST)
-        return manifest.get("status") == "finished" and zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip")
-    return False
-
-
-def clear_beginning(folder: Path) -> None:
-    """Remove what a run that never wrote a checkpoint has left in the folder of a cell: the next one begins anew.
-
-    The caller has claimed the folder.
-    """
-    for run in (path for path in folder.glob("*/*_[0-9]*") if path.is_dir()):
-        if not any((run / CHECKPOINTS).glob("[0-9]*")):
-            shutil.rmtree(run)
-
-
-def failure_of(folder: Path) -> Mapping[str, Any] | None:
-    """Why a cell was given up, and when; None where it was not."""
-    if not (folder / FAILURE).exists():
-        return None
-    with suppress(ConfigurationError):
-        return read_json(folder / FAILURE)
-    return None
-
-
-def last_lines(folder: Path, count: int) -> list[str]:
-    """The last lines that a process of the cell has said."""
-    path = folder / LOG
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 20_000, 0))
-        lines = file.read().decode(errors="replace").splitlines()
-    started = [number for number, line in enumerate(lines) if line.startswith(ATTEMPT)]
-    return [line.rstrip() for line in lines[started[-1] + 1 if started else 0 :] if line.strip()][-count:]

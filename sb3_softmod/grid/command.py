@@ -13,9 +13,9 @@ from rich.live import Live
 
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
-from sb3_softmod.grid.cells import is_finished
 from sb3_softmod.grid.driver import StoppedError, run_grid
 from sb3_softmod.grid.file import DEFAULT_ROOT, Grid, grid_of_options, read_grid
+from sb3_softmod.grid.folder import is_finished
 from sb3_softmod.grid.local import LocalRunner
 from sb3_softmod.grid.resources import Capacity
 from sb3_softmod.grid.runner import Runner
@@ -99,7 +99,9 @@ def _parser() -> Parser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: the one of this machine")
     where.add_argument("--status", action="store_true", help="print how far every cell is, and run nothing")
-    where.add_argument("--commands", action="store_true", help="print a command line for each cell that is not finished")
+    where.add_argument(
+        "--commands", action="store_true", help="print a command line for each cell that is not finished"
+    )
     return parser
 
 

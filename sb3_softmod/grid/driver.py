@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sb3_softmod.common.files import make_folder, replacing
-from sb3_softmod.grid.cells import FAILURE, IDENTITY, Cell, failure_of, is_finished
+from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed
+from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished
 from sb3_softmod.grid.process import Outcome
 from sb3_softmod.grid.runner import Ended, Runner
 
@@ -28,9 +29,7 @@ class StoppedError(Exception):
         self.number = number
 
 
-def run_grid(
-    cells: Sequence[Cell], runner: Runner, report: Callable[[str], None]
-) -> dict[str, str]:
+def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None]) -> dict[str, str]:
     """Run all cells that are not finished; those that somebody else has are waited for.
 
     SIGTERM and Ctrl-C let every run write a checkpoint and end; a second one ends them at once.

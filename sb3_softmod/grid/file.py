@@ -76,7 +76,12 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def grid_of_options(
-    algos: Sequence[str], envs: Sequence[str], seeds: str, options: Sequence[str], resources: Mapping[str, Any], root: Path
+    algos: Sequence[str],
+    envs: Sequence[str],
+    seeds: str,
+    options: Sequence[str],
+    resources: Mapping[str, Any],
+    root: Path,
 ) -> Grid:
     """The grid of a command line.
 
@@ -88,6 +93,7 @@ def grid_of_options(
     """
     for option in options:
         _refuse_ours("the command line", option.partition("=")[0])
+    options = [_text(Path.cwd(), text) for text in options]
     cells = [
         Cell.make(algo, env, seed, root.absolute(), options, _resources("the command line", resources), DEFAULT_RETRIES)
         for algo in algos
@@ -112,7 +118,9 @@ def parse_seeds(place: str, value: Any) -> list[int]:
         elif re.fullmatch(r"\s*\d+\s*", str(part)):
             seeds.append(int(part))
         else:
-            raise ConfigurationError(f"{place}: seeds must be numbers such as 3, [0, 1, 2], 0-9 or 0-4,7, not {value!r}.")
+            raise ConfigurationError(
+                f"{place}: seeds must be numbers such as 3, [0, 1, 2], 0-9 or 0-4,7, not {value!r}."
+            )
     for seed in seeds:
         require_seed(seed)
     return list(dict.fromkeys(seeds))

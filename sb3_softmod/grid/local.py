@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sb3_softmod.grid.cells import Cell, last_lines
+from sb3_softmod.grid.cells import Cell
+from sb3_softmod.grid.folder import last_lines
 from sb3_softmod.grid.process import Order, Outcome, RunProcess
 from sb3_softmod.grid.resources import Capacity, memory_of, refuse_misfits
 from sb3_softmod.grid.runner import Ended

@@ -22,9 +22,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.common.files import make_folder
 from sb3_softmod.envs.worker_pool import WORKERS
 from sb3_softmod.grid.claims import Claim
+from sb3_softmod.grid.folder import ATTEMPT, FAILURE, LOG, clear_beginning, is_finished, next_arguments
 
 if TYPE_CHECKING:
     from sb3_softmod.grid.cells import Cell
@@ -50,20 +52,16 @@ class Order:
     :param arguments: of ``train``, without folders
     :param resources: those among them that a run may go on with
     :param environment: variables that are set for it
-    :param log: the name of the log in the folder
     """
 
     folder: Path
     arguments: tuple[str, ...]
     resources: tuple[str, ...]
     environment: Mapping[str, str]
-    log: str
 
     @classmethod
     def of(cls, cell: Cell) -> Order:
         """The order for a cell."""
-        from sb3_softmod.grid.cells import LOG
-
         resources = cell.resources
         threads = str(resources.threads - resources.workers)
         environment = {
@@ -71,9 +69,11 @@ class Order:
             WORKERS: str(max(resources.workers, 1)),
             "PYTHONUNBUFFERED": "1",  # the log is read while it is written
         }
+        if paths := os.environ.get("PYTHONPATH"):  # where a worker of Ray starts it, which may have none
+            environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
         if "--track" in cell.options:  # a run that goes on is the same run there
             environment |= {"WANDB_RUN_ID": cell.name.replace("/", "-"), "WANDB_RESUME": "allow"}
-        return cls(cell.folder, tuple(cell.arguments()), tuple(resources.arguments()), environment, LOG)
+        return cls(cell.folder, tuple(cell.arguments()), tuple(resources.arguments()), environment)
 
 
 class RunProcess:
@@ -89,13 +89,14 @@ class RunProcess:
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
         command = [sys.executable, "-m", __name__, str(order.folder), *order.resources, "--", *order.arguments]
-        with (order.folder / order.log).open("ab") as log:
+        with (order.folder / LOG).open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=order.folder,  # for what packages such as wandb leave behind
                 start_new_session=True,  # Ctrl-C in a terminal goes to all of a group: the leash alone is to end a run
             )
         self.pid = self._process.pid
@@ -150,8 +151,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> Outcome:
-    from sb3_softmod.common.errors import SoftModError
-    from sb3_softmod.grid.cells import ATTEMPT, FAILURE, clear_beginning, is_finished, next_arguments
     from sb3_softmod.learner.acceleration import keep_memory
     from sb3_softmod.zoo.train import train
 

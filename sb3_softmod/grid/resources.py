@@ -55,7 +55,7 @@ class Capacity:
 def memory_of(cell: Cell) -> int:
     """Bytes that a run of a cell takes: as its resources say, or estimated.
 
-    The estimate is the replay buffer, full, and a tenth of it, for what a checkpoint copies; the envs; and the processes.
+    The estimate is the full replay buffer, and a tenth of it for what a checkpoint copies, the envs and the processes.
     """
     if cell.resources.memory is not None:
         return cell.resources.memory

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from sb3_softmod.common.csv_files import last_rows, number
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.grid.cells import Cell, failure_of, is_finished, last_lines, run_of
+from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed, owner_of
+from sb3_softmod.grid.folder import failure_of, is_finished, last_lines, run_of
 from sb3_softmod.runs.progress import PROGRESS
 from sb3_softmod.runs.run import EVALUATIONS, Run
 
