@@ -84,13 +84,14 @@ def main() -> None:
     ray.shutdown()
     cluster.shutdown()
     ratios = [b / a for a, b in zip(plain, with_ray, strict=True)]
-    print(
-        f"plain {statistics.median(plain):.1f} s, Ray {statistics.median(with_ray):.1f} s: overhead "
-        f"{100 * (statistics.median(ratios) - 1):.1f} % ({100 * (min(ratios) - 1):.1f} to {100 * (max(ratios) - 1):.1f})"
-    )
+    median, least, most = (100 * (of(ratios) - 1) for of in (statistics.median, min, max))
+    print(f"plain {statistics.median(plain):.1f} s, Ray {statistics.median(with_ray):.1f} s")
+    print(f"overhead {median:.1f} % ({least:.1f} to {most:.1f})")
     args.out.parent.mkdir(exist_ok=True)
     found = dict(side_by_side=side_by_side, plain=plain, ray=with_ray)
-    args.out.write_text(json.dumps(dict(machine=machine, note=args.note, steps=args.steps, runs=runs, **found), indent=1))
+    args.out.write_text(
+        json.dumps(dict(machine=machine, note=args.note, steps=args.steps, runs=runs, **found), indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_runs import PATIENCE, assert_same, attempts, call, cells_of, once, start, train_alone, write_grid
+from grid_runs import (
+    PATIENCE,
+    assert_same,
+    attempts,
+    call,
+    cells_of,
+    environment,
+    once,
+    start,
+    train_alone,
+    train_arguments,
+    write_grid,
+)
 
+from sb3_softmod.cli import main
 from sb3_softmod.grid.folder import failure_of, is_finished, run_of
 from sb3_softmod.runs.run import find_runs
 
@@ -23,37 +37,45 @@ def wait_for(condition: Any, process: Any) -> None:
         time.sleep(0.1)
 
 
-def test_failures_and_deaths(tmp_path: Path) -> None:
+def test_failures_and_deaths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run that is killed goes on from its checkpoint, exactly; one that always fails is given up, and said."""
     path = write_grid(tmp_path, params=once(130, tmp_path, "SIGKILL"), algos=["mt_sac"], seeds="0", retries=1)
     bad = path.read_text().replace("SIGKILL", "raise")
     good = path.read_text()
     path.write_text("".join("- " + "\n  ".join(text.splitlines()) + "\n" for text in (good, bad)))
     killed, failing = cells_of(path)
-    code, output = call("grid", path)
-    assert code == 2, output
-    assert "1 of 2 cells failed; the others are finished." in output
-    assert f"{failing.name}\n" in output
-    assert "ZeroDivisionError: on purpose" in output
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    assert main(["grid", str(path)]) == 2
+    said = capsys.readouterr()
+    assert set(said.out.splitlines()) >= {
+        f"{killed.name}: finished",
+        f"{failing.name}: failed: ZeroDivisionError: on purpose",
+    }
+    assert f"1 of 2 cells failed; the others are finished.\n{failing.name}\n" in said.err
+    assert said.err.endswith("    ZeroDivisionError: on purpose\n")
     assert attempts(killed) == attempts(failing) == 2
     assert "train --resume" in (killed.folder / "train.log").read_text()
-    assert_same(run_of(killed.folder), train_alone(killed_from_start(killed), tmp_path / "alone"))
+    assert main(train_arguments(from_start(killed), tmp_path / "alone")) == 0
+    assert_same(run_of(killed.folder), run_of(tmp_path / "alone"))
     failure = failure_of(failing.folder)
     assert failure is not None
     assert str(failure["why"]).endswith("ZeroDivisionError: on purpose")
-    code, output = call("grid", path, "--status")
-    assert code == 0
-    assert "1 done, 0 running, 0 waiting, 1 failed" in output
-    assert f"{failing.name} failed:" in output
+    capsys.readouterr()
+    assert main(["grid", str(path), "--status"]) == 0
+    said_now = capsys.readouterr().out
+    assert "1 done, 0 running, 0 waiting, 1 failed" in said_now
+    assert f"{failing.name} failed:" in said_now
     runs, _ = find_runs(tmp_path / "runs")
     assert sorted(run.manifest["status"] for run in runs) == ["failed", "finished"]
-    assert call("grid", path, "--commands")[1].startswith(f"sb3-softmod train --resume {run_of(failing.folder)} ")
+    assert main(["grid", str(path), "--commands"]) == 0
+    assert capsys.readouterr().out.startswith(f"sb3-softmod train --resume {run_of(failing.folder)} ")
 
 
-def killed_from_start(cell: Any) -> Any:
+def from_start(cell: Any) -> Any:
     """The cell as if it had no folder yet, so that its command begins it."""
-    from dataclasses import replace
-
     return replace(cell, root=cell.root / "none")
 
 
@@ -64,7 +86,7 @@ def test_two_drivers_and_signals(tmp_path: Path) -> None:
     cells = cells_of(path)
     first, second = start("grid", path), start("grid", path)
     wait_for(lambda: len(list(tmp_path.glob("happened-*"))) >= 2, first)
-    code, output = call("grid", path, "--status")
+    _, output = call("grid", path, "--status")
     assert "0 done, " in output
     assert ", 0 failed" in output
     first.send_signal(signal.SIGTERM)
@@ -97,4 +119,4 @@ def test_driver_that_is_killed(tmp_path: Path) -> None:
     code, output = call("grid", path)
     assert code == 0, output
     assert attempts(cell) == 2
-    assert_same(run_of(cell.folder), train_alone(killed_from_start(cell), tmp_path / "alone"))
+    assert_same(run_of(cell.folder), train_alone(from_start(cell), tmp_path / "alone"))

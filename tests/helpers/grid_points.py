@@ -8,30 +8,29 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-from point_mass import HORIZON, make_task
+from point_mass import HORIZON, PointMass
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_softmod.envs import dm_control
+from sb3_softmod.envs import dm_control, gymnasium_tasks
 from sb3_softmod.envs.task_sets import TASK_SETS, TaskSet
+from sb3_softmod.envs.worker import TaskMaker
 
 TASKS = ("point-a", "point-b")
 _of_suite = dm_control.make_task_makers
 
 
-def make_task_makers(tasks: str | Sequence[str], **kwargs: Any) -> list[Callable[..., gym.Env]]:
+def make_task_makers(tasks: str | Sequence[str], **kwargs: Any) -> list[TaskMaker]:
     if tuple(tasks) != TASKS:
         return _of_suite(tasks, **kwargs)
-    return [partial(_make, goal, kwargs.get("max_episode_steps", HORIZON)) for goal in range(len(TASKS))]
-
-
-def _make(goal: int, horizon: int, copy: int) -> gym.Env:
-    return make_task(goal, len(TASKS), horizon, TASKS)
+    sources = {name: partial(PointMass, goal) for goal, name in enumerate(TASKS)}
+    return gymnasium_tasks.make_task_makers(
+        sources, seed=kwargs.get("seed"), max_episode_steps=kwargs.get("max_episode_steps", HORIZON)
+    )
 
 
 dm_control.make_task_makers = make_task_makers

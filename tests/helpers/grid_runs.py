@@ -108,10 +108,14 @@ def attempts(cell: Cell) -> int:
     return len(re.findall(r"^#### ", log.read_text(), re.MULTILINE)) if log.exists() else 0
 
 
+def train_arguments(cell: Cell, folder: Path) -> list[str]:
+    """Of ``sb3-softmod``, for the same run in another folder."""
+    return shlex.split(cell.command().replace(str(cell.folder), str(folder)))[1:]
+
+
 def train_alone(cell: Cell, folder: Path) -> Path:
     """The same run by ``sb3-softmod train``; its folder."""
-    arguments = shlex.split(cell.command().replace(str(cell.folder), str(folder)))[1:]
-    code, output = call(*arguments)
+    code, output = call(*train_arguments(cell, folder))
     assert code == 0, output
     run = run_of(folder)
     assert run is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +42,8 @@ class PointMass(gym.Env[np.ndarray, np.ndarray]):
         return self.position.copy(), -distance, False, False, {"success": distance < 0.15}
 
 
-def make_task(goal: int, num_tasks: int, horizon: int = HORIZON, names: Sequence[str] | None = None) -> TaskEnv:
-    names = names or [f"corner-{i}" for i in range(num_tasks)]
+def make_task(goal: int, num_tasks: int, horizon: int = HORIZON) -> TaskEnv:
+    names = [f"corner-{i}" for i in range(num_tasks)]
     return TaskEnv(gym.wrappers.TimeLimit(PointMass(goal), horizon), goal, names)
 
 
