@@ -131,4 +131,4 @@ def _view(found: Grid) -> Iterator[Callable[[str], None]]:
         get_renderable=lambda: table_of(found.cells, (RUNNING, FAILED)),
         refresh_per_second=1 / REFRESH,
     ) as live:
-        yield live.console.print
+        yield lambda line: live.console.print(line, markup=False, highlight=False)

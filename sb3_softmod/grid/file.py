@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sb3_softmod.common.checks import require_integer, require_names, require_number, require_seed
+from sb3_softmod.common.checks import require_flag, require_integer, require_names, require_number, require_seed
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.grid.cells import Cell, Resources
@@ -33,6 +34,8 @@ _OURS = {
     **dict.fromkeys(("-f", "--log-folder", "-tb", "--tensorboard-log", "--uuid"), "runs"),
     **dict.fromkeys(("--resume", "--wandb-group", "-P", "--progress"), "the grid itself"),
 }
+#: Options whose value may be the path of a file.
+_PATHS = ("-conf", "--conf-file", "-i", "--trained-agent")
 #: Options whose value is a mapping: key:value in Python.
 _MAPPINGS = {"params": "--hyperparams", "hyperparams": "--hyperparams"}
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -70,8 +73,8 @@ def read_grid(path: str | Path) -> Grid:
         place = str(path) if len(blocks) == 1 else f"{path}, block {number}"
         cells += _cells(place, path.absolute().parent, block)
         shared.add(block.get("shared", True))
-    if len(shared) != 1 or not shared <= {True, False}:
-        raise ConfigurationError(f"{path}: shared must be true or false, and the same in all blocks.")
+    if len(shared) != 1:
+        raise ConfigurationError(f"{path}: shared must be the same in all blocks, of which there must be one at least.")
     return Grid(_each_once(cells), shared.pop())
 
 
@@ -93,7 +96,7 @@ def grid_of_options(
     """
     for option in options:
         _refuse_ours("the command line", option.partition("=")[0])
-    options = [_text(Path.cwd(), text) for text in options]
+    options = _with_whole_paths(Path.cwd(), options)
     cells = [
         Cell.make(algo, env, seed, root.absolute(), options, _resources("the command line", resources), DEFAULT_RETRIES)
         for algo in algos
@@ -143,6 +146,7 @@ def _cells(place: str, folder: Path, block: Any) -> list[Cell]:
     for key in ("algos", "envs", "seeds"):
         if not block.get(key) and block.get(key) != 0:
             raise ConfigurationError(f"{place}: {key} is missing.")
+    require_flag(f"{place}: shared", block.get("shared", True))
     retries = block.get("retries", DEFAULT_RETRIES)
     require_integer(f"{place}: retries", retries, 0)
     options = _options(place, folder, block.get("train") or {})
@@ -182,14 +186,21 @@ def _options(place: str, folder: Path, given: Any) -> list[str]:
         if isinstance(value, Mapping):
             options += [f"{inner}:{text!r}" for inner, text in value.items()]
         elif value is not True:
-            options += [_text(folder, each) for each in (value if isinstance(value, list) else [value])]
-    return options
+            options += map(str, value if isinstance(value, list) else [value])
+    return _with_whole_paths(folder, options)
 
 
-def _text(folder: Path, value: Any) -> str:
-    """A value as on a command line; the path of a file that stands beside that of the grid, as a whole."""
-    text = str(value)
-    return str(folder / text) if (folder / text).is_file() else text
+def _with_whole_paths(folder: Path, options: Sequence[str]) -> list[str]:
+    """Options with the whole paths of the files that they name: a run has another working folder."""
+    found: list[str] = []
+    for text in options:
+        option, equals, value = text.partition("=")
+        parts = [option, value] if equals and option in _PATHS else [text]
+        if (found and found[-1] in _PATHS) or len(parts) == 2:
+            path = os.path.join(folder, parts[-1])
+            parts[-1] = path if os.path.isfile(path) else parts[-1]
+        found += parts
+    return found
 
 
 def _resources(place: str, given: Any) -> Resources:

@@ -64,7 +64,7 @@ class LocalRunner:
                 if self._failures[name] <= each.cell.retries:
                     self._running.append(self._launch(each.cell, each.memory, each.gpus))
                     continue
-            why = "\n".join(filter(None, [each.process.reason(), *last_lines(each.cell.folder, 10)]))
+            why = "\n".join(filter(None, [*last_lines(each.cell.folder, 10), each.process.reason()]))
             ended.append(Ended(each.cell, outcome, why))
         return ended
 
@@ -77,10 +77,9 @@ class LocalRunner:
         self._running = []
 
     def kill(self) -> None:
-        """End every run at once."""
+        """End every run at once, also from a signal's handler in the middle of :meth:`stop`."""
         for each in self._running:
             each.process.kill()
-        self.stop()
 
     def _launch(self, cell: Cell, memory: int, gpus: list[str]) -> _Running:
         seen = ",".join(gpus) if self.capacity.gpus else None

@@ -111,10 +111,10 @@ class RayRunner:
         try:
             return Ended(cell, Outcome[ray.get(task)], "")
         except RayTaskError as error:
-            said = [str(error.cause)]
-        except RayError as error:
-            said = [str(error)]
-        return Ended(cell, Outcome.FAILED, "\n".join(last_lines(cell.folder, 10) or said))
+            why = str(error.cause)
+        except RayError as error:  # its worker or node has died too often
+            why = "\n".join([*last_lines(cell.folder, 10), str(error).partition("\n")[0]])
+        return Ended(cell, Outcome.FAILED, why)
 
     def _release_all(self) -> None:
         self._cells = {}

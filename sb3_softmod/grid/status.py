@@ -17,7 +17,7 @@ from sb3_softmod.common.csv_files import last_rows, number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed, owner_of
-from sb3_softmod.grid.folder import failure_of, is_finished, last_lines, run_of
+from sb3_softmod.grid.folder import failure_of, is_finished, run_of
 from sb3_softmod.runs.progress import PROGRESS
 from sb3_softmod.runs.run import EVALUATIONS, Run
 
@@ -76,7 +76,8 @@ def table_of(cells: Sequence[Cell], states: Iterable[str] = (RUNNING, FAILED, WA
     found = {cell.name: status_of(cell) for cell in cells}
     counts = {state: sum(each.state == state for each in found.values()) for state in (DONE, RUNNING, WAITING, FAILED)}
     table = Table(caption=", ".join(f"{count} {state}" for state, count in counts.items()), box=None, pad_edge=False)
-    for column in ("cell", "state", "", "steps", "success", "left", ""):
+    table.add_column("cell", min_width=max((len(name) for name in found), default=0))
+    for column in ("state", "", "steps", "success", "left", ""):
         table.add_column(column, justify="right" if column in ("steps", "success", "left") else "left")
     for state in states:
         for name, each in found.items():
@@ -96,12 +97,12 @@ def _columns(status: CellStatus) -> tuple[ProgressBar, str, str, str, Text]:
 
 
 def failures_of(cells: Sequence[Cell], count: int) -> str:
-    """The last lines of all cells that failed."""
-    failed = [(cell, failure) for cell in cells if (failure := failure_of(cell.folder)) is not None]
+    """The last lines of all cells that were given up."""
     parts = []
-    for cell, failure in failed:
-        lines = last_lines(cell.folder, count) or str(failure.get("why")).splitlines()[-count:]
-        parts.append("\n".join([f"{cell.name} failed:", *(f"    {line}" for line in lines)]))
+    for cell in cells:
+        if (failure := failure_of(cell.folder)) is not None:
+            lines = str(failure.get("why")).splitlines()[-count:]
+            parts.append("\n".join([f"{cell.name} failed:", *(f"    {line}" for line in lines)]))
     return "\n".join(parts)
 
 

@@ -54,5 +54,5 @@ def _train(order: Order, carrier: Carrier | None) -> str:
             carrier.bring()
             carrier.clear()
     if outcome in (Outcome.FAILED, Outcome.STOPPED):
-        raise RunFailedError("\n".join(filter(None, [process.reason(), *last_lines(order.folder, 10)])))
+        raise RunFailedError("\n".join(filter(None, [*last_lines(order.folder, 10), process.reason()])))
     return outcome.name
