@@ -31,7 +31,7 @@ _OURS = {
     **dict.fromkeys(("--seed",), "seeds"),
     **dict.fromkeys(("--num-threads", "--vec-env"), "resources: threads"),
     **dict.fromkeys(("--device",), "resources: gpus"),
-    **dict.fromkeys(("-f", "--log-folder", "-tb", "--tensorboard-log", "--uuid"), "runs"),
+    **dict.fromkeys(("-f", "--log-folder", "-tb", "--tensorboard-log", "-uuid", "--uuid"), "runs"),
     **dict.fromkeys(("--resume", "--wandb-group", "-P", "--progress"), "the grid itself"),
 }
 #: Options whose value may be the path of a file.
@@ -94,8 +94,9 @@ def grid_of_options(
     :param root: where the runs go
     :raises ConfigurationError: as :func:`read_grid`
     """
-    for option in options:
-        _refuse_ours("the command line", option.partition("=")[0])
+    for text in options:
+        if text.startswith("-"):
+            _refuse_ours("the command line", text.partition("=")[0])
     options = _with_whole_paths(Path.cwd(), options)
     cells = [
         Cell.make(algo, env, seed, root.absolute(), options, _resources("the command line", resources), DEFAULT_RETRIES)
@@ -221,8 +222,10 @@ def _refuse_unknown(place: str, given: Mapping[str, Any], known: Sequence[str]) 
 
 
 def _refuse_ours(place: str, option: str) -> None:
-    if option in _OURS:
-        raise ConfigurationError(f"{place}: {option} is no option of train in a grid: {_OURS[option]} says it.")
+    joined = option[:2] == "-f"  # with its value
+    for name, says in _OURS.items():
+        if name.startswith(option) or (joined and name == "-f"):  # train takes abbreviations
+            raise ConfigurationError(f"{place}: {option} is no option of train in a grid: {says} says it.")
 
 
 def _each_once(cells: Sequence[Cell]) -> list[Cell]:

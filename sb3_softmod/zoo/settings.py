@@ -12,7 +12,7 @@ from typing import Any
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.methods import METHODS
 from sb3_softmod.zoo.experiment import MultiTaskExperimentManager
-from sb3_softmod.zoo.train import train
+from sb3_softmod.zoo.train import check_tracking, train
 
 #: The options that change what a run learns or measures, beside its hyperparameters, budget and seed.
 _OPTIONS = ("eval_freq", "eval_episodes", "eval_env_kwargs", "trained_agent", "truncate_last_trajectory")
@@ -47,9 +47,11 @@ def settings_of(arguments: Sequence[str]) -> RunSettings:
     :raises ConfigurationError: for whatever ``train`` would refuse until then, and for what is none of our methods on
         one of our task sets
     """
+    if "--track" in arguments:
+        check_tracking()
     try:
         with redirect_stdout(io.StringIO()):
-            train(arguments, _Probe)
+            train([text for text in arguments if text != "--track"], _Probe)  # it would begin a run there
     except _FoundError as found:
         return found.settings
     raise ConfigurationError(f"train {' '.join(arguments)} trains no method of sb3-softmod on one of its task sets.")

@@ -132,8 +132,8 @@ class _ZooParser(Parser):
         for folder in (found.log_folder, found.tensorboard_log, found.optimization_log_path):
             if folder:
                 check_folder(folder)
-        if found.track and find_spec("wandb") is None:
-            raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
+        if found.track:
+            check_tracking()
         if found.trial_id is not None and not (found.storage and found.study_name):
             raise ConfigurationError("--trial-id needs the --storage and the --study-name of the trial.")
         if found.storage:
@@ -141,6 +141,12 @@ class _ZooParser(Parser):
         if found.minutes is not None:
             _check_minutes(found)
         return found, rest
+
+
+def check_tracking() -> None:
+    """Refuse --track where it would find no wandb."""
+    if find_spec("wandb") is None:
+        raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
 
 
 def _check_minutes(given: argparse.Namespace) -> None:

@@ -142,10 +142,11 @@ def test_misfits(tmp_path: Path) -> None:
         ({"resources": {"memory": "lots"}}, "memory must be a size such as 4G or 800M, not 'lots'."),
         ({"shared": "maybe"}, "shared must be True or False, not 'maybe'."),
         (
-            {"train": {"n-timestep": 9}},
-            "Unknown option '--n-timestep' of sb3-softmod train: did you mean '--n-timesteps'",
+            {"train": {"n-timestops": 9}},
+            "Unknown option '--n-timestops' of sb3-softmod train: did you mean '--n-timesteps'",
         ),
         ({"train": {"seed": 9}}, "--seed is no option of train in a grid: seeds says it."),
+        ({"train": {"see": 9}}, "--see is no option of train in a grid: seeds says it."),
         ({"train": {"device": "cuda"}}, "--device is no option of train in a grid: resources: gpus says it."),
         ({"train": {"params": {"gama": 0.9}}}, "Unknown hyperparameter 'gama': did you mean 'gamma'?"),
         ({"train": {"conf-file": "no.yml"}}, "There is no file of hyperparameters 'no.yml'"),
@@ -163,7 +164,7 @@ def test_refusals(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--runs", str(tmp_path / "runs")]
     options = ["--conf-file", "laptop", "-n", "100", "-params", "gamma:0.9"]
-    line = ["grid", "--algos", "mt_sac", "mhmt_sac", "--envs", "MT3", "--seeds", "0-1", *where, *options]
+    line = ["grid", "--algos", "mt_sac", "mt_mh_sac", "--envs", "MT3", "--seeds", "0-1", *where, *options]
     assert main([*line, "--threads", "2", "--commands"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
