@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -115,7 +116,7 @@ def _grid_of(file: Path | None, args: argparse.Namespace, options: Sequence[str]
         return read_grid(file)
     if missing := [name for name in ("algos", "envs", "seeds") if name not in given]:
         raise ConfigurationError(f"Name a file, or say --{missing[0]} too (see sb3-softmod grid --help).")
-    resources = {name: given[name] for name in ("threads", "memory", "gpus") if name in given}
+    resources: dict[str, Any] = {name: given[name] for name in ("threads", "memory", "gpus") if name in given}
     return grid_of_options(args.algos, args.envs, args.seeds, options, resources, given.get("runs", DEFAULT_ROOT))
 
 
