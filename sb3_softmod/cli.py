@@ -50,6 +50,7 @@ def _parser() -> Parser:
 
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
+        ("grid", _grid, "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
         command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
@@ -148,6 +149,12 @@ def _train(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(arguments)
+
+
+def _grid(arguments: Sequence[str]) -> None:
+    from sb3_softmod.grid.command import grid
+
+    grid(arguments)
 
 
 def _enjoy(arguments: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make test": "runs this test",
     "make test-slow": "",
     "python benchmarks/vec_env.py": "by hand: it measures for minutes",
+    "sb3-softmod grid": "tests/grid",
     "make bench": "by hand: it measures for minutes",
     "python benchmarks/end_to_end.py": "by hand: it measures for minutes",
     "python benchmarks/memory.py": "by hand: it measures for minutes",
