@@ -33,8 +33,8 @@ def check_loss_weighting(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"{what} balances tasks against each other, and there is one: leave it out.")
     if given["gradient_surgery"] is not None:
         raise ConfigurationError(
-            f"{what} does not go with gradient_surgery={given['gradient_surgery']!r}: both say how much the gradient of "
-            "each task counts. Leave one of them out."
+            f"{what} does not go with gradient_surgery={given['gradient_surgery']!r}: both say how much the gradient "
+            "of each task counts. Leave one of them out."
         )
     if issubclass(policy_class, SingleTaskPolicy):
         raise ConfigurationError(f"The tasks of SingleTaskPolicy share no parameter: {what} has no use.")

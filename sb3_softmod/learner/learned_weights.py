@@ -183,7 +183,7 @@ class FAMO(LearnedWeights):
     .. math:: \delta = \Big[\frac{\partial z}{\partial \xi}\Big]^\top (\log \ell - \log \ell').
 
     The least that a squared error can be is 0, and that of a cross-entropy the entropy of its target. In the authors'
-    code for reinforcement learning the gradients are multiplied by 1 / c instead of c (its issue 14); here is the paper.
+    code for reinforcement learning the gradients are multiplied by 1 / c instead of c (its issue 14); not so here.
 
     :param num_tasks: M
     :param device: where the learner is

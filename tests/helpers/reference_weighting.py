@@ -25,13 +25,13 @@ class Adam:
 
     def step(self, numbers: list[float], gradients: list[float]) -> None:
         self.steps += 1
+        of_first, of_second = 1 - math.pow(0.9, self.steps), 1 - math.pow(0.999, self.steps)
         for i, gradient in enumerate(gradients):
             gradient += self.decay * numbers[i]
             first, second = self.moments.get(i, (0.0, 0.0))
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
             self.moments[i] = first, second
-            corrected = math.sqrt(second / (1 - 0.999**self.steps))
-            numbers[i] -= self.rate * first / (1 - 0.9**self.steps) / (corrected + 1e-8)
+            numbers[i] -= self.rate * first / of_first / (math.sqrt(second / of_second) + 1e-8)
 
 
 def softmax(numbers: list[float]) -> list[float]:
@@ -108,7 +108,7 @@ def gradnorm(
 def uncertainty(
     network: nn.Module, loss: TaskLoss, num_tasks: int, steps: int, rate: float, num_critics: int
 ) -> list[list[float]]:
-    """Eq. 7 of Kendall et al., exp(-s) times the loss plus s / 2 for each critic; s has the network's rate, and Adam."""
+    """Eq. 7 of Kendall et al., exp(-s) times the loss plus s / 2 for each critic; s has Adam at the network's rate."""
     s, adam, history = [0.0] * num_tasks, Adam(rate), []
     for _ in range(steps):
         weights = [math.exp(-each) for each in s]
