@@ -31,7 +31,8 @@ class Adam:
             first, second = self.moments.get(i, (0.0, 0.0))
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
             self.moments[i] = first, second
-            numbers[i] -= self.rate * first / of_first / (math.sqrt(second / of_second) + 1e-8)
+            moved = self.rate * first / of_first / (math.sqrt(second / of_second) + 1e-8)
+            numbers[i] = numbers[i] - moved
 
 
 def softmax(numbers: list[float]) -> list[float]:
@@ -46,7 +47,7 @@ def descend(network: nn.Module, losses: Iterable[Tensor], weights: list[float], 
     with th.no_grad():
         for parameter in network.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter.sub_(rate * parameter.grad)
 
 
 def famo(

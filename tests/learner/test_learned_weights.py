@@ -30,6 +30,7 @@ from sb3_softmod import (
 from sb3_softmod.learner.critic_objectives import make_objective
 from sb3_softmod.learner.gradient_norms import WatchedFunction
 from sb3_softmod.learner.learned_weights import FAMO, LEARNED_WEIGHTINGS, GradNorm, TaskLosses, Uncertainty
+from sb3_softmod.learner.nonfinite import tensors_of
 from sb3_softmod.methods import METHODS
 from sb3_softmod.networks import MlpNetwork, MultiTaskNetwork
 from sb3_softmod.policies import POLICIES
@@ -180,7 +181,7 @@ def test_the_norms_equal_one_backward_pass_each(policy: str, critic: Any) -> Non
         rows = slice(8 * task, 8 * task + 8)
         q = q_values(batch.observations[rows], batch.actions[rows])
         loss = (q - batch.rewards[rows]).square().sum(1).mean() / M
-        (gradient,) = th.autograd.grad(loss, layer.weight)
+        (gradient,) = th.autograd.grad(loss, layer.get_parameter("weight"))
         assert found[task].item() == pytest.approx(gradient.norm().item(), rel=1e-4)
         assert found[task] > 0
 
@@ -246,7 +247,7 @@ def test_tasks_that_are_left_out_stay(weighting: str) -> None:
     buffer: Any = model.replay_buffer
     step, batch = model._learner(), buffer.sample(8 * M)
     rows = th.cat([th.arange(8), th.arange(16, 24)])
-    part = ReplayBufferSamples(*[None if t is None else t[rows] for t in batch])
+    part = ReplayBufferSamples(**{name: tensor[rows] for name, tensor in tensors_of(batch).items()})
     model.policy.set_training_mode(True)
     step.set_learning_rate(1e-3)
     for number in range(5):
@@ -256,7 +257,7 @@ def test_tasks_that_are_left_out_stay(weighting: str) -> None:
             assert metrics[1].nanmean().item() == pytest.approx(1)
     learned = model.learned_weights
     assert learned is not None
-    start = type(learned)(M, CPU).numbers
+    start = 1.0 if weighting == "gradnorm" else 0.0
     assert (learned.numbers == start).tolist() == [False, True, False, True]
 
 
@@ -278,6 +279,7 @@ def test_an_attribute_that_is_changed_counts_from_the_next_step_on() -> None:
     logits = learned.numbers.tolist()
     model.loss_weighting_kwargs = dict(learning_rate=1e-9)
     logged_weights(model, 1)
+    assert model.learned_weights is not None
     assert model.learned_weights is not learned
     assert model.learned_weights.numbers.tolist() == pytest.approx(logits, abs=1e-7)  # they go on from there
     model.gradient_surgery = "pcgrad"
@@ -306,7 +308,7 @@ def test_compiled_is_the_same(weighting: str) -> None:
     for model in models:
         th.manual_seed(1)
         histories.append(logged_weights(model, 4))
-    np.testing.assert_allclose(*histories, rtol=1e-4)
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-4)
     assert largest_difference(*models) < 1e-5
     th._dynamo.reset()
 
@@ -395,7 +397,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_dumped(weighting: s
 
 
 class SilentNetwork(MlpNetwork):
-    last_shared_layer = MultiTaskNetwork.last_shared_layer
+    last_shared_layer = MultiTaskNetwork.last_shared_layer  # type: ignore[assignment]
 
 
 class SilentPolicy(MultiTaskSACPolicy):
