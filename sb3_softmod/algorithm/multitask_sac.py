@@ -96,7 +96,9 @@ class MultiTaskSAC(LearningSAC):
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
     :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
-        see :func:`.loss_weights`
+        see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the critics' losses that are learned,
+        see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
+    :param loss_weighting_kwargs: options of the first two, by name
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
         that half: ``[1, 0.5]``)
@@ -149,6 +151,7 @@ class MultiTaskSAC(LearningSAC):
         critic_target: CriticTarget = "min",
         policy_delay: int = 1,
         loss_weighting: LossWeighting = "uniform",
+        loss_weighting_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
         reward_scaling: RewardScaling | None = None,
@@ -174,7 +177,8 @@ class MultiTaskSAC(LearningSAC):
         require_seed(seed)
         check_policy(policy, self.policy_aliases)
         check_device("device", device)
-        for name, given in (("policy_kwargs", policy_kwargs), ("replay_buffer_kwargs", replay_buffer_kwargs)):
+        mappings = dict(policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+        for name, given in dict(mappings, loss_weighting_kwargs=loss_weighting_kwargs).items():
             if given is not None:
                 require_names(name, given)
         if num_tasks is not None:
@@ -218,6 +222,8 @@ class MultiTaskSAC(LearningSAC):
         self.critic_target_kind = critic_target
         self.policy_delay = policy_delay
         self.loss_weighting = loss_weighting
+        self.loss_weighting_kwargs = dict(loss_weighting_kwargs or {})
+        self.learned_weights = None
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
         self.reward_scaling = reward_scaling
@@ -241,7 +247,7 @@ class MultiTaskSAC(LearningSAC):
         #: Whether ``learn`` is under way: nobody else may step the envs then.
         self.is_learning = False
         self.normalization = None
-        self.largest_returns = None
+        self.largest_returns = self.loss_weighting_progress = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names = []

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
 
+from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.common.checks import (
     arguments_of,
     require_choice,
@@ -30,7 +31,6 @@ from sb3_softmod.common.task_observation import split
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.learner.critic_objectives import CRITIC_TARGETS, CRITICS
 from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
-from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
@@ -109,7 +109,7 @@ def check_options(given: Mapping[str, Any]) -> None:
         require_number("learning_rate", given["learning_rate"], 0)
     target_entropy_of(given["target_entropy"], 1)
     _check_critic(given)
-    require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
+    check_loss_weighting(given)
     check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
     if given["reward_scaling"] is not None:
         require_number("v_max", given["v_max"], above=0)

@@ -49,6 +49,15 @@ class MultiTaskNetwork(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.ensemble_size = ensemble_size
 
+    @property
+    def last_shared_layer(self) -> nn.Module | None:
+        """The last linear layer, or batch of them, whose weights all tasks share: where GradNorm measures gradients.
+
+        From ``[*prefix, B, in]`` to ``[*batch_shape, B, out]``, where the prefix is the beginning of the batch's shape,
+        and called once in a pass. None where there is none.
+        """
+        return None
+
     @abstractmethod
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         """Evaluate all members.
