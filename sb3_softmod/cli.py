@@ -110,7 +110,13 @@ def _parser() -> Parser:
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
     report.add_argument("--video", action="store_true", help="with a video of each task")
     report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
-    for command in (routing, report):
+
+    export = _command(commands, "export", _export, "the policy of a run as one file that acts without this package")
+    export.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    export.add_argument(
+        "--out", type=Path, help="the file, .onnx or .pt for TorchScript (default: policy.onnx in the run folder)"
+    )
+    for command in (routing, report, export):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -258,6 +264,15 @@ def _report(args: argparse.Namespace) -> None:
     out, problems = write_report(args.folder, args.out, best=args.best, video=args.video)
     print(out)
     _complain(problems)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from sb3_softmod.deployment.export import check_export
+    from sb3_softmod.runs.evaluation import load_model
+    from sb3_softmod.runs.run import load_run
+
+    out = check_export(args.out or args.folder / "policy.onnx", None)
+    print(load_model(load_run(args.folder), best=args.best).export(out))
 
 
 def _complain(problems: Sequence[str]) -> None:

@@ -19,12 +19,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.algorithm.learning_sac import LearningSAC
+from sb3_softmod.algorithm.acting_sac import ActingSAC
 from sb3_softmod.algorithm.logs import record
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
-    check_observation,
     check_options,
     check_policy,
     check_reward_scaling,
@@ -65,7 +64,7 @@ from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(LearningSAC):
+class MultiTaskSAC(ActingSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -342,17 +341,6 @@ class MultiTaskSAC(LearningSAC):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
-
-    # ------------------------------------------------------------------ acting
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The actions for some observations; arguments as in SB3.
-
-        :param observation: ``[O + M]`` or ``[B, O + M]``; the task is one-hot, or a mixture: no entry below 0, sum 1
-        :raises ConfigurationError: for observations of another shape, without a task, or that are no numbers
-        """
-        check_observation(observation, self.observation_space, self.num_tasks)
-        return super().predict(observation, *args, **kwargs)
 
     # -------------------------------------------------------------- collecting
 
