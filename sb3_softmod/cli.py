@@ -90,8 +90,10 @@ def _parser() -> Parser:
 
     does = "what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
     routing = _command(plots, "routing", _plot_routing, does)
-    routing.add_argument("--steps", type=int, default=200, help="steps of each task to average over (default: 200)")
-    routing.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
+    routing.add_argument(
+        "--steps", type=int, help="steps of each task to average over (default: 200, as in the report)"
+    )
+    routing.add_argument("--seed", type=int, help="of the goals (default: that of the training, as in the report)")
     routing.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     routing.add_argument("--video", action="store_true", help="film an episode of each task with its routing beside it")
     routing.add_argument("--out", type=Path, help="folder for the figures (default: figures in the run folder)")
@@ -202,8 +204,10 @@ def _plot_profiles(args: argparse.Namespace) -> None:
             entries = finished_entries(runs, name)
             for pair in improvements(entries):
                 seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
-                likely = f"{pair.probability:.2f} ({pair.interval[0]:.2f} to {pair.interval[1]:.2f}; {seeds} seeds)"
-                print(f"P({pair.first} > {pair.second}) = {likely}")
+                spread = (
+                    "too few for an interval" if pair.interval is None else "{:.2f} to {:.2f}".format(*pair.interval)
+                )
+                print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({spread}; {seeds} seeds)")
 
 
 @contextmanager
@@ -219,9 +223,9 @@ def _runs(args: argparse.Namespace) -> Iterator[list[Run]]:
 def _plot_routing(args: argparse.Namespace) -> None:
     from sb3_softmod.evaluation.evaluate import make_evaluation_env
     from sb3_softmod.routing.figures import plot_routing
-    from sb3_softmod.routing.routes import routed_networks
+    from sb3_softmod.routing.routes import STEPS, routed_networks
     from sb3_softmod.routing.video import record_routing
-    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
     from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
@@ -229,11 +233,16 @@ def _plot_routing(args: argparse.Namespace) -> None:
     check_folder(out)
     model = load_model(run, best=args.best)
     routed_networks(model)  # before the envs, which take a while
-    options = {**env_options(run), "seed": args.seed}
+    seed, steps = goals_seed(run) if args.seed is None else args.seed, STEPS if args.steps is None else args.steps
+    options = {**env_options(run), "seed": seed}
+    note = (
+        f"{run.title} on {run.benchmark}, seed {run.manifest['seed']}, {'best' if args.best else 'last'} model: "
+        f"{steps} steps of each task, {run.goals} of seed {seed}"
+    )
     if args.video:
         options["render_mode"] = "rgb_array"
     with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
-        files = plot_routing(model, env, out, steps=args.steps)
+        files = plot_routing(model, env, out, steps=steps, note=note)
         if args.video:
             files += record_routing(model, env, out)
     print(*files, sep="\n")
@@ -271,8 +280,9 @@ def _export(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.evaluation import load_model
     from sb3_softmod.runs.run import load_run
 
-    out = check_export(args.out or args.folder / "policy.onnx", None)
-    print(load_model(load_run(args.folder), best=args.best).export(out))
+    run = load_run(args.folder)
+    out = check_export(args.out or run.folder / "policy.onnx", None)
+    print(load_model(run, best=args.best).export(out))
 
 
 def _complain(problems: Sequence[str]) -> None:
