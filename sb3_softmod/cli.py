@@ -9,9 +9,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import shtab
+
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.common.files import check_folder, save_figure
+from sb3_softmod.common.version import __version__
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -39,6 +42,8 @@ def _parser() -> Parser:
         prog="sb3-softmod",
         description="Multi-task reinforcement learning with soft modularization on Stable-Baselines3.",
     )
+    parser.add_argument("--version", action="version", version=f"sb3-softmod {__version__}")
+    shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell, to be sourced by it")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
     does = "train on three Meta-World tasks for about 5 minutes and show what was learned"

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.algorithm.acting_sac import ActingSAC
-from sb3_softmod.algorithm.logs import record
+from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
@@ -430,6 +430,7 @@ class MultiTaskSAC(ActingSAC):
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
+        lay_out(self.logger)
         return out
 
     def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
@@ -463,8 +464,7 @@ class MultiTaskSAC(ActingSAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.nonfinite_updates:
             self.logger.record("train/nonfinite_updates", self.nonfinite_updates)
-        for name, values in self.episode_statistics.means().items():
-            record(self.logger, "rollout", f"task_{name}", values, self.task_names)
+        record_episodes(self.logger, self.episode_statistics.means(), self.task_names)
         if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()

@@ -199,9 +199,7 @@ class MultiTaskEvalCallback(EvalCallback):
         if np.isfinite(self.last_success_rate):
             means["success_rate"] = self.last_success_rate
         if self.verbose >= 1:
-            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={means['mean_reward']:.2f}")
-            if "success_rate" in means:
-                print(f"Success rate: {means['success_rate']:.2%}")
+            print(f"Evaluation at {self.num_timesteps:,} environment steps\n{found}")
         for name, mean in means.items():
             self.logger.record(f"eval/{name}", mean)
         for metric, values in (("success_rate", found.success_rate), ("return", found.mean_return)):

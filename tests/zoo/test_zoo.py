@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import importlib.util
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import matplotlib
@@ -355,3 +359,23 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in training
     assert "{a2c," not in training
     assert "--video FILE.mp4" in text_of("enjoy")
+
+
+def test_the_config_of_wandb_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a stand-in for wandb, whose place in RL Zoo's script it takes."""
+    config: dict[str, Any] = {}
+    run = SimpleNamespace(config=SimpleNamespace(setdefaults=lambda more: config.update({**more, **config})))
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.init = lambda **options: config.update(options["config"]) or run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.chdir(tmp_path)  # RL Zoo logs to runs/
+    assert train(tmp_path, "--track", "--verbose", "1") == 0
+    assert config["saved_hyperparams"]["policy_kwargs"]["preset"] == "deep"
+    assert config["env_kwargs"]["horizon"] == 5
+    assert "object at 0x" not in str(config)
+    shown = capsys.readouterr().out
+    for task in MT3:  # in the table of an evaluation
+        assert f" {task} " in shown
