@@ -15,6 +15,7 @@ from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.common.files import check_folder, save_figure
 from sb3_softmod.common.version import __version__
+from sb3_softmod.envs.task_sets import full_name
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -180,7 +181,7 @@ def _table_capacity(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.capacity import capacity_table
 
     with _runs(args) as runs:
-        print(capacity_table(runs, args.env, args.format))
+        print(capacity_table(runs, full_name(args.env), args.format))
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
@@ -188,7 +189,7 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+        names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
         if not names:
             raise SoftModError(f"No run in {args.logs} was evaluated.")
         for name in names:
@@ -201,7 +202,9 @@ def _plot_profiles(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        names = (
+            [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        )
         if not names:
             raise SoftModError(f"No run in {args.logs} is finished.")
         for name in names:

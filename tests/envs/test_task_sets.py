@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from sb3_softmod import ConfigurationError
+from sb3_softmod import ConfigurationError, make_metaworld_env
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
@@ -31,6 +31,30 @@ def test_names() -> None:
     assert get_task_set("SoftMod/reach-v3") is get_task_set("reach-v3")
     with pytest.raises(ConfigurationError, match="Unknown env 'MT10-Conditoned': did you mean 'MT10-Conditioned'"):
         get_task_set("MT10-Conditoned")
+
+
+def test_a_name_means_the_same_everywhere() -> None:
+    def goals_of(env: Any) -> list[set[tuple[float, ...]]]:
+        """The goals of three episodes of each task."""
+        goals: list[set[tuple[float, ...]]] = [set() for _ in range(env.num_envs)]
+        for _ in range(3):
+            for found, observation in zip(goals, env.reset(), strict=True):
+                found.add(tuple(observation[36:39].tolist()))
+        env.close()
+        return goals
+
+    conditioned, fixed = (make_metaworld_env(f"MT10-{kind}", seed=0, n_workers=0) for kind in ("Conditioned", "Fixed"))
+    short = make_metaworld_env("MT10", seed=0, n_workers=0)
+    of_short = goals_of(short)
+    assert of_short == goals_of(conditioned)
+    assert max(map(len, of_short)) > 1
+    assert {len(found) for found in goals_of(fixed)} == {1}
+    assert get_task_set("MT10") is get_task_set("SoftMod/MT10-Conditioned-v3")
+    assert gym.spec("SoftMod/MT10-v3").kwargs == gym.spec("SoftMod/MT10-Conditioned-v3").kwargs
+    hint = "'MT10' or 'MT10-Conditioned' or 'MT10-Fixed'"
+    for refused in (get_task_set, make_metaworld_env):
+        with pytest.raises(ConfigurationError, match=hint):
+            refused("MT11")
 
 
 def test_importing_the_package_registers_the_ids_and_no_simulator() -> None:

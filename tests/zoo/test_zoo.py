@@ -259,7 +259,7 @@ def test_enjoy_one_task(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         ("--algo softmod_deep --env MT3 --task reach", "Unknown task 'reach' of MT3: did you mean 'reach-v3'?"),
-        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3'?"),
+        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3' or"),
         ("--algo softmod_dep --env MT3", "Unknown algo 'softmod_dep': did you mean 'softmod_deep'"),
         ("--algo mt_sac --env MT3", "Runs in {logs}: {logs}/softmod_deep/MT3_1, {logs}/softmod_deep/MT3_2."),
         ("--algo softmod_deep --env MT3 --exp-id 9", "MT3_9 folder was not found"),
