@@ -124,7 +124,12 @@ def _parser() -> Parser:
     export.add_argument(
         "--out", type=Path, help="the file, .onnx or .pt for TorchScript (default: policy.onnx in the run folder)"
     )
-    for command in (routing, report, export):
+    hub = _command(commands, "hub", _hub, "a run as a folder for the Hugging Face hub, and its upload")
+    hub.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    hub.add_argument("--video", action="store_true", help="with a video of each task")
+    hub.add_argument("--out", type=Path, help="the folder (default: hub in the run folder)")
+    hub.add_argument("--upload", metavar="YOU/NAME", help="upload it, by the account of hf auth login")
+    for command in (routing, report, export, hub):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -291,6 +296,17 @@ def _export(args: argparse.Namespace) -> None:
     run = load_run(args.folder)
     out = check_export(args.out or run.folder / "policy.onnx", None)
     print(load_model(run, best=args.best).export(out))
+
+
+def _hub(args: argparse.Namespace) -> None:
+    from sb3_softmod.hub import check_repository, upload, write_hub_folder
+
+    out = args.out or args.folder / "hub"
+    if args.upload is not None:
+        check_repository(args.upload)
+    print(*write_hub_folder(args.folder, out, best=args.best, video=args.video), sep="\n")
+    if args.upload is not None:
+        print(upload(out, args.upload))
 
 
 def _complain(problems: Sequence[str]) -> None:
