@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Written when the installation is complete, so that every later call skips it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow docs bench lint clean
+.PHONY: demo test test-slow test-pythons docs bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
@@ -16,6 +16,15 @@ test: $(INSTALLED) lint docs
 # One after the other: some of them measure memory, or take all cores.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# On every other Python that pyenv has, each in an environment of its own, .venv-3.10 and so on.
+PYENV ?= $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+test-pythons:
+	@for python in $(foreach minor,10 11 12 13,$(lastword $(sort $(wildcard $(PYENV)/versions/3.$(minor).*/bin/python)))); do \
+		name=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "Python $$name ($$python)"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$name || exit 1; \
+	done
 
 # Into docs/_build/html; every warning is an error.
 docs: $(INSTALLED)
@@ -41,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache

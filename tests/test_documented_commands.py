@@ -41,7 +41,6 @@ ELSEWHERE = {
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python benchmarks/faults.py": "by hand; small versions: test_faults.py",
-    "python -m sb3_softmod.zoo push_to_hub": "needs a network and an account",
 }
 OPENGL = ("--video", "record_video")
 

@@ -19,13 +19,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.algorithm.learning_sac import LearningSAC
-from sb3_softmod.algorithm.logs import record
-from sb3_softmod.algorithm.mixed_model import MixedModel
+from sb3_softmod.algorithm.acting_sac import ActingSAC
+from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
-    check_observation,
     check_options,
     check_policy,
     check_reward_scaling,
@@ -66,7 +64,7 @@ from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(LearningSAC):
+class MultiTaskSAC(ActingSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -350,21 +348,6 @@ class MultiTaskSAC(LearningSAC):
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
-    # ------------------------------------------------------------------ acting
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The actions for some observations; arguments as in SB3.
-
-        :param observation: ``[O + M]`` or ``[B, O + M]``; the task is one-hot, or a mixture: no entry below 0, sum 1
-        :raises ConfigurationError: for observations of another shape, without a task, or that are no numbers
-        """
-        check_observation(observation, self.observation_space, self.num_tasks)
-        return super().predict(observation, *args, **kwargs)
-
-    def with_route(self, mixture: Mapping[str, float], as_task: str | None = None) -> MixedModel:
-        """This model acting by a mixture of its tasks, ``{"reach-v3": 0.5, "push-v3": 0.5}``: :class:`.MixedModel`."""
-        return MixedModel(self, mixture, as_task)
-
     # -------------------------------------------------------------- collecting
 
     @property
@@ -453,6 +436,7 @@ class MultiTaskSAC(LearningSAC):
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
+        lay_out(self.logger)
         return out
 
     def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
@@ -486,8 +470,7 @@ class MultiTaskSAC(LearningSAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.nonfinite_updates:
             self.logger.record("train/nonfinite_updates", self.nonfinite_updates)
-        for name, values in self.episode_statistics.means().items():
-            record(self.logger, "rollout", f"task_{name}", values, self.task_names)
+        record_episodes(self.logger, self.episode_statistics.means(), self.task_names)
         if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()

@@ -15,7 +15,8 @@ import numpy as np
 from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_seed
 from sb3_softmod.common.errors import RENDERING_ADVICE, ConfigurationError, nearest
 from sb3_softmod.envs.arguments import as_names, check_copies
-from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
+from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, SHORT_NAMES
+from sb3_softmod.envs.task_sets import TASK_SETS as NAMED_SETS
 from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
 
@@ -57,12 +58,14 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     :raises ConfigurationError: for an unknown or repeated name, with the nearest known ones
     """
     if isinstance(tasks, str):
+        named = {name: task_set for name, task_set in NAMED_SETS.items() if task_set.suite == "metaworld"}
+        if tasks in named:
+            tasks = str(named[tasks].tasks)
         if tasks in TASK_SETS:
             return TASK_SETS[tasks]
         if tasks not in ALL_V3_ENVIRONMENTS:
-            raise ConfigurationError(
-                f"Unknown task or task set {tasks!r}: {nearest(tasks, [*TASK_SETS, *ALL_V3_ENVIRONMENTS])}"
-            )
+            found = nearest(tasks, [*TASK_SETS, *named], SHORT_NAMES)
+            raise ConfigurationError(f"Unknown task or task set {tasks!r}: {found}")
         return (tasks,)
     return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 

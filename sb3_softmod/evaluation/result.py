@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,9 @@ class TaskEvaluation:
         """A table of all tasks and their means, for ``rich``."""
         played = sorted({n for n in self.episodes if n})
         episodes = " to ".join(str(n) for n in (played[:1] + played[1:][-1:]))
-        table = Table(title=f"{episodes or 'no'} episodes a task", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=f"{episodes or 'no'} episode{'s' * (played != [1])} a task", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         table.add_column("task", no_wrap=True)
         for column in ("success", "95 % interval", "at the end", "return", "length"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -141,6 +144,15 @@ class TaskEvaluation:
         for name, success, at_end, mean_return, length, bounds in rows:
             table.add_row(name, percent(success), bounds, percent(at_end), number(mean_return), number(length))
         return table
+
+    def _repr_html_(self) -> str:
+        """The same table, in a notebook."""
+        table = self.table()
+        columns = [list(column.cells) for column in table.columns]
+        head = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
+        rows = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in zip(*columns, strict=True))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><caption>{escape(str(table.title))}</caption><tr>{head}</tr>{body}</table>"
 
     def __str__(self) -> str:
         text = io.StringIO()

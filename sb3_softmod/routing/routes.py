@@ -22,6 +22,9 @@ from sb3_softmod.policies import MultiTaskCritic
 #: or one that was not trained, has none.
 STRONG = 1.5
 
+#: Steps of each task that the routing of a run is averaged over.
+STEPS = 200
+
 #: States that go through a network at once, so that long rollouts of many tasks fit into memory.
 _CHUNK = 4096
 

@@ -28,7 +28,7 @@ from sb3_softmod.methods import METHODS
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
-from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
+from sb3_softmod.zoo.experiment import EVAL_EPISODES, EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 from sb3_softmod.zoo.tuning import check_storage
@@ -64,7 +64,8 @@ tasks:
 What is different from RL Zoo:
   --conf-file                     "paper" (default), "laptop", or a file of yours
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
-  --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
+  --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes,
+                                  by default {episodes}
   --eval-freq                     default: every {every:,} steps of each task
   --save-freq                     default: a checkpoint to resume from every {every:,} steps of each task, the last
                                   two are kept; 0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint; a
@@ -101,7 +102,7 @@ def train(
         if known.env in TASK_SETS:
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
-            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
+            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks), "--eval-episodes", str(EVAL_EPISODES)]
             stack.enter_context(short_env_ids())
             manager = partial(manager_class, resumed_run=resumed_run)
             stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
@@ -249,6 +250,7 @@ def _help() -> str:
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
             every=EVAL_EVERY,
+            episodes=EVAL_EPISODES,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]

@@ -55,6 +55,28 @@ def test_the_splits_of_meta_world() -> None:
         make_metaworld_env("ML10")
     with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):
         get_task_set("ML45_train")
+def test_a_name_means_the_same_everywhere() -> None:
+    def goals_of(env: Any) -> list[set[tuple[float, ...]]]:
+        """The goals of three episodes of each task."""
+        goals: list[set[tuple[float, ...]]] = [set() for _ in range(env.num_envs)]
+        for _ in range(3):
+            for found, observation in zip(goals, env.reset(), strict=True):
+                found.add(tuple(observation[36:39].tolist()))
+        env.close()
+        return goals
+
+    conditioned, fixed = (make_metaworld_env(f"MT10-{kind}", seed=0, n_workers=0) for kind in ("Conditioned", "Fixed"))
+    short = make_metaworld_env("MT10", seed=0, n_workers=0)
+    of_short = goals_of(short)
+    assert of_short == goals_of(conditioned)
+    assert max(map(len, of_short)) > 1
+    assert {len(found) for found in goals_of(fixed)} == {1}
+    assert get_task_set("MT10") is get_task_set("SoftMod/MT10-Conditioned-v3")
+    assert gym.spec("SoftMod/MT10-v3").kwargs == gym.spec("SoftMod/MT10-Conditioned-v3").kwargs
+    hint = "'MT10' or 'MT10-Conditioned' or 'MT10-Fixed'"
+    for refused in (get_task_set, make_metaworld_env):
+        with pytest.raises(ConfigurationError, match=hint):
+            refused("MT11")
 
 
 def test_importing_the_package_registers_the_ids_and_no_simulator() -> None:
