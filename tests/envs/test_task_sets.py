@@ -55,6 +55,8 @@ def test_the_splits_of_meta_world() -> None:
         make_metaworld_env("ML10")
     with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):
         get_task_set("ML45_train")
+
+
 def test_a_name_means_the_same_everywhere() -> None:
     def goals_of(env: Any) -> list[set[tuple[float, ...]]]:
         """The goals of three episodes of each task."""
