@@ -19,6 +19,8 @@ TASKS = ["reach-v3", "push-v3"]
 
 #: Instead of what would take minutes: patterns, on every page.
 SMALLER = {
+    r'"coffee-button-v3", seed=1\)': '"coffee-button-v3", seed=1, n_eval_episodes=1)',
+    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1",
     r'(?<!pretrained\()"MT10"(?!\])': repr(TASKS),
     r"num_tasks=10": "num_tasks=2",
     r"policy_kwargs=policy_kwargs\)": "policy_kwargs=policy_kwargs, n_steps=4, batch_size=8)",
@@ -38,6 +40,10 @@ def small_model() -> tuple[Any, SoftModSAC]:
 def env_and_model() -> dict[str, Any]:
     env, model = small_model()
     return dict(env=env, model=model, SoftModSAC=SoftModSAC, make_metaworld_env=make_metaworld_env)
+
+
+def names_of_the_library() -> dict[str, Any]:
+    return dict(MultiTaskSAC=MultiTaskSAC, METHODS=METHODS)
 
 
 def saved_model() -> dict[str, Any]:
@@ -63,6 +69,7 @@ def own_envs() -> dict[str, Any]:
 
 #: What the text around a page's first block says that there is.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "docs/balancing": names_of_the_library,
     "docs/envs": own_envs,
     "docs/files_of_others": saved_model,
     "docs/interruptions": env_and_model,
@@ -86,7 +93,11 @@ def smaller(code: str) -> str:
     return "\n".join(line for line in lines if all(has or not line.startswith(what) for what, has in NEEDS.items()))
 
 
-@pytest.mark.parametrize("page", [name for name, text in pages().items() if blocks(text, "python")])
+#: tests/deployment/test_docs.py runs it, and looks at what comes out.
+ELSEWHERE = "docs/deployment"
+
+
+@pytest.mark.parametrize("page", [n for n, text in pages().items() if blocks(text, "python") and n != ELSEWHERE])
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     learn = MultiTaskSAC.learn
