@@ -244,6 +244,20 @@ class MultiTaskVecNormalize(VecNormalize):
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
+def normalized_states(statistics: Mapping[str, Any], states: np.ndarray, task: int) -> np.ndarray:
+    """What a :class:`MultiTaskVecNormalize` of some statistics makes of states of one of its tasks.
+
+    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`
+    :param states: ``[..., O]``
+    :return: the same shape, float32
+    """
+    if not statistics["norm_obs"]:
+        return states.astype(np.float32)
+    rms = statistics["obs_rms"][task if statistics["obs_statistics"] == "per-task" else 0]
+    normalized = (states - rms.mean) / np.sqrt(rms.var + statistics["epsilon"])
+    return _clip(normalized, statistics["clip_obs"]).astype(np.float32)
+
+
 def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics as JSON has them, to the last bit, for files.
 

@@ -34,6 +34,10 @@ class MultiTaskNetwork(nn.Module, ABC):
     #: changes from one pass to the next. Each class says so for itself, since a subclass may do what it likes.
     capturable: ClassVar[bool] = False
 
+    #: The arguments of a :class:`.TunableParts`: which parameters are those of a task, and which ones the words of
+    #: ``model.adapt(tune=...)`` mean. A network that says nothing cannot be adapted to new tasks.
+    tunable_parts: ClassVar[dict[str, Any]] = {}
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.capturable = vars(cls).get("capturable", False)
