@@ -50,6 +50,7 @@ def _parser() -> Parser:
 
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
+        ("adapt", _adapt, "let a trained policy learn new tasks; the old ones stay as they are"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
         command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
@@ -140,6 +141,14 @@ def _train(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(arguments)
+
+
+def _adapt(arguments: Sequence[str]) -> None:
+    from sb3_softmod.learner.acceleration import keep_memory
+    from sb3_softmod.zoo.adapt import adapt
+
+    keep_memory()
+    adapt(arguments)
 
 
 def _enjoy(arguments: Sequence[str]) -> None:

@@ -75,8 +75,8 @@ def _env_of(model: Any, tasks: Any, keep_tasks: bool) -> tuple[VecEnv, bool]:
     known = [name for name in names if name in model.task_names]
     if keep_tasks and known:
         raise ConfigurationError(
-            f"The model knows the task {known[0]!r} already: adapt takes new tasks (keep_tasks=False leaves the old ones "
-            "behind)."
+            f"The model knows the task {known[0]!r} already: adapt takes new tasks (keep_tasks=False leaves the old "
+            "ones behind)."
         )
     if named:
         env = make_metaworld_env(names, seed=model.seed)

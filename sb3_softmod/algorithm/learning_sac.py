@@ -35,8 +35,9 @@ class LearningSAC(SavingSAC):
     def learning_tasks(self) -> range:
         """The tasks that learn: all, or those that the model was adapted to while the others stay as they are."""
         groups = getattr(self.policy, "groups", None)
-        frozen = groups and groups[-1]["tune"] != "all"
-        return range(self.num_tasks - groups[-1]["tasks"] if frozen else 0, self.num_tasks)
+        if not groups or groups[-1]["tune"] == "all":
+            return range(self.num_tasks)
+        return range(self.num_tasks - groups[-1]["tasks"], self.num_tasks)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,16 +95,27 @@ class TaskSet:
 
 
 def get_task_set(name: str) -> TaskSet:
-    """The task set of a name or of an id.
+    """The task set of a name or of an id; "MT10-Fixed+coffee-button-v3" is a set with further tasks behind its own.
 
     :raises ConfigurationError: for an unknown one, with the nearest names
     """
+    if isinstance(name, str) and "+" in name:
+        return _joined(name, [get_task_set(part) for part in name.split("+")])
     by_id = {task_set.gym_id: task_set for task_set in TASK_SETS.values()}
     found = (TASK_SETS.get(name) or by_id.get(name)) if isinstance(name, str) else None
     if found is None:
         near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), TASK_SETS)
         raise ConfigurationError(f"Unknown env {name!r}: {near}")
     return found
+
+
+def _joined(name: str, parts: Sequence[TaskSet]) -> TaskSet:
+    """The tasks of several sets, as the first one has them."""
+    first = parts[0]
+    if any(part.suite != first.suite for part in parts):
+        raise ConfigurationError(f"The tasks of {name} are not of one suite: {', '.join(p.suite for p in parts)}.")
+    tasks = [task for part in parts for task in ((part.tasks,) if isinstance(part.tasks, str) else part.tasks)]
+    return TaskSet(name, first.suite, tuple(tasks), first.version, first.options)
 
 
 def _all_task_sets() -> list[TaskSet]:

@@ -126,7 +126,7 @@ def make_evaluation_env(
     :raises ConfigurationError: for tasks that are not the model's, or options that there are not
     """
     # A set by its name in experiments, or Meta-World's own names for sets and tasks.
-    by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE))
+    by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE) or "+" in tasks)
     task_set = get_task_set(tasks) if by_name else TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)  # type: ignore[arg-type]
     names = task_names(task_set)
     known = getattr(model, "task_names", None)

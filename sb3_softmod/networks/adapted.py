@@ -127,9 +127,9 @@ def _share(network: MultiTaskNetwork, base: MultiTaskNetwork, parts: TunablePart
                 module._parameters[name] = base.get_submodule(path)._parameters[name]
 
 
-def groups_of(network: nn.Module) -> list[MultiTaskNetwork]:
+def groups_of(network: Any) -> list[MultiTaskNetwork]:
     """The networks of all groups of a network."""
-    return list(network.groups) if isinstance(network, AdaptedNetwork) else [network]  # type: ignore[list-item]
+    return list(network.groups) if isinstance(network, AdaptedNetwork) else [network]  # type: ignore[arg-type]
 
 
 @th.no_grad()
@@ -163,12 +163,12 @@ def begin_from(network: nn.Module, old: nn.Module, tune: str, rows: Sequence[int
 
 def _split_parameters(network: MultiTaskNetwork, parts: TunableParts) -> dict[str, Tensor]:
     """The parameters of a network by the names that they have where layers are split."""
-    found = dict(network.named_parameters(remove_duplicate=False))
+    found: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
     for layer in parts.reads_task:
         if (weight := found.get(f"{layer}.weight")) is not None:
             found[f"{layer}.state_weight"] = weight[..., : -network.num_tasks]
             found[f"{layer}.task_weight"] = weight[..., -network.num_tasks :]
-    return found  # type: ignore[return-value]
+    return found
 
 
 def check_groups(
