@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.networks.adapted import begin_from
 from sb3_softmod.networks.tunable import Tune, require_tune
 from sb3_softmod.policies import MultiTaskSACPolicy
-from sb3_softmod.saving.loading import ATTRIBUTES
+from sb3_softmod.saving.loading import ATTRIBUTES, check_arguments
 
 if TYPE_CHECKING:
     from sb3_softmod.algorithm.learning_sac import LearningSAC
@@ -36,7 +36,7 @@ _OF_ITS_OWN = ("self", "policy", "env", "device", "num_tasks", "_init_setup_mode
 _ADDED = ("num_tasks", "use_sde", "groups")
 
 
-def adapt(model: Any, tasks: Any, tune: Tune, keep_tasks: bool, init: Init) -> Any:
+def adapt(model: Any, tasks: Any, tune: Tune, keep_tasks: bool, init: Init, kwargs: Mapping[str, Any]) -> Any:
     """See :meth:`.MultiTaskSAC.adapt`."""
     policy = model.policy
     if not isinstance(policy, MultiTaskSACPolicy):
@@ -46,9 +46,15 @@ def adapt(model: Any, tasks: Any, tune: Tune, keep_tasks: bool, init: Init) -> A
     require_tune(tune, policy.network_class, type(policy).__name__)
     require_flag("keep_tasks", keep_tasks)
     require_choice("init", init, INITS)
+    check_arguments(type(model), "adapt", kwargs)
+    for name in ("policy_kwargs", "num_tasks"):
+        if name in kwargs:
+            raise ConfigurationError(
+                f"adapt takes no {name}: the networks are those of the model, and of the new tasks."
+            )
     env, made = _env_of(model, tasks, keep_tasks)
     try:
-        return _adapted(model, env, tune, keep_tasks, init)
+        return _adapted(model, env, tune, keep_tasks, init, kwargs)
     except BaseException:
         if made:
             env.close()
@@ -104,7 +110,7 @@ def _check_spaces(model: Any, env: VecEnv, num_tasks: int) -> None:
         )
 
 
-def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init) -> Any:
+def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, kwargs: Mapping[str, Any]) -> Any:
     old, played = list(model.task_names), task_names_of(env)
     new = [name for name in played if not keep_tasks or name not in old]
     kept = old if keep_tasks else []
@@ -131,6 +137,7 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init) 
         learning_starts=model.learning_starts * len(new) // model.num_tasks,
         ent_coef=_ent_coef(model, len(kept), len(new), rows),
     )
+    arguments |= kwargs
     # None of the old tasks is played: each has its ring, and stays empty where it cannot learn.
     in_all = SomeTasks(env, names) if played == new and kept else env
     adapted = cls(model.policy_class, in_all, device=model.device, _init_setup_model=False, **arguments)
@@ -142,7 +149,8 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init) 
     for part in ("actor", "critic"):
         begin_from(getattr(adapted, part).network, getattr(model, part).network, tune, rows)
     adapted.critic_target.load_state_dict(adapted.critic.state_dict())
-    _grow_temperatures(adapted, model, len(kept), len(new), rows, first)
+    if "ent_coef" not in kwargs:
+        _grow_temperatures(adapted, model, len(kept), len(new), rows, first)
     if adapted.reward_scale is not None and model.reward_scale is not None and kept:
         adapted.reward_scale.set_largest_returns([*model.reward_scale.largest_returns(), *[0.0] * len(new)])
     if tune == "all" and kept:

@@ -355,6 +355,7 @@ class MultiTaskSAC(LearningSAC):
         tune: Tune = "routing",
         keep_tasks: bool = True,
         init: Init = "nearest",
+        **kwargs: Any,
     ) -> SelfMultiTaskSAC:
         """A model of these tasks and of K new ones, which builds on what this one has learned; this one stays as it is.
 
@@ -371,10 +372,11 @@ class MultiTaskSAC(LearningSAC):
         :param init: what the new tasks begin as: "nearest": each as the task whose policy earns the largest return in
             it, over three episodes; "mean": as the mean of the tasks; "fresh": anew, and what is tuned too. Always
             those tasks that the networks were first made for
+        :param kwargs: arguments of the class in place of this model's, ``learning_rate=1e-3`` for instance
         :raises ConfigurationError: for tasks that are there already, or whose observations or actions are others, and a
             ``tune`` that means nothing for this policy
         """
-        return adapt(self, tasks, tune, keep_tasks, init)
+        return adapt(self, tasks, tune, keep_tasks, init, kwargs)
 
     # ------------------------------------------------------------------ acting
 

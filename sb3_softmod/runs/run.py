@@ -90,7 +90,7 @@ class Run:
 
     @property
     def learning_tasks(self) -> list[str]:
-        """Those that learned: all, or the new ones of a policy that was adapted while the others stayed as they were."""
+        """Those that learned: all, or the new ones of a policy that was adapted while the others stayed."""
         return list(self.manifest.get("learning_tasks", self.manifest["tasks"]))
 
     @property

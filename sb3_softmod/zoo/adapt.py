@@ -9,9 +9,9 @@ from pathlib import Path
 from sb3_softmod.common.command_line import Parser
 
 _DESCRIPTION = """\
-Let the policy of a run, or one that comes with the package, learn new tasks of Meta-World. Unless everything is tuned,
-its old tasks act as before, to the bit, and the envs are of the new tasks alone. The run is written to
-logs/METHOD/TASKS+NEW_1/, as sb3-softmod train writes it.
+Let the policy of a run, or one that comes with the package, learn new tasks of Meta-World. Its old tasks act as before,
+to the bit, and the envs are of the new tasks alone; with --tune all, the old tasks are played and learned too, unless
+they are dropped. The run is written to logs/METHOD/TASKS+NEW_1/, as sb3-softmod train writes it.
 
   sb3-softmod adapt logs/softmod_deep/MT3_1 --tasks coffee-button-v3 --tune routing -n 200000
   sb3-softmod adapt --pretrained MT10 --tasks coffee-button-v3 drawer-open-v3 --tune all -n 200000
@@ -36,15 +36,15 @@ def adapt(arguments: Sequence[str]) -> None:
     parser.add_argument("--tune", default="routing", help="what learns: routing (default), task, heads or all")
     parser.add_argument("--init", default="nearest", help="what new tasks begin as: nearest (default), mean or fresh")
     parser.add_argument("--drop-tasks", action="store_true", help="leave the old tasks behind")
-    parser.add_argument("-n", "--n-timesteps", type=int, help="environment steps, over all new tasks")
+    parser.add_argument("-n", "--n-timesteps", type=int, help="environment steps, over all tasks that are played")
     parser.add_argument("--seed", type=int, default=0, help="of everything but the goals of the old tasks (default: 0)")
     parser.add_argument("-f", "--log-folder", type=Path, default=Path("logs"), help="for the run (default: logs)")
     parser.add_argument(
-        "--eval-freq", type=int, help="environment steps between evaluations (default: 10,000 of each new task)"
+        "--eval-freq", type=int, help="environment steps between evaluations (default: 10,000 of each played task)"
     )
     parser.add_argument("--eval-episodes", type=int, default=5, help="of each task, old ones too (default: 5)")
     parser.add_argument(
-        "--save-freq", type=int, help="environment steps between checkpoints (default: 10,000 of each new task)"
+        "--save-freq", type=int, help="environment steps between checkpoints (default: 10,000 of each played task)"
     )
     parser.add_argument("--vec-env", choices=("subproc", "dummy"), default="subproc", help="as of sb3-softmod train")
     parser.add_argument("--device", default="auto", help="of PyTorch (default: auto)")

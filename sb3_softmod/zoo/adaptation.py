@@ -39,7 +39,17 @@ from sb3_softmod.zoo.experiment import EVAL_EVERY
 from sb3_softmod.zoo.monitor_file import MonitorFile
 
 #: What ``run.json`` must say of a run that is resumed.
-_NEEDED = ("method", "task_set", "env_kwargs", "seed", "n_envs", "planned_env_steps", "adapted_from", "options")
+_NEEDED = (
+    "method",
+    "task_set",
+    "played",
+    "env_kwargs",
+    "seed",
+    "n_envs",
+    "planned_env_steps",
+    "adapted_from",
+    "options",
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class Adaptation:
         """Adapt, learn and save; or go on."""
         folder = self.folder or _new_folder(self.args.log_folder / self.facts["method"], self.facts["task_set"])
         try:
-            env = MonitorFile(self._envs(self.facts["new_tasks"]), str(folder), go_on=self.source is None)
+            env = MonitorFile(self._envs(self.facts["played"]), str(folder), go_on=self.source is None)
             model = self._model(env, folder)
         except BaseException:
             if self.folder is None:
@@ -134,7 +144,7 @@ class Adaptation:
         eval_env = self._envs([name])
         if model.get_vec_normalize_env() is not None:
             eval_env = MultiTaskVecNormalize(eval_env, training=False, norm_reward=False)
-        per_env = len(facts["new_tasks"])
+        per_env = facts["n_envs"]
         evaluation = MultiTaskEvalCallback(
             eval_env,
             n_eval_episodes=options["eval_episodes"],
@@ -193,19 +203,24 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
     """What the manifest says of a new run; the goals are those of the policy's training."""
     task_set = get_task_set(name)
     of_source = dict(get_task_set(source.task_set).options)
-    every = EVAL_EVERY * len(args.tasks)
+    names = list(task_names(task_set))
+    learning = names if args.tune == "all" else list(args.tasks)
+    # Where everything learns, tasks that are kept and not played would be forgotten.
+    played = [name] if args.tune == "all" else list(args.tasks)
+    every = EVAL_EVERY * len(learning)
     return {
         "method": source.method,
         "title": METHODS[source.method].title if source.method in METHODS else source.method,
         "task_set": name,
-        "tasks": list(task_names(task_set)),
+        "tasks": names,
         "new_tasks": list(args.tasks),
-        "learning_tasks": list(task_names(task_set) if args.tune == "all" else args.tasks),
+        "learning_tasks": learning,
+        "played": played,
         **task_set.settings({**of_source, **source.env_kwargs}),
         "env_options": of_source,
         "env_kwargs": dict(source.env_kwargs),
         "seed": args.seed,
-        "n_envs": len(args.tasks),
+        "n_envs": len(learning),
         "planned_env_steps": args.n_timesteps,
         "planned_minutes": None,
         "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},

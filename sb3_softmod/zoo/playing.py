@@ -152,7 +152,9 @@ def _make_env(
     try:
         with redirect_stdout(io.StringIO()):
             env = (
-                DummyVecEnv([lambda: Monitor(make_env(name, **env_kwargs))])  # of a policy that was adapted: no id of gymnasium
+                DummyVecEnv(
+                    [lambda: Monitor(make_env(name, **env_kwargs))]
+                )  # of a policy that was adapted: no id of gymnasium
                 if "+" in name
                 else create_test_env(
                     name,
