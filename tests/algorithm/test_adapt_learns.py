@@ -1,4 +1,4 @@
-"""Tuning the routing for a task between those that a policy knows takes a third of the steps that a new policy takes."""
+"""Tuning the routing for a task between known ones takes a third of the steps that a new policy takes."""
 
 from __future__ import annotations
 
