@@ -38,14 +38,14 @@ class AdaptedNetwork(MultiTaskNetwork):
         self.groups = nn.ModuleList(groups)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
-        return self._by_group(task, lambda group, own: [group(inputs, own)])[0]
+        return self._by_group(task, lambda group, own: [group(*_as_alone(inputs, own))])[0]
 
     def routing(self, inputs: Tensor, task: Tensor) -> list[Tensor]:
         """The routing probabilities, see :meth:`.SoftModularNetwork.routing`; networks of that class alone have them.
 
         A row of several tasks has the mean of its groups' probabilities.
         """
-        return self._by_group(task, lambda group, own: group.routing(inputs, own))  # type: ignore[operator]
+        return self._by_group(task, lambda group, own: group.routing(*_as_alone(inputs, own)))  # type: ignore[operator]
 
     def auxiliary_loss(self, losses: Tensor, task: Tensor) -> Tensor | None:
         """The sum of those of all groups."""
@@ -72,6 +72,19 @@ class AdaptedNetwork(MultiTaskNetwork):
             weighted = [_weighted(share, output) for output in outputs]
             total = [a + b for a, b in zip(total, weighted, strict=True)] if total else weighted
         return total
+
+
+def _as_alone(inputs: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and tasks, laid out in memory as a policy of these tasks alone has them: products of few rows are rounded
+    by how far apart the rows are.
+
+    :param inputs: part of observations with the tasks of all groups, or anything contiguous
+    :param own: ``[B, M of the group]``
+    """
+    if inputs.is_contiguous():
+        return inputs, own
+    observations = th.cat([inputs, own], -1)
+    return observations[..., : inputs.shape[-1]], observations[..., inputs.shape[-1] :]
 
 
 def _weighted(share: Tensor, output: Tensor) -> Tensor:

@@ -349,3 +349,18 @@ def test_evaluated_and_drawn_with_the_old_tasks() -> None:
     samples = sample_routing(new, observations, actions, names)
     assert [each.network for each in samples] == ["actor", "critic 1", "critic 2"]
     assert RoutingStatistics.of(samples[0]).similarity.shape == (5, 5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_to_the_bit_for_networks_of_real_size(rows: int) -> None:
+    """Products of few rows are rounded by how the rows lie in memory, which the number of tasks changes."""
+    model = trained(steps=0, policy_kwargs=dict(preset="deep", embedding_dim=128, module_dim=128))
+    new = model.adapt(new_env(), init="mean")
+    rng = np.random.default_rng(0)
+    states, tasks = rng.normal(size=(rows, 2)), np.eye(M)[np.arange(rows) % M]
+    before, after = (
+        np.concatenate([states, tasks, np.zeros((rows, extra))], 1).astype(np.float32) for extra in (0, len(NEW))
+    )
+    np.testing.assert_array_equal(
+        new.predict(after, deterministic=True)[0], model.predict(before, deterministic=True)[0]
+    )
