@@ -4,18 +4,31 @@ BIN := $(VENV)/bin
 # Written when the installation is complete, so that every later call skips it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow test-pythons docs bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
 
 # A process for each core, and each test file in one of them: the tests of a file share what is slow to make.
-test: $(INSTALLED) lint
+test: $(INSTALLED) lint docs
 	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 # One after the other: some of them measure memory, or take all cores.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# On every other Python that pyenv has, each in an environment of its own, .venv-3.10 and so on.
+PYENV ?= $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+test-pythons:
+	@for python in $(foreach minor,10 11 12 13,$(lastword $(sort $(wildcard $(PYENV)/versions/3.$(minor).*/bin/python)))); do \
+		name=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "Python $$name ($$python)"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$name || exit 1; \
+	done
+
+# Into docs/_build/html; every warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
 # Written to benchmarks/results; some 12 minutes on 2 cores, on which nothing else should run.
 bench: $(INSTALLED)
@@ -37,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache

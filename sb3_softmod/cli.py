@@ -9,9 +9,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import shtab
+
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
-from sb3_softmod.common.files import check_folder, save_figure
+from sb3_softmod.common.files import check_file, check_folder, save_figure
+from sb3_softmod.common.version import __version__
+from sb3_softmod.envs.task_sets import full_name
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -39,6 +43,8 @@ def _parser() -> Parser:
         prog="sb3-softmod",
         description="Multi-task reinforcement learning with soft modularization on Stable-Baselines3.",
     )
+    parser.add_argument("--version", action="version", version=f"sb3-softmod {__version__}")
+    shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell, to be sourced by it")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
     does = "train on three Meta-World tasks for about 5 minutes and show what was learned"
@@ -51,6 +57,7 @@ def _parser() -> Parser:
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
         ("adapt", _adapt, "let a trained policy learn new tasks; the old ones stay as they are"),
+        ("grid", _grid, "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
         command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
@@ -91,8 +98,10 @@ def _parser() -> Parser:
 
     does = "what the routing of a run learned, as in Figures 3 and 4 of the paper; with --video as a film"
     routing = _command(plots, "routing", _plot_routing, does)
-    routing.add_argument("--steps", type=int, default=200, help="steps of each task to average over (default: 200)")
-    routing.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
+    routing.add_argument(
+        "--steps", type=int, help="steps of each task to average over (default: 200, as in the report)"
+    )
+    routing.add_argument("--seed", type=int, help="of the goals (default: that of the training, as in the report)")
     routing.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     routing.add_argument("--video", action="store_true", help="film an episode of each task with its routing beside it")
     routing.add_argument("--out", type=Path, help="folder for the figures (default: figures in the run folder)")
@@ -107,11 +116,30 @@ def _parser() -> Parser:
     which.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     which.add_argument("--minutes", type=float, help="the model after so many minutes, of train --minutes")
 
+    does = "the mixture of a run's tasks that does best in a task that it never saw, found by playing"
+    mixture = _command(commands, "mixture", _mixture, does)
+    mixture.add_argument("--task", required=True, help="the unseen one, for instance coffee-button-v3")
+    mixture.add_argument("--episodes", type=int, default=10, help="that each mixture plays (default: 10)")
+    mixture.add_argument("--trials", type=int, default=100, help="mixtures to try (default: 100)")
+    mixture.add_argument("--seed", type=int, default=0, help="of the search and of the goals (default: 0)")
+    mixture.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+
     report = _command(commands, "report", _report, "all that is known of a run, as one HTML file")
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
     report.add_argument("--video", action="store_true", help="with a video of each task")
     report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
-    for command in (routing, report):
+
+    export = _command(commands, "export", _export, "the policy of a run as one file that acts without this package")
+    export.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    export.add_argument(
+        "--out", type=Path, help="the file, .onnx or .pt for TorchScript (default: policy.onnx in the run folder)"
+    )
+    hub = _command(commands, "hub", _hub, "a run as a folder for the Hugging Face hub, and its upload")
+    hub.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    hub.add_argument("--video", action="store_true", help="with a video of each task")
+    hub.add_argument("--out", type=Path, help="the folder (default: hub in the run folder)")
+    hub.add_argument("--upload", metavar="YOU/NAME", help="upload it, by the account of hf auth login")
+    for command in (routing, report, mixture, export, hub):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -151,6 +179,12 @@ def _adapt(arguments: Sequence[str]) -> None:
     adapt(arguments)
 
 
+def _grid(arguments: Sequence[str]) -> None:
+    from sb3_softmod.grid.command import grid
+
+    grid(arguments)
+
+
 def _enjoy(arguments: Sequence[str]) -> None:
     from sb3_softmod.zoo.enjoy import enjoy
 
@@ -176,7 +210,7 @@ def _table_capacity(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.capacity import capacity_table
 
     with _runs(args) as runs:
-        print(capacity_table(runs, args.env, args.format))
+        print(capacity_table(runs, full_name(args.env), args.format))
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
@@ -184,7 +218,7 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+        names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
         if not names:
             raise SoftModError(f"No run in {args.logs} was evaluated.")
         for name in names:
@@ -197,7 +231,9 @@ def _plot_profiles(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        names = (
+            [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        )
         if not names:
             raise SoftModError(f"No run in {args.logs} is finished.")
         for name in names:
@@ -205,8 +241,10 @@ def _plot_profiles(args: argparse.Namespace) -> None:
             entries = finished_entries(runs, name)
             for pair in improvements(entries):
                 seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
-                likely = f"{pair.probability:.2f} ({pair.interval[0]:.2f} to {pair.interval[1]:.2f}; {seeds} seeds)"
-                print(f"P({pair.first} > {pair.second}) = {likely}")
+                spread = (
+                    "too few for an interval" if pair.interval is None else "{:.2f} to {:.2f}".format(*pair.interval)
+                )
+                print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({spread}; {seeds} seeds)")
 
 
 @contextmanager
@@ -222,9 +260,9 @@ def _runs(args: argparse.Namespace) -> Iterator[list[Run]]:
 def _plot_routing(args: argparse.Namespace) -> None:
     from sb3_softmod.evaluation.evaluate import make_evaluation_env
     from sb3_softmod.routing.figures import plot_routing
-    from sb3_softmod.routing.routes import routed_networks
+    from sb3_softmod.routing.routes import STEPS, routed_networks
     from sb3_softmod.routing.video import record_routing
-    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
     from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
@@ -232,11 +270,16 @@ def _plot_routing(args: argparse.Namespace) -> None:
     check_folder(out)
     model = load_model(run, best=args.best)
     routed_networks(model)  # before the envs, which take a while
-    options = {**env_options(run), "seed": args.seed}
+    seed, steps = goals_seed(run) if args.seed is None else args.seed, STEPS if args.steps is None else args.steps
+    options = {**env_options(run), "seed": seed}
+    note = (
+        f"{run.title} on {run.benchmark}, seed {run.manifest['seed']}, {'best' if args.best else 'last'} model: "
+        f"{steps} steps of each task, {run.goals} of seed {seed}"
+    )
     if args.video:
         options["render_mode"] = "rgb_array"
     with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
-        files = plot_routing(model, env, out, steps=args.steps)
+        files = plot_routing(model, env, out, steps=steps, note=note)
         if args.video:
             files += record_routing(model, env, out)
     print(*files, sep="\n")
@@ -261,12 +304,55 @@ def _evaluate(args: argparse.Namespace) -> None:
     _complain(problems)
 
 
+def _mixture(args: argparse.Namespace) -> None:
+    from sb3_softmod.evaluation.mixture_search import search_mixture
+    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.run import load_run
+
+    run = load_run(args.folder)
+    model = load_model(run, best=args.best)
+    out = run.folder / f"mixture_{args.task}.json"
+    check_file(out)
+    found = search_mixture(
+        model,
+        args.task,
+        episodes=args.episodes,
+        trials=args.trials,
+        seed=args.seed,
+        env_kwargs=env_options(run),
+        progress_bar=sys.stderr.isatty(),
+    )
+    found.to_json(out)
+    print(found, out, sep="\n")
+
+
 def _report(args: argparse.Namespace) -> None:
     from sb3_softmod.report.write import write_report
 
     out, problems = write_report(args.folder, args.out, best=args.best, video=args.video)
     print(out)
     _complain(problems)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from sb3_softmod.deployment.export import check_export
+    from sb3_softmod.runs.evaluation import load_model
+    from sb3_softmod.runs.run import load_run
+
+    run = load_run(args.folder)
+    out = check_export(args.out or run.folder / "policy.onnx", None)
+    print(load_model(run, best=args.best).export(out))
+
+
+def _hub(args: argparse.Namespace) -> None:
+    from sb3_softmod.hub import check_repository, upload, write_hub_folder
+
+    out = args.out or args.folder / "hub"
+    if args.upload is not None:
+        check_repository(args.upload)
+    print(*write_hub_folder(args.folder, out, best=args.best, video=args.video), sep="\n")
+    if args.upload is not None:
+        print(upload(out, args.upload))
 
 
 def _complain(problems: Sequence[str]) -> None:

@@ -136,6 +136,11 @@ def _of_others(name: str, title: str, source: str, policy: str, **options: Any) 
     return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
 
 
+def _weighted(name: str, title: str, source: str, loss_weighting: str) -> Method:
+    """MT-SAC with weights of the critics' losses that are learned."""
+    return _of_others(name, title, source, "MTMlpPolicy", loss_weighting=loss_weighting)
+
+
 #: A critic that predicts distributions of returns, with what it needs: rewards scaled to its atoms, temperatures that
 #: fit scaled rewards. As in BRC (Nauman et al. 2025), as are decayed weights.
 _DISTRIBUTIONAL = dict(
@@ -193,6 +198,9 @@ METHODS: dict[str, Method] = {
     "mt_sac_pcgrad": _of_others(
         "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
     ),
+    "mt_sac_gradnorm": _weighted("mt_sac_gradnorm", "MT-SAC + GradNorm", "Chen et al. 2018", "gradnorm"),
+    "mt_sac_famo": _weighted("mt_sac_famo", "MT-SAC + FAMO", "Liu et al. 2023", "famo"),
+    "mt_sac_uncertainty": _weighted("mt_sac_uncertainty", "MT-SAC + uncertainty", "Kendall et al. 2018", "uncertainty"),
     "softmod_shallow_categorical": _with_distribution("Ours (Shallow, categorical)", "shallow"),
     "softmod_deep_categorical": _with_distribution("Ours (Deep, categorical)", "deep"),
     "brc": Method(

@@ -61,6 +61,8 @@ ENVS: dict[str, Published] = {
 
 _MTRL = "mtrl, docs, baseline.rst: num_train_steps 2,000,000 of each task on MT10; MT50 as much a task"
 
+_FAMO = "Cranial-XIX/FAMO, mtrl_files/run.sh: num_train_steps 2,000,000 of each task on MT10"
+
 #: Environment steps, over all tasks, by method. The files of Soft-Module have 15 and 50 million for MT-SAC too.
 ENV_STEPS: dict[str, Published] = {
     "ours": Published(15_000_000, 50_000_000, "section 5.2: our method, Mix-Expert and Hard Routing"),
@@ -68,6 +70,9 @@ ENV_STEPS: dict[str, Published] = {
     "care": Published(20_000_000, 100_000_000, _MTRL),
     "film": Published(20_000_000, 100_000_000, _MTRL),
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
+    "mt_sac_gradnorm": Published(20_000_000, 100_000_000, f"{_MTRL}; on MT50 not compared"),
+    "mt_sac_famo": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),
+    "mt_sac_uncertainty": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),
     "moore": Published(20_000_000, 100_000_000, "MOORE, run/metaworld: n_epochs 20 of n_steps 100,000 of each task"),
     "brc": Published(10_000_000, 50_000_000, "arXiv 2505.23150: 1 million of each of 50 tasks; on MT10 as much a task"),
     # The authors' own file goes on to 50 million on MT10.

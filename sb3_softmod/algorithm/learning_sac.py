@@ -11,8 +11,10 @@ import torch as th
 
 from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
+from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.learner.acceleration import Acceleration, decide
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.learned_weights import learned_weights
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
@@ -74,11 +76,14 @@ class LearningSAC(SavingSAC):
 
         Tells the replay buffer too.
         """
+        check_loss_weighting(vars(self))
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
         check_n_steps(self.n_steps, type(buffer))
         if isinstance(buffer, MultiTaskReplayBuffer):
             buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+        if self._gradient_step is not None and self._gradient_step.state.learned_weights is not state.learned_weights:
+            self._gradient_step = None
         if self._gradient_step is None:
             acceleration = self._acceleration()
             if self.verbose >= 1:
@@ -88,7 +93,12 @@ class LearningSAC(SavingSAC):
         vars(self._gradient_step.state).update(vars(state))
         return self._gradient_step
 
+    def _update_learned_weights(self) -> None:
+        kind = (self.loss_weighting, self.loss_weighting_kwargs, self.num_tasks, self.device)
+        self.learned_weights = learned_weights(*kind, self.learned_weights)
+
     def _learner_state(self) -> LearnerState:
+        self._update_learned_weights()
         own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
         return LearnerState(
             self.policy,
@@ -100,6 +110,7 @@ class LearningSAC(SavingSAC):
             LearnerOptions(tuple(self.task_names), **own),
             Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
             self.reward_scale,
+            self.learned_weights,
         )
 
     def _acceleration(self) -> Acceleration:

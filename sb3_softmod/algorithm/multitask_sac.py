@@ -19,13 +19,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.algorithm.acting_sac import ActingSAC
 from sb3_softmod.algorithm.adapting import Init, adapt
-from sb3_softmod.algorithm.learning_sac import LearningSAC
-from sb3_softmod.algorithm.logs import record
+from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
 from sb3_softmod.algorithm.options import (
     check_learn,
     check_normalized_rewards,
-    check_observation,
     check_options,
     check_policy,
     check_reward_scaling,
@@ -68,7 +67,7 @@ from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(LearningSAC):
+class MultiTaskSAC(ActingSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -98,7 +97,9 @@ class MultiTaskSAC(LearningSAC):
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
     :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
-        see :func:`.loss_weights`
+        see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the critics' losses that are learned,
+        see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
+    :param loss_weighting_kwargs: options of the first two, by name
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
         that half: ``[1, 0.5]``)
@@ -151,6 +152,7 @@ class MultiTaskSAC(LearningSAC):
         critic_target: CriticTarget = "min",
         policy_delay: int = 1,
         loss_weighting: LossWeighting = "uniform",
+        loss_weighting_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
         reward_scaling: RewardScaling | None = None,
@@ -176,7 +178,8 @@ class MultiTaskSAC(LearningSAC):
         require_seed(seed)
         check_policy(policy, self.policy_aliases)
         check_device("device", device)
-        for name, given in (("policy_kwargs", policy_kwargs), ("replay_buffer_kwargs", replay_buffer_kwargs)):
+        mappings = dict(policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+        for name, given in dict(mappings, loss_weighting_kwargs=loss_weighting_kwargs).items():
             if given is not None:
                 require_names(name, given)
         if num_tasks is not None:
@@ -220,6 +223,8 @@ class MultiTaskSAC(LearningSAC):
         self.critic_target_kind = critic_target
         self.policy_delay = policy_delay
         self.loss_weighting = loss_weighting
+        self.loss_weighting_kwargs = dict(loss_weighting_kwargs or {})
+        self.learned_weights = None
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
         self.reward_scaling = reward_scaling
@@ -243,7 +248,7 @@ class MultiTaskSAC(LearningSAC):
         #: Whether ``learn`` is under way: nobody else may step the envs then.
         self.is_learning = False
         self.normalization = None
-        self.largest_returns = None
+        self.largest_returns = self.loss_weighting_progress = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names = []
@@ -378,17 +383,6 @@ class MultiTaskSAC(LearningSAC):
         """
         return adapt(self, tasks, tune, keep_tasks, init, kwargs)
 
-    # ------------------------------------------------------------------ acting
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The actions for some observations; arguments as in SB3.
-
-        :param observation: ``[O + M]`` or ``[B, O + M]``; the task is one-hot, or a mixture: no entry below 0, sum 1
-        :raises ConfigurationError: for observations of another shape, without a task, or that are no numbers
-        """
-        check_observation(observation, self.observation_space, self.num_tasks)
-        return super().predict(observation, *args, **kwargs)
-
     # -------------------------------------------------------------- collecting
 
     @property
@@ -477,6 +471,7 @@ class MultiTaskSAC(LearningSAC):
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
+        lay_out(self.logger)
         return out
 
     def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
@@ -510,8 +505,7 @@ class MultiTaskSAC(LearningSAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.nonfinite_updates:
             self.logger.record("train/nonfinite_updates", self.nonfinite_updates)
-        for name, values in self.episode_statistics.means().items():
-            record(self.logger, "rollout", f"task_{name}", values, self.task_names)
+        record_episodes(self.logger, self.episode_statistics.means(), self.task_names)
         if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
             self.logger.record("rollout/env_restarts", restarts)
         super().dump_logs()

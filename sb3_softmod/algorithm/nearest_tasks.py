@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids, task_names_of
-from sb3_softmod.envs.normalize import normalized_states
+from sb3_softmod.envs.normalize import normalize_observations
 
 #: Episodes of each new task that are played as each known one.
 EPISODES = 3
@@ -46,10 +46,10 @@ def _returns(model: Any, env: VecEnv, known: int) -> np.ndarray:
         if (counts >= goal).all():
             break
         tasks = task_ids(observations, num_tasks)
-        states = split(observations, num_tasks)[0]
+        asked = np.concatenate([split(observations, num_tasks)[0], one_hot], 1)
         if statistics is not None:
-            states = normalized_states(statistics, states, known)
-        actions = model.predict(np.concatenate([states, one_hot], 1), deterministic=True)[0]
+            asked = normalize_observations(statistics, asked)
+        actions = model.predict(asked, deterministic=True)[0]
         observations, rewards, dones, _ = env.step(actions)  # type: ignore[assignment]
         running, lengths = running + rewards, lengths + 1
         over = np.flatnonzero(dones | (lengths >= LONGEST))

@@ -133,12 +133,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, note: str | None = None) -> list[Path]:
     """As SVG and PNG, in a folder that is made if need be.
 
     :param stem: of the names of the files
+    :param note: below it: what it was made of, where the figure itself does not know
     :return: the files
     """
+    if note is not None:
+        figure.supxlabel(note, fontsize=7, color="0.35")
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
     for file in files:

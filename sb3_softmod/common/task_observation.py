@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.checks import require_choice, require_integer
 from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -87,6 +87,30 @@ def task_ids(observations: np.ndarray, num_tasks: int, row_of: str = "env") -> n
             "not normalise the task (VecNormalize does)."
         )
     return ids
+
+
+def one_hot_tasks(task: Any, names: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+    """Tasks as observations have them.
+
+    :param task: the name of a task, or one for each row; or such rows already, or one for all of them
+    :param names: of all M tasks, by task id
+    :param shape: ``()`` for one observation, ``(B,)`` for a batch
+    :return: ``[*shape, M]`` float32; the rows are not tested to be tasks
+    :raises ConfigurationError: for an unknown name, or another number of rows
+    """
+    given = np.asarray(task)
+    if given.dtype.kind in "US":
+        for name in given.ravel().tolist():
+            require_choice("task", name, names)
+        ids = np.reshape([list(names).index(name) for name in given.ravel().tolist()], given.shape)
+        given = np.eye(len(names), dtype=np.float32)[ids.astype(int)]
+    if given.dtype.kind not in "fiub" or given.shape not in ((len(names),), (*shape, len(names))):
+        rows = f" or {shape[0]} of them" if shape else ""
+        raise ConfigurationError(
+            f"A task is a name{rows}, or an array {(len(names),)}{f' or {(*shape, len(names))}' if shape else ''}, "
+            f"not {task!r}."
+        )
+    return np.broadcast_to(given.astype(np.float32), (*shape, len(names)))
 
 
 def check_space(space: spaces.Space, num_tasks: int) -> None:

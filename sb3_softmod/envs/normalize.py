@@ -106,11 +106,11 @@ class MultiTaskVecNormalize(VecNormalize):
         :param obs: ``[..., O + M]``
         :return: the same shape, float32
         """
-        return self._affine(obs, lambda x, mean, std: _clip((x - mean) / std, self.clip_obs))
+        return normalize_observations(vars(self), obs)
 
     def unnormalize_obs(self, obs: Any) -> np.ndarray:
         """The inverse of :meth:`normalize_obs`, but for the clipping."""
-        return self._affine(obs, lambda x, mean, std: x * std + mean)
+        return _affine(vars(self), obs, lambda x, mean, std: x * std + mean)
 
     def normalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
         """Scale rewards by the returns of their tasks.
@@ -129,8 +129,7 @@ class MultiTaskVecNormalize(VecNormalize):
 
     def obs_mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the observations, each ``[1, O]``, or ``[M, O]`` if of each task; float64."""
-        mean, var = (np.stack([getattr(rms, name) for rms in self.obs_rms]) for name in ("mean", "var"))
-        return mean, np.sqrt(var + self.epsilon)
+        return obs_mean_and_std(vars(self))
 
     def reward_scale(self) -> np.ndarray:
         """What the rewards of each task are divided by, ``[M]`` float64."""
@@ -231,31 +230,58 @@ class MultiTaskVecNormalize(VecNormalize):
         for group in np.unique(groups[finite]):
             self.obs_rms[group].update(states[finite & (groups == group)])
 
-    def _affine(self, obs: Any, function: Any) -> np.ndarray:
-        out = np.array(obs, np.float32)
-        if self.norm_obs:
-            states, one_hot = split(out, self.num_tasks)
-            groups = one_hot.argmax(-1) if self.obs_statistics == "per-task" else np.zeros(one_hot.shape[:-1], int)
-            mean, std = self.obs_mean_and_std()
-            states[...] = function(states, mean[groups], std[groups])
-        return out
-
     def _scale_of(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
-def normalized_states(statistics: Mapping[str, Any], states: np.ndarray, task: int) -> np.ndarray:
-    """What a :class:`MultiTaskVecNormalize` of some statistics makes of states of one of its tasks.
+def mixed_statistics(statistics: Mapping[str, Any], routes: np.ndarray) -> dict[str, Any]:
+    """The statistics for tasks that are mixtures of others: mean and variance of what is, in parts, of each.
 
-    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`
-    :param states: ``[..., O]``
+    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`, of M tasks
+    :param routes: ``[K, M]``, the shares of the M tasks in each of the K
+    :return: the same of K tasks
+    """
+    out = {**deepcopy(dict(statistics)), "num_tasks": len(routes)}
+    for name in _MEANS:
+        if name == "ret_rms" or statistics["obs_statistics"] == "per-task":
+            out[name] = [_mixed(statistics[name], shares) for shares in routes.astype(np.float64)]
+    return out
+
+
+def _mixed(parts: list[RunningMeanStd], shares: np.ndarray) -> RunningMeanStd:
+    means, variances = (np.stack([getattr(rms, name) for rms in parts]) for name in ("mean", "var"))
+    out = RunningMeanStd(shape=means.shape[1:])
+    out.mean = np.tensordot(shares, means, 1)
+    out.var = np.tensordot(shares, variances + np.square(means - out.mean), 1)
+    out.count = float(shares @ [rms.count for rms in parts])
+    return out
+
+
+def normalize_observations(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
+    """Normalise observations as a :class:`MultiTaskVecNormalize` of these statistics does.
+
+    :param statistics: of :meth:`MultiTaskVecNormalize.statistics`
+    :param obs: ``[..., O + M]``
     :return: the same shape, float32
     """
-    if not statistics["norm_obs"]:
-        return states.astype(np.float32)
-    rms = statistics["obs_rms"][task if statistics["obs_statistics"] == "per-task" else 0]
-    normalized = (states - rms.mean) / np.sqrt(rms.var + statistics["epsilon"])
-    return _clip(normalized, statistics["clip_obs"]).astype(np.float32)
+    return _affine(statistics, obs, lambda x, mean, std: _clip((x - mean) / std, statistics["clip_obs"]))
+
+
+def obs_mean_and_std(statistics: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """As :meth:`MultiTaskVecNormalize.obs_mean_and_std`, of its statistics alone."""
+    mean, var = (np.stack([getattr(rms, name) for rms in statistics["obs_rms"]]) for name in ("mean", "var"))
+    return mean, np.sqrt(var + statistics["epsilon"])
+
+
+def _affine(statistics: Mapping[str, Any], obs: Any, function: Any) -> np.ndarray:
+    out = np.array(obs, np.float32)
+    if statistics["norm_obs"]:
+        states, one_hot = split(out, statistics["num_tasks"])
+        by_task = statistics["obs_statistics"] == "per-task"
+        groups = one_hot.argmax(-1) if by_task else np.zeros(one_hot.shape[:-1], int)
+        mean, std = obs_mean_and_std(statistics)
+        states[...] = function(states, mean[groups], std[groups])
+    return out
 
 
 def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:

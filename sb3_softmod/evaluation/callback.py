@@ -32,8 +32,9 @@ class MultiTaskEvalCallback(EvalCallback):
     """SB3's ``EvalCallback`` for many tasks: each is played the same number of times, and success decides.
 
     The best model is the one with the best mean success rate over the tasks; of two with the same, the one with the
-    better mean return. For each task the logs hold ``eval_success_rate/<task>`` and ``eval_return/<task>`` (not on the
-    terminal, which shows the means). In ``log_path`` it writes
+    better mean return. With few episodes it is the luckiest: ``benchmarks/best_model.py`` shows from how many on it is
+    better than the last one more often than worse. For each task the logs hold ``eval_success_rate/<task>`` and
+    ``eval_return/<task>``; the terminal shows the means, and with ``verbose`` a table. In ``log_path`` it writes
 
     - ``evaluations.npz``, as SB3 does, with a task where SB3 has an episode: ``timesteps [n]``, ``results [n, M]``,
       ``ep_lengths [n, M]`` and ``successes [n, M]``, means over a task's episodes, and ``task_names [M]``;
@@ -51,7 +52,7 @@ class MultiTaskEvalCallback(EvalCallback):
     :param eval_env: of all tasks; not the training env, nor around the same envs
     :param callback_on_new_best: called when there is a new best model
     :param callback_after_eval: called after each evaluation
-    :param n_eval_episodes: episodes of each task
+    :param n_eval_episodes: episodes of each task; 20 of them choose a good model, 5 (as in SB3) hardly
     :param eval_freq: steps of the vectorised training env between two evaluations
     :param log_path: folder for ``evaluations.npz`` and ``evaluations.csv``; default writes neither
     :param best_model_save_path: folder for ``best_model.zip``; default saves none
@@ -198,9 +199,7 @@ class MultiTaskEvalCallback(EvalCallback):
         if np.isfinite(self.last_success_rate):
             means["success_rate"] = self.last_success_rate
         if self.verbose >= 1:
-            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={means['mean_reward']:.2f}")
-            if "success_rate" in means:
-                print(f"Success rate: {means['success_rate']:.2%}")
+            print(f"Evaluation at {self.num_timesteps:,} environment steps\n{found}")
         for name, mean in means.items():
             self.logger.record(f"eval/{name}", mean)
         for metric, values in (("success_rate", found.success_rate), ("return", found.mean_return)):

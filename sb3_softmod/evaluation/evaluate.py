@@ -125,9 +125,7 @@ def make_evaluation_env(
     :param n_workers: see :func:`.make_metaworld_env`
     :raises ConfigurationError: for tasks that are not the model's, or options that there are not
     """
-    # A set by its name in experiments, or Meta-World's own names for sets and tasks.
-    by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE) or "+" in tasks)
-    task_set = get_task_set(tasks) if by_name else TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)  # type: ignore[arg-type]
+    task_set = as_task_set(tasks)
     names = task_names(task_set)
     known = getattr(model, "task_names", None)
     of_some = bool(known) and len(names) < len(known) and set(names) < set(known)  # type: ignore[arg-type]
@@ -142,6 +140,17 @@ def make_evaluation_env(
         env = MultiTaskVecNormalize(env, training=False)
         env.set_statistics({**statistics, "norm_reward": False})
     return env
+
+
+def as_task_set(tasks: str | Sequence[str]) -> TaskSet:
+    """What a user means by the tasks of envs that are made: a set by its name in experiments, or Meta-World's own names
+    for sets and tasks.
+
+    :raises ConfigurationError: for an unknown name, with the nearest
+    """
+    if isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE) or "+" in tasks):
+        return get_task_set(tasks)
+    return TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)
 
 
 def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:

@@ -48,12 +48,13 @@ class Acceleration:
     cuda_graphs: bool
     storage: th.device
 
-    def evaluation(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def evaluation(self, function: Callable[..., Any], compiled: bool = True) -> Callable[..., Any]:
         """A function that evaluates a network, as the learner calls it.
 
         :param function: whose outputs are float32 in any precision
+        :param compiled: whether it may be compiled; what hooks of a network see, it may not
         """
-        if self.compile:
+        if self.compile and compiled:
             # Random numbers as without it; acting evaluates the network itself, so that its batches compile nothing.
             function = th.compile(function, dynamic=False, options={"fallback_random": True})
         # Around the compiled function: the compiler counts what it makes of one piece of code, and gives up at 8.
@@ -120,7 +121,7 @@ def keep_memory() -> None:
 
     A step on a CPU allocates and frees hundreds of MB. By default glibc returns part of it each time, and the kernel
     then finds and clears thousands of pages again: a tenth of a step's time, and much of its spread. The setting is the
-    whole process's, so that only commands call this; others have the variables that README's Speed section names.
+    whole process's, so that only commands call this; others have the variables that docs/speed.md names.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -119,6 +119,12 @@ def _reward_scale(state: LearnerState) -> dict[str, Tensor]:
     return {} if state.reward_scale is None else dict(largest_returns=state.reward_scale.largest)
 
 
+def _learned_weights(state: LearnerState) -> dict[str, Tensor]:
+    """By the names that they have in a dump; empty where no weights are learned."""
+    learned = state.learned_weights
+    return {} if learned is None else {f"loss_weighting.{name}": value for name, value in learned.tensors().items()}
+
+
 def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
     """The update as plain numbers and tensors, which load without running code."""
     return dict(
@@ -128,6 +134,7 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
         **_reward_scale(state),
+        **_learned_weights(state),
         settings=_settings(state),
         policy_kwargs=json.loads(
             json.dumps(state.policy._get_constructor_parameters(), default=repr)
@@ -172,6 +179,6 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     for name, own in _temperatures(state).items():
         if own is not None and dump[name] is not None:
             own.data.copy_(dump[name])
-    for name, largest in _reward_scale(state).items():
-        largest.copy_(dump[name])
+    for name, own in {**_reward_scale(state), **_learned_weights(state)}.items():
+        own.copy_(dump[name])
     return failure

@@ -10,6 +10,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
+from sb3_softmod.learner.learned_weights import LearnedWeights
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.learner.temperatures import Temperatures
@@ -62,6 +63,7 @@ class LearnerState:
         acceleration was decided by
     :param folder: for dumps of updates that are not finite
     :param reward_scale: what rewards are divided by; None to take them as they are
+    :param learned_weights: of the critics' losses; None where ``loss_weighting`` says all
     """
 
     policy: SACPolicy
@@ -69,3 +71,4 @@ class LearnerState:
     options: LearnerOptions
     folder: Path = Path()
     reward_scale: RewardScale | None = None
+    learned_weights: LearnedWeights | None = None

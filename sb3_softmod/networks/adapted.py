@@ -35,6 +35,7 @@ class AdaptedNetwork(MultiTaskNetwork):
         sizes = [group.num_tasks for group in groups]
         super().__init__(first.input_dim, first.output_dim, sum(sizes), ensemble_size=first.ensemble_size)
         self.sizes = sizes
+        self.mixes_tasks = first.mixes_tasks  # type: ignore[misc]
         self.groups = nn.ModuleList(groups)
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class BroNetwork(MultiTaskNetwork):
         # into: it is no parameter of this network.
         self._read: tuple[nn.Parameter, ...] = ()
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.head
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         embedding = task @ F.normalize(self._embedding(), dim=-1)
         inputs = inputs.expand(self.ensemble_size, *inputs.shape[-2:])

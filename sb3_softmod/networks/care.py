@@ -57,6 +57,10 @@ class CARENetwork(MultiTaskNetwork):
         self.encoders = BatchedMLP((E, num_encoders), (input_dim, *hidden, D))
         self.mlp = BatchedMLP((E,), (2 * D, *require_widths("net_arch", net_arch), output_dim))
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.mlp.layers[-1]
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         context = self._context(task)
         encoding = th.einsum("ebk,ekbd->ebd", self._attend(context), self.encoders(inputs))

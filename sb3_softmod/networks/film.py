@@ -47,6 +47,10 @@ class FiLMNetwork(MultiTaskNetwork):
         widths = (input_dim, *self.hidden, output_dim)
         self.layers = BatchedMLP((ensemble_size,), widths, normalization=normalization).layers
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.layers[-1]
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         modulation = self.modulation(relu(task @ self.task_embedding))
         scales, shifts = (part.split(self.hidden, -1) for part in modulation.chunk(2, -1))

@@ -69,6 +69,10 @@ class HardRoutingNetwork(MultiTaskNetwork):
         self.controller = nn.Parameter(0.01 / controller_scale * th.randn(E, num_tasks, num_layers, num_modules))
         self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.module_layers[-1]
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         routes = self._draw(task) if self.training else self.routes(task)
         if self.training and th.is_grad_enabled() and self.controller.requires_grad:

@@ -166,7 +166,12 @@ def relu(inputs: Tensor) -> Tensor:
     For the backward pass of torch's own, the compiler keeps masks of booleans; writing them took its code for CPUs a
     fifth of a gradient step.
     """
-    return _ReLU.apply(inputs) if th.compiler.is_compiling() else th.relu(inputs)
+    return _ReLU.apply(inputs) if _is_compiling() else th.relu(inputs)
+
+
+def _is_compiling() -> bool:
+    """Whether torch compiles, and does not merely take down what happens, to export it."""
+    return th.compiler.is_compiling() and not th.compiler.is_exporting()
 
 
 def mix(weights: Tensor, outputs: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ def mix(weights: Tensor, outputs: Tensor) -> Tensor:
     :param outputs: ``[E, j, B, d]``
     :return: ``[E, i, B, d]``
     """
-    if th.compiler.is_compiling():
+    if _is_compiling():
         return (weights.movedim(1, 3).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
     return th.einsum("ebij,ejbd->eibd", weights, outputs)
 

@@ -51,6 +51,10 @@ class MOORENetwork(MultiTaskNetwork):
         self.task_weights = nn.Parameter(th.randn(ensemble_size, num_tasks, num_experts) / math.sqrt(num_experts))
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.experts.layers[-1]
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         combined = th.einsum("ebk,ekbd->ebd", task @ self.task_weights, self.features(inputs))
         return self.heads(th.tanh(combined), task)

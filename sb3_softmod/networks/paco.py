@@ -50,6 +50,10 @@ class PaCoNetwork(MultiTaskNetwork):
         # Of variance 1 / K, so that a combination of the sets is as large as each of them.
         self.composition = nn.Parameter(th.randn(E, num_tasks, K) / math.sqrt(K))
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.parameter_sets[-1]
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         weights = task @ self.composition  # [E, B, K]
         out = inputs

@@ -26,6 +26,7 @@ class SingleTaskNetwork(MultiTaskNetwork):
     """
 
     tunable_parts: ClassVar[dict[str, Any]] = dict(by_task={"mlps": 1}, words={"heads": ("mlps.layers.-1",)})
+    mixes_tasks = False
 
     def __init__(
         self,
@@ -46,6 +47,8 @@ class SingleTaskNetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         ids = task.argmax(-1)
+        if th.compiler.is_exporting() or th.jit.is_tracing():
+            return self._all(inputs, ids)
         # The rows of each task go, padded to the largest number of them, to its own perceptron and back.
         place = F.one_hot(ids, self.num_tasks).cumsum(0)[th.arange(len(ids), device=ids.device), ids] - 1
         most = int(place.max()) + 1  # read back from the device: not capturable
@@ -53,3 +56,8 @@ class SingleTaskNetwork(MultiTaskNetwork):
         padded = rows.new_zeros(self.ensemble_size, self.num_tasks, most, self.input_dim)
         padded[:, ids, place] = rows
         return self.mlps(padded)[:, ids, place]
+
+    def _all(self, inputs: Tensor, ids: Tensor) -> Tensor:
+        """The same by all perceptrons for every row: the size of no tensor depends on the tasks, as exporting needs."""
+        every = self.mlps(inputs.expand(self.ensemble_size, *inputs.shape[-2:]))  # [E, M, B, out]
+        return every[:, ids, th.arange(ids.shape[0], device=ids.device)]

@@ -208,6 +208,10 @@ class SoftModularNetwork(MultiTaskNetwork):
         )
         self.head = BatchedLinear(E if routed else (*E, n), d, output_dim, last_init)
 
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.head
+
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         embedding = self._embed(inputs)
         return self._forward_modules(embedding, self._route(embedding, task))

@@ -17,11 +17,8 @@ from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.evaluation.video import record_episodes
 from sb3_softmod.routing.map_figure import draw_routing_points, draw_routing_similarity
 from sb3_softmod.routing.network_figure import colour, draw_shared_routing, draw_task_routing, width
-from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
+from sb3_softmod.routing.routes import STEPS, RoutingStatistics, sample_routing
 from sb3_softmod.routing.video import record_routing
-
-#: Steps of each task that the routing is averaged over.
-STEPS = 200
 
 #: Pairs of tasks whose shared paths are shown.
 _PAIRS = 6

@@ -15,11 +15,10 @@ from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.common.files import check_file, replacing
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
-from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
 from sb3_softmod.report.pictures import routing_pictures, videos
 from sb3_softmod.routing.routes import routed_networks
-from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
+from sb3_softmod.runs.evaluation import env_options, evaluation_after, goals_seed, last_of_training, load_model
 from sb3_softmod.runs.progress import read_progress
 from sb3_softmod.runs.run import FINAL, Run, load_run
 
@@ -53,7 +52,8 @@ def write_report(
     out = run.folder / "report.html" if out is None else Path(out)
     check_file(out)
     run = attempt(lambda: load_run(folder)) or run
-    success = (attempt(lambda: _evaluated(run)) if (run.folder / FINAL).exists() else None) or _last_of_training(run)
+    after = attempt(lambda: evaluation_after(run)) if (run.folder / FINAL).exists() else None
+    success = after or last_of_training(run)
     if success is None:
         problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
     model = attempt(lambda: load_model(run, best=best))
@@ -70,24 +70,6 @@ def write_report(
     with replacing(out) as draft:
         draft.write_text(text, encoding="utf-8")
     return out, problems
-
-
-def _evaluated(run: Run) -> TaskEvaluation:
-    """The evaluation after training."""
-    path = run.folder / FINAL
-    found = TaskEvaluation.from_json(path)
-    if found.task_names != run.task_names:
-        raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
-    return found
-
-
-def _last_of_training(run: Run) -> TaskEvaluation | None:
-    """The last evaluation of training; it did not note how episodes ended."""
-    if not run.steps:
-        return None
-    names, success, returns = run.task_names, run.success[-1].tolist(), run.returns[-1].tolist()
-    unknown, settings = [math.nan] * len(names), {"during_training_at": run.steps}
-    return TaskEvaluation(names, [run.episodes] * len(names), success, unknown, returns, unknown, settings)
 
 
 def _curves(run: Run) -> tuple[str, Chart] | None:

@@ -13,14 +13,16 @@ from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.routing.history_figure import draw_routing_history
 from sb3_softmod.routing.map_figure import draw_routing_map
 from sb3_softmod.routing.network_figure import draw_routing, draw_shared_routing
-from sb3_softmod.routing.routes import RoutingStatistics, routed_networks, sample_routing
+from sb3_softmod.routing.routes import STEPS, RoutingStatistics, routed_networks, sample_routing
 from sb3_softmod.routing.snapshots import RoutingSnapshots
 
 #: Pairs of tasks that are drawn side by side.
 _PAIRS = 6
 
 
-def plot_routing(model: Any, env: VecEnv, out: Path, *, steps: int = 200, seed: int = 0) -> list[Path]:
+def plot_routing(
+    model: Any, env: VecEnv, out: Path, *, steps: int = STEPS, seed: int = 0, note: str | None = None
+) -> list[Path]:
     """Draw the routing of a model over rollouts of its deterministic policy: the paper's Figures 3 and 4.
 
     For the actor and each critic ``routing-<network>`` (every task) and ``routing-<network>-pairs`` (the tasks that
@@ -32,20 +34,22 @@ def plot_routing(model: Any, env: VecEnv, out: Path, *, steps: int = 200, seed: 
     :param out: folder, made if need be
     :param steps: steps of each env
     :param seed: of t-SNE
+    :param note: below each figure: which run, which goals; default says the number of steps
     :return: the files
     :raises ConfigurationError: for a model without routing, or fewer than one step
     """
     routed_networks(model)  # before the rollouts, which take a while
     all_samples = sample_routing(model, *rollout(model, env, steps), task_names_of(env))
+    note = f"{steps} steps of each of {env.num_envs} envs" if note is None else note
     files = []
     for samples in all_samples:
         name = f"routing-{samples.network.replace(' ', '-')}"
         statistics = RoutingStatistics.of(samples)
-        files += save_figure(draw_routing(statistics), out / name)
+        files += save_figure(draw_routing(statistics), out / name, note)
         if pairs := statistics.most_similar(_PAIRS):
-            files += save_figure(draw_shared_routing(statistics, pairs), out / f"{name}-pairs")
+            files += save_figure(draw_shared_routing(statistics, pairs), out / f"{name}-pairs", note)
         if samples is all_samples[0]:
-            files += save_figure(draw_routing_map(samples, seed=seed), out / f"{name}-map")
+            files += save_figure(draw_routing_map(samples, seed=seed), out / f"{name}-map", note)
     return files
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import split, task_ids
 from sb3_softmod.networks import SoftModularNetwork
@@ -21,6 +22,9 @@ from sb3_softmod.policies import MultiTaskCritic
 #: A connection is strong when its probability is at least this many times the even share 1/n: a network of one module,
 #: or one that was not trained, has none.
 STRONG = 1.5
+
+#: Steps of each task that the routing of a run is averaged over.
+STEPS = 200
 
 #: States that go through a network at once, so that long rollouts of many tasks fit into memory.
 _CHUNK = 4096
@@ -149,7 +153,7 @@ def sample_routing(
 ) -> list[RoutingSamples]:
     """The routing of the actor and of each critic along rollouts.
 
-    :param model: any algorithm of SB3 with a soft-modular network
+    :param model: any algorithm of SB3 with a soft-modular network, or a :class:`.MixedModel` of one
     :param observations: ``[..., O + M]``, of any tasks
     :param actions: ``[..., action_dim]``, as the env takes them, which critics route by too; None leaves critics out
     :param task_names: of all tasks
@@ -162,6 +166,8 @@ def sample_routing(
     out = []
     for name, (part, network) in networks.items():
         inputs, task = split(flat, len(task_names))
+        if isinstance(model, MixedModel):
+            task = task @ model.routes
         if isinstance(part, MultiTaskCritic):
             if actions is None:
                 continue

@@ -35,7 +35,10 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
         lines = []
         for entry, (title, parameters, relative, network) in zip(entries, rows, strict=True):
             found = entry.aggregate
-            scores = [len(entry.scores), *(("", "") if found is None else (found.mean, found.std))]
+            scores = [
+                len(entry.scores),
+                *(("", "") if found is None else (found.mean, "" if found.std is None else found.std)),
+            ]
             size = [parameters.replace(",", ""), relative.rstrip("x")]
             lines.append([entry.method, title, benchmark, *scores, *size, network])
         return render(format, header, lines)

@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.runs.run import Run, differences, grouped
+from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
 #: Points of a curve between which runs are interpolated.
 POINTS = 200
@@ -27,12 +28,14 @@ class Curve:
     :param steps: ``[n]``, environment steps over all tasks
     :param success: ``[seeds, n, M]``
     :param task_names: M names
+    :param goals: what its evaluations were played on
     """
 
     label: str
     steps: np.ndarray
     success: np.ndarray
     task_names: list[str]
+    goals: str
 
 
 def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
@@ -63,13 +66,20 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
         success = np.stack(
             [np.stack([np.interp(steps, run.timesteps, task) for task in run.success.T], 1) for run in group]
         )
-        facts = [f"{len(group)} seed{'s' * (len(group) > 1)}", *differences(group[0].setting, same_method)]
-        curves.append(Curve(f"{group[0].title} ({', '.join(facts)})", steps, success, group[0].task_names))
+        count, episodes = len(group), min(run.episodes for run in group)
+        facts = [
+            f"{count} seed{'s' * (count > 1)} of {episodes} episodes a task",
+            *(["no interval"] if count < ENOUGH_SEEDS else []),
+            *differences(group[0].setting, same_method),
+        ]
+        label = f"{group[0].title} ({', '.join(facts)})"
+        curves.append(Curve(label, steps, success, group[0].task_names, group[0].goals))
     return curves
 
 
 def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -> Figure:
-    """Mean and standard deviation over the seeds, of the mean over tasks or of each task.
+    """The mean over the seeds with its 95 % interval, see :func:`.mean_and_interval`, of the mean over tasks or of each
+    task; of one or two seeds the mean alone.
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
@@ -85,8 +95,9 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
     for index, (axis, name) in enumerate(zip(axes, names, strict=False)):
         for place, curve in enumerate(curves):
             success = curve.success[:, :, index] if by_task else np.nanmean(curve.success, -1)
-            mean, std = 100 * success.mean(0), 100 * success.std(0)
-            draw_band(axis, place, curve.steps, mean, mean - std, mean + std, linewidth=1.6, label=curve.label)
+            mean, interval = mean_and_interval(100 * success)
+            band = None if interval is None else tuple(np.clip(bound, 0, 100) for bound in interval)
+            draw_band(axis, place, curve.steps, mean, band, linewidth=1.6, label=curve.label)
         axis.set_title(name, fontsize=9)
         axis.set_ylim(-3, 103)
         quieten(axis)
@@ -97,6 +108,10 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
         axis.set_xlabel("environment steps", fontsize=8)
         axis.tick_params(labelbottom=True)
     figure.supylabel("success rate (%)", fontsize=9)
+    goals = " and ".join(dict.fromkeys(curve.goals for curve in curves))
+    figure.suptitle(
+        f"evaluations during training, {goals}; bands: 95 % of the mean over seeds", fontsize=8, color="0.35"
+    )
     ncols = min(len(curves), 2 if by_task else 1)
     legend = axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", fontsize=8, frameon=False, ncols=ncols)
@@ -104,12 +119,15 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
 
 
 def draw_band(
-    axis: Axes, place: int, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, **line: Any
+    axis: Axes, place: int, x: np.ndarray, y: np.ndarray, band: tuple[np.ndarray, np.ndarray] | None, **line: Any
 ) -> None:
-    """A curve in its band; colours and dashes together, by its place, tell it apart without colour vision."""
+    """A curve, in its band if it has one; colours and dashes together, by its place, tell it apart without colour
+    vision.
+    """
     colour = colormaps["tab10" if place < 10 else "tab20b"](place % 10)
     axis.plot(x, y, ("-", "--", "-.", ":")[place % 4], color=colour, **line)
-    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if band is not None:
+        axis.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
 
 
 def quieten(axis: Axes) -> None:

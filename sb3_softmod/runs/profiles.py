@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.runs.curves import draw_band, quieten
 from sb3_softmod.runs.results import Entry, collect
-from sb3_softmod.runs.run import Run, differences
-from sb3_softmod.runs.statistics import performance_profiles, probability_of_improvement
+from sb3_softmod.runs.run import SETTING, Run, differences
+from sb3_softmod.runs.statistics import ENOUGH_SEEDS, performance_profiles, probability_of_improvement
 
 #: Success rates at which profiles are drawn; no run is above 1.
 THRESHOLDS = np.linspace(0, 0.995, 200)
@@ -27,13 +27,13 @@ class Improvement:
     :param first: name of the one
     :param second: name of the other
     :param probability: of it
-    :param interval: of 95 %, by stratified bootstrap
+    :param interval: of 95 %, by stratified bootstrap; None of fewer than 3 seeds
     """
 
     first: str
     second: str
     probability: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
@@ -67,7 +67,7 @@ def improvements(entries: Mapping[str, Entry]) -> list[Improvement]:
 
 def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
     """The share of runs, over seeds and tasks, above each success rate, and the probability that one method beats
-    another; both with 95 % intervals by stratified bootstrap.
+    another; both with 95 % intervals by stratified bootstrap, but where there are fewer than 3 seeds.
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
@@ -81,10 +81,13 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
     profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)
     for place, (name, (profile, (low, high))) in enumerate(profiles.items()):
         count = len(entries[name].scores)
-        label = f"{name} ({count} seed{'s' * (count > 1)} of {entries[name].episodes} episodes a task)"
-        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, 100 * low, 100 * high, label=label)
+        few = "" if count >= ENOUGH_SEEDS else "; too few for an interval"
+        label = f"{name} ({count} seed{'s' * (count > 1)} of {entries[name].episodes} episodes a task{few})"
+        band = None if few else (100 * low, 100 * high)
+        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, band, label=label)
     left.set(xlabel="success rate (%)", ylabel="runs above it (%)", xlim=(0, 100), ylim=(-3, 103))
-    left.set_title(benchmark, fontsize=10)
+    goals = " and ".join(dict.fromkeys(str(entry.setting[SETTING.index("{} goals")]) for entry in entries.values()))
+    left.set_title(f"{benchmark} ({goals} goals)", fontsize=10)
     for axis in right:
         _draw_improvements(axis, pairs)
     for axis in (left, *right):
@@ -95,7 +98,8 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
 
 def _draw_improvements(axis: Axes, pairs: Sequence[Improvement]) -> None:
     for place, pair in enumerate(pairs):
-        axis.plot(pair.interval, (place, place), color="0.6", linewidth=5, solid_capstyle="butt")
+        if pair.interval is not None:
+            axis.plot(pair.interval, (place, place), color="0.6", linewidth=5, solid_capstyle="butt")
         axis.plot(pair.probability, place, "|", color="black", markersize=11, markeredgewidth=2)
     axis.axvline(0.5, color="0.4", linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(pairs)), [f"{pair.first} > {pair.second}" for pair in pairs])

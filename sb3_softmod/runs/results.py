@@ -85,7 +85,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
 
 def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
     """Methods by benchmarks: mean ± std over the seeds, the interquartile mean with its 95 % interval, and of how
-    many seeds and episodes.
+    many seeds and episodes. Of one or two seeds a spread says nothing: the cell then says that there are too few.
 
     Runs of other budgets, horizons, goals, rewards or network sizes are never mixed: a cell then has an entry for each,
     with what is different. A cell without a finished run says how far the runs came.
@@ -130,10 +130,10 @@ def _score(entry: Entry, format: str) -> str:
     parts = []
     if found is not None:
         seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-        parts.append(
-            f"{100 * found.mean:.1f} {plus_minus} {100 * found.std:.1f} {percent} "
-            f"({seeds} of {entry.episodes} episodes a task"
-        )
+        spread = "" if found.std is None else f"{plus_minus} {100 * found.std:.1f} "
+        parts.append(f"{100 * found.mean:.1f} {spread}{percent} ({seeds} of {entry.episodes} episodes a task")
+        if found.std is None:
+            parts[0] += ", too few for a spread"
         if found.iqm_interval is not None:
             low, high = found.iqm_interval
             parts[0] += f"; IQM {100 * found.iqm:.1f}, {100 * low:.1f} to {100 * high:.1f}"
@@ -174,7 +174,7 @@ def _csv(entries: Sequence[Entry]) -> str:
         found = entry.aggregate
         numbers: list[Any] = ["", "", "", "", ""]
         if found is not None:
-            numbers = [found.mean, found.std, found.iqm, *(found.iqm_interval or ("", ""))]
+            numbers = [found.mean, "" if found.std is None else found.std, found.iqm, *(found.iqm_interval or ("", ""))]
         rows.append(
             [entry.method, entry.title, entry.benchmark, *entry.setting[0], *entry.setting[1:], len(entry.scores),
              entry.episodes, *numbers, " ".join(map(str, entry.unfinished))]

@@ -123,6 +123,12 @@ class Run:
         )
 
     @property
+    def goals(self) -> str:
+        """Of its evaluations while it learned, in words for a figure."""
+        kind = self.manifest.get("goals")
+        return f"{kind} goals" if kind is not None else "goals unknown"
+
+    @property
     def parameters(self) -> int | None:
         """Of actor and critics together; None where the manifest does not say."""
         counts = self.manifest.get("parameters") or {}

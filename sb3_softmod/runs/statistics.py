@@ -13,6 +13,8 @@ from sb3_softmod.common.errors import ConfigurationError
 
 #: Bootstrap samples of an interval.
 REPETITIONS = 2000
+#: Seeds from which on a spread is told: of fewer, neither a standard deviation nor a bootstrap says anything.
+ENOUGH_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,15 @@ class Aggregate:
     """Scores of one method on one benchmark.
 
     :param mean: over seeds and tasks, as in the paper
-    :param std: over the seeds, of the means over tasks (the paper's; that of the population)
+    :param std: over the seeds, of the means over tasks (the paper's; that of the population); None of fewer than
+        :data:`ENOUGH_SEEDS`
     :param iqm: interquartile mean over all runs of all tasks
-    :param iqm_interval: its 95 % interval by stratified bootstrap; None for one seed, of which nothing can be drawn
+    :param iqm_interval: its 95 % interval by stratified bootstrap; None of so few seeds
     :param seeds: how many
     """
 
     mean: float
-    std: float
+    std: float | None
     iqm: float
     iqm_interval: tuple[float, float] | None
     seeds: int
@@ -43,13 +46,27 @@ def aggregate(scores: np.ndarray, seed: int = 0) -> Aggregate:
     from rliable import metrics
 
     scores = _complete(scores)
-    interval = None
-    if len(scores) > 1:
+    interval, enough = None, len(scores) >= ENOUGH_SEEDS
+    if enough:
         _, interval = _estimate(scores, lambda runs: metrics.aggregate_iqm(runs), REPETITIONS, seed)
     of_seeds = scores.mean(1)
-    return Aggregate(
-        float(of_seeds.mean()), float(of_seeds.std()), float(metrics.aggregate_iqm(scores)), interval, len(scores)
-    )
+    std = float(of_seeds.std()) if enough else None
+    return Aggregate(float(of_seeds.mean()), std, float(metrics.aggregate_iqm(scores)), interval, len(scores))
+
+
+def mean_and_interval(of_seeds: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """The mean over seeds with its 95 % interval by Student's t, which is wide for few seeds, as it should be.
+
+    :param of_seeds: ``[seeds, n]``
+    :return: ``[n]``, and lower and upper bound ``[n]``; None instead of fewer than :data:`ENOUGH_SEEDS`
+    """
+    from scipy.stats import t
+
+    count, mean = len(of_seeds), of_seeds.mean(0)
+    if count < ENOUGH_SEEDS:
+        return mean, None
+    half = t.ppf(0.975, count - 1) * of_seeds.std(0, ddof=1) / np.sqrt(count)
+    return mean, (mean - half, mean + half)
 
 
 def performance_profiles(
@@ -77,13 +94,13 @@ def _shares_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return (scores.reshape(-1, 1) > thresholds).mean(0)
 
 
-def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
+def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float] | None]:
     """How probable it is that a run of X beats a run of Y on a task drawn at random (ties count half).
 
     :param x: ``[seeds, tasks]``
     :param y: ``[seeds, tasks]``, the same tasks
     :param seed: of the bootstrap
-    :return: the probability and its 95 % interval
+    :return: the probability and its 95 % interval; None instead where either has fewer than :data:`ENOUGH_SEEDS`
     :raises ConfigurationError: for different numbers of tasks
     """
     from rliable import metrics
@@ -92,6 +109,8 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> t
         raise ConfigurationError(f"The runs are of {x.shape[1]} and of {y.shape[1]} tasks.")
     both = np.isfinite(x).all(0) & np.isfinite(y).all(0)
     pair = (_complete(x[:, both]), _complete(y[:, both]))
+    if min(map(len, pair)) < ENOUGH_SEEDS:
+        return float(metrics.probability_of_improvement(*pair)), None
     # A repetition takes long: a rank test for each task.
     return _estimate(pair, lambda *drawn: metrics.probability_of_improvement(*drawn), REPETITIONS // 10, seed)
 

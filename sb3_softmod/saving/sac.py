@@ -25,6 +25,8 @@ from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
 from sb3_softmod.envs.some_tasks import SomeTasks, among
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.learned_weights import LearnedWeights
+from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.saving.checkpoints import Checkpoint
@@ -45,6 +47,7 @@ _OF_THIS_PROCESS = (
     "_turns",
     "_gradient_step",
     "reward_scale",  # see SavingSAC.largest_returns
+    "learned_weights",  # see SavingSAC.loss_weighting_progress
     "resumed_from",
     "_checkpoints",
     "_state_to_continue",
@@ -62,12 +65,20 @@ class SavingSAC(SAC):
     normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
     reward_scale: RewardScale | None
     largest_returns: list[float] | None  # of the reward_scale, while saved
+    loss_weighting: LossWeighting
+    loss_weighting_kwargs: dict[str, Any]
+    learned_weights: LearnedWeights | None  # of the critics' losses
+    loss_weighting_progress: dict[str, Any] | None  # of these, while saved
     _gradient_step: GradientStep | None
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
     _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
     _settings: dict[BaseCallback, dict[str, Any]]  # of the callbacks, which no checkpoint overrides
     _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
+
+    @abstractmethod
+    def _update_learned_weights(self) -> None:
+        """Let ``learned_weights`` be those of ``loss_weighting`` and its options."""
 
     @abstractmethod
     def _learning_progress(self) -> dict[str, Any]:
@@ -121,7 +132,7 @@ class SavingSAC(SAC):
         self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize` and the largest return of each
-        task (``reward_scaling``); arguments as in SB3.
+        task (``reward_scaling``), and weights that are learned (``loss_weighting``); arguments as in SB3.
 
         :raises FileError: if it cannot be written; a file that was there then stays as it was
         :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
@@ -131,11 +142,13 @@ class SavingSAC(SAC):
         self.normalization = None if statistics is None else plain_statistics(statistics)
         if self.reward_scale is not None:
             self.largest_returns = self.reward_scale.largest_returns().tolist()
+        if self.learned_weights is not None:
+            self.loss_weighting_progress = self.learned_weights.progress()
         try:
             with writing(path, "zip") as file:
                 super().save(file, exclude, include)
         finally:
-            self.normalization, self.largest_returns = kept, None
+            self.normalization, self.largest_returns, self.loss_weighting_progress = kept, None, None
 
     def observation_statistics(self) -> dict[str, Any] | None:
         """Those of the :class:`.MultiTaskVecNormalize` that this model learns in, or was saved with; None without."""

@@ -62,7 +62,7 @@ def load_safely(
     parameters, variables = saved_weights(path, model.device)
     if is_plain_model(facts):
         parameters = completed(parameters, model)
-    known = {**plain, "largest_returns": facts.get("largest_returns")}
+    known = {**plain, **{name: facts.get(name) for name in ("largest_returns", "loss_weighting_progress")}}
     restore(model, Saved(path, known, parameters, variables), kwargs)
     for count in COUNTS:
         if isinstance(facts.get(count), int):

@@ -25,9 +25,10 @@ from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
+from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
-from sb3_softmod.zoo.experiment import EVAL_EVERY, MultiTaskExperimentManager
+from sb3_softmod.zoo.experiment import EVAL_EPISODES, EVAL_EVERY, MultiTaskExperimentManager
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 from sb3_softmod.zoo.tuning import check_storage
@@ -63,7 +64,8 @@ tasks:
 What is different from RL Zoo:
   --conf-file                     "paper" (default), "laptop", or a file of yours
   --vec-env                       subproc (default): the envs are stepped by one process a core; dummy: by this one
-  --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes
+  --n-eval-envs                   default: one for each task; every task is evaluated in --eval-episodes episodes,
+                                  by default {episodes}
   --eval-freq                     default: every {every:,} steps of each task
   --save-freq                     default: a checkpoint to resume from every {every:,} steps of each task, the last
                                   two are kept; 0: only at Ctrl-C or SIGTERM, which end a run with a checkpoint; a
@@ -78,10 +80,13 @@ What is different from RL Zoo:
 """
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(
+    arguments: Sequence[str], manager_class: type[MultiTaskExperimentManager] = MultiTaskExperimentManager
+) -> None:
     """Run the command.
 
     :param arguments: of the command line, after "train"
+    :param manager_class: of the experiment
     :raises ConfigurationError: for bad input, before anything is made
     """
     register_methods()
@@ -97,9 +102,9 @@ def train(arguments: Sequence[str]) -> None:
         if known.env in TASK_SETS:
             num_tasks = len(task_names(TASK_SETS[known.env]))
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
-            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks)]
+            defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks), "--eval-episodes", str(EVAL_EPISODES)]
             stack.enter_context(short_env_ids())
-            manager = partial(MultiTaskExperimentManager, resumed_run=resumed_run)
+            manager = partial(manager_class, resumed_run=resumed_run)
             stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
         stack.enter_context(_replaced(rl_zoo3.train, "StoreDict", KeyValues))
         stack.enter_context(_replaced(rl_zoo3.train, "argparse", SimpleNamespace(ArgumentParser=_ZooParser)))
@@ -128,8 +133,8 @@ class _ZooParser(Parser):
         for folder in (found.log_folder, found.tensorboard_log, found.optimization_log_path):
             if folder:
                 check_folder(folder)
-        if found.track and find_spec("wandb") is None:
-            raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
+        if found.track:
+            check_tracking()
         if found.trial_id is not None and not (found.storage and found.study_name):
             raise ConfigurationError("--trial-id needs the --storage and the --study-name of the trial.")
         if found.storage:
@@ -137,6 +142,12 @@ class _ZooParser(Parser):
         if found.minutes is not None:
             _check_minutes(found)
         return found, rest
+
+
+def check_tracking() -> None:
+    """Refuse --track where it would find no wandb."""
+    if find_spec("wandb") is None:
+        raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
 
 
 def _check_minutes(given: argparse.Namespace) -> None:
@@ -172,7 +183,8 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
     :raises ConfigurationError: for a folder that is no run, a run that is finished, or options that would change it
     """
     manifest = read_json(run / "run.json")
-    if manifest.get("status") == "finished":
+    # One that was killed while it wrote its last model has its checkpoints still.
+    if manifest.get("status") == "finished" and not any((run / CHECKPOINTS).glob("[0-9]*")):
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
     if "adapted_from" in manifest:
         raise ConfigurationError(f"{run} adapts a policy: go on with sb3-softmod adapt --resume {run}")
@@ -240,6 +252,7 @@ def _help() -> str:
             methods="\n".join(f"  {name:<32}{method.title}" for name, method in METHODS.items()),
             tasks="\n".join(f"  {name:<32}{_described(name)}" for name in sets),
             every=EVAL_EVERY,
+            episodes=EVAL_EPISODES,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
         + options[options.index("options:") :]

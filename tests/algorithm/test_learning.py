@@ -69,6 +69,9 @@ def test_a_policy_that_cannot_see_the_task_cannot() -> None:
     [
         ("MTMlpPolicy", dict(), dict()),
         ("MTMlpPolicy", dict(), dict(gradient_surgery="pcgrad")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="gradnorm")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="famo")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="uncertainty")),
         ("MultiHeadPolicy", dict(), dict(loss_weighting="alpha")),
         ("SingleTaskPolicy", dict(), dict()),
         ("MixtureOfExpertsPolicy", dict(gating_arch=[16]), dict()),

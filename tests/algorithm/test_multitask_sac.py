@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,19 @@ def test_logs_of_every_task(tmp_path: Path) -> None:
     with open(tmp_path / "progress.csv") as file:
         last = list(csv.DictReader(file))[-1]
     losses = ["ent_coef", "loss_weight", "log_prob", "q_value", "critic_loss", "actor_loss"]
-    for metric in [*losses, "task_success_rate", "task_return", "task_length"]:
+    means = {
+        **{metric: f"train/{metric}" for metric in losses},
+        "task_success_rate": "rollout/success_rate",
+        "task_success_at_end_rate": "rollout/task_success_at_end_rate",
+        "task_return": "rollout/ep_rew_mean",
+        "task_length": "rollout/ep_len_mean",
+    }
+    for metric, mean in means.items():
         values = [float(last[f"{metric}/corner-{i}"]) for i in range(M)]
-        group = "rollout" if metric.startswith("task_") else "train"
-        assert np.mean(values) == pytest.approx(float(last[f"{group}/{metric}"]), rel=1e-4)
+        assert np.mean(values) == pytest.approx(float(last[mean]), rel=1e-4)
+    assert {name for name in last if name.startswith("rollout/")} == {
+        name for name in means.values() if name.startswith("rollout/")
+    }
     assert np.mean([float(last[f"loss_weight/corner-{i}"]) for i in range(M)]) == pytest.approx(1, rel=1e-5)
     assert float(last["task_length/corner-2"]) == 20
 
@@ -233,9 +243,31 @@ def test_the_terminal_shows_means_even_with_long_names(capsys: pytest.CaptureFix
     model = SoftModSAC("SoftModPolicy", DummyVecEnv(envs), policy_kwargs=SMALL, batch_size=8, verbose=1, seed=0)  # type: ignore[arg-type]
     model.learn(300)
     out = capsys.readouterr().out
-    assert "task_success_rate" in out
+    assert " success_rate " in out
+    assert "task_success_rate" not in out
     assert "ent_coef" in out
     assert "button-press" not in out
+
+
+def test_tensorboard_has_a_chart_for_each_metric_with_all_tasks(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    model = make_model(tensorboard_log=str(tmp_path))
+    model.learn(4 * 20 * 3)
+    events = EventAccumulator(str(next(tmp_path.iterdir()))).Reload()
+    (tensor,) = events.Tensors(metadata.CONFIG_SUMMARY_TAG)
+    layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["success", "return", "learning"]
+    tags = events.Tags()["scalars"]
+    drawn = {
+        (category.title, chart.title): [tag for tag in tags if any(re.match(each, tag) for each in chart.multiline.tag)]
+        for category in layout.category
+        for chart in category.chart
+    }
+    assert drawn["success", "training"] == [f"task_success_rate/corner-{i}" for i in range(M)]
+    assert drawn["learning", "ent_coef"] == [f"ent_coef/corner-{i}" for i in range(M)]
+    assert drawn["learning", "critic_loss"] == [f"critic_loss/corner-{i}" for i in range(M)]
 
 
 # ------------------------------------------------------------------------------ files

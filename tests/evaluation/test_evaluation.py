@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_softmod import ConfigurationError, MultiTaskVecEnv, TaskEnv
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.evaluation.evaluate import act, evaluate_tasks, rollout
+from sb3_softmod.evaluation.result import TaskEvaluation
 
 
 class Expert:
@@ -121,3 +122,17 @@ def test_statistics_keep_the_last_episodes_of_each_task() -> None:
     assert means["success_rate"][0] == 0.0
     assert np.isnan(means["success_rate"][1])  # reports no success
     assert "success_at_end_rate" not in means
+
+
+def test_as_a_table_on_the_terminal_and_in_notebooks() -> None:
+    env = make_point_mass_env(2)
+    result = evaluate_tasks(Expert(1), env, n_eval_episodes=4)
+    first, *_ = [line.split() for line in str(result).splitlines() if "corner-0" in line]
+    assert first[:3] == ["corner-0", "100", "%"]
+    html = result._repr_html_()
+    assert "<caption>4 episodes a task</caption><tr><th>task</th><th>success</th>" in html
+    assert "<tr><td>corner-1</td><td>0 %</td><td>0 % to 49 %</td>" in html
+    assert html.count("<tr>") == 4  # header, tasks, mean
+    hostile = TaskEvaluation(["<script>"], [1], [1.0], [1.0], [0.0], [5.0])
+    assert "<script>" not in hostile._repr_html_()
+    assert "<caption>1 episode a task<" in hostile._repr_html_()

@@ -65,6 +65,7 @@ def algorithms() -> Iterator[BadInput]:
             "target_update_interval": "count",
             "n_steps": "count",
             "loss_weighting": "name",
+            "loss_weighting_kwargs": "mapping or None",
             "max_grad_norm": "positive or None",
             "gradient_surgery": "name or None",
             "reward_scaling": "name or None",

@@ -67,6 +67,7 @@ def names() -> Iterator[tuple[str, str]]:
         (f"plot routing {RUN}", "--step 3 --bset", "--best"),
         (f"evaluate {RUN}", "--protocl paper", "--protocol"),
         (f"report {RUN}", "--vdeo", "--video"),
+        (f"export {RUN}", "--bset", "--best"),
         (TRAIN, "--n-timestps 10", "--n-timesteps"),
         (TRAIN, "--env-kwarg horizon:3 --devcie cpu", "--device"),
         (ENJOY, "--load-bset", "--load-best"),
@@ -167,6 +168,10 @@ def places() -> Iterator[tuple[str, str]]:
     yield f"{TRAIN} --optimize --storage file/study.log", "file"
     yield f"report {RUN} --out file/report.html", "file"
     yield f"report {RUN} --out .", "Cannot write .: it is a folder."
+    yield f"export {RUN} --out file/policy.pt", "file"
+    yield f"hub {RUN} --out file", "file"
+    yield f"hub {RUN} --upload mine", "is called 'you/name', not 'mine'"
+    yield f"export {RUN} --out policy.h5", "ends in .onnx (ONNX) or .pt (TorchScript)"
 
 
 def runs() -> Iterator[tuple[str, str]]:
@@ -176,12 +181,15 @@ def runs() -> Iterator[tuple[str, str]]:
             yield f"{command} {logs}", f"There is no folder {logs}."
     for command in ("table capacity", "plot curves", "plot profiles"):
         yield f"{command} logs --env MT50-Fixed", "run on MT50-Fixed"
-    for command in ("plot routing", "evaluate", "report"):
+    for command in ("plot routing", "evaluate", "report", "export", "hub"):
         yield f"{command} nothing", "nothing is no run of sb3-softmod train"
         yield f"{command} logs", "logs is no run of sb3-softmod train"
         yield f"{command} file", "Cannot read file/run.json"
         yield command, "the following arguments are required: run"
-    for command in ("plot routing", "evaluate"):
+    yield "mixture nothing --task push-v3", "nothing is no run of sb3-softmod train"
+    yield f"mixture {RUN}", "the following arguments are required: --task"
+    yield f"mixture {RUN} --task push-v3", "holds no MT10-Fixed.zip"
+    for command in ("plot routing", "evaluate", "export"):
         yield f"{command} {RUN}", "holds no MT10-Fixed.zip"
         yield f"{command} {RUN} --best", "holds no best_model.zip"
     yield ENJOY, "logs/softmod_deep folder was not found. Runs in logs: logs/mt_sac/MT10-Fixed_0."

@@ -29,6 +29,11 @@ def test_probabilities_of_improvement(logs: Path) -> None:
     assert (pair.first, pair.second) == ("Ours (Deep)", "MT-SAC")
     # First task: 0.5 and 0.75 against 0.5 and 0, one tie among four; second task: always.
     assert pair.probability == pytest.approx((3.5 / 4 + 1) / 2)
+    assert pair.interval is None
+    for method, success in (("softmod_deep", [0.5, 1.0]), ("mt_sac", [0.5, 1.0])):
+        write_run(logs, method, 3, {2000: success})
+    (pair,) = improvements(finished_entries(find_runs(logs)[0], "MT10-Fixed"))
+    assert pair.interval is not None
     assert pair.interval[0] <= pair.probability <= pair.interval[1]
 
 
@@ -37,14 +42,16 @@ def test_the_drawing(logs: Path) -> None:
     left, right = figure.axes
     labels = [line.get_label() for line in left.lines]
     assert labels == [
-        "Ours (Deep) (2 seeds of 5 episodes a task)",
-        "MT-SAC (2 seeds of 5 episodes a task)",
+        "Ours (Deep) (2 seeds of 5 episodes a task; too few for an interval)",
+        "MT-SAC (2 seeds of 5 episodes a task; too few for an interval)",
     ]
+    assert left.get_title() == "MT10-Fixed (fixed goals)"
+    assert not left.collections
     runs = np.array([0.5, 1.0, 0.75, 1.0])
     expected = [100 * (runs > threshold).mean() for threshold in THRESHOLDS]
     np.testing.assert_allclose(left.lines[0].get_ydata(), expected)  # type: ignore[arg-type]
     assert [label.get_text() for label in right.get_yticklabels()] == ["Ours (Deep) > MT-SAC"]
-    assert right.lines[1].get_xdata() == [pytest.approx(3.75 / 4)]
+    assert right.lines[0].get_xdata() == [pytest.approx(3.75 / 4)]
 
 
 def test_other_budgets_stand_apart(logs: Path) -> None:
@@ -71,8 +78,7 @@ def test_the_command(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written, png, found = capsys.readouterr().out.splitlines()
     assert [Path(written).name, Path(png).name] == ["profiles-MT10-Fixed.svg", "profiles-MT10-Fixed.png"]
     assert Path(png).stat().st_size > 5000
-    assert found.startswith("P(Ours (Deep) > MT-SAC) = 0.94 (")
-    assert found.endswith("; 2 and 2 seeds)")
+    assert found == "P(Ours (Deep) > MT-SAC) = 0.94 (too few for an interval; 2 and 2 seeds)"
 
 
 def test_the_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,12 @@ from sb3_softmod import ConfigurationError
 from sb3_softmod.runs.curves import collect_curves, draw_curves
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.run import find_runs, load_run
-from sb3_softmod.runs.statistics import aggregate, performance_profiles, probability_of_improvement
+from sb3_softmod.runs.statistics import (
+    aggregate,
+    mean_and_interval,
+    performance_profiles,
+    probability_of_improvement,
+)
 
 # ----------------------------------------------------------------------------------- folders
 
@@ -127,9 +132,12 @@ def test_intervals_are_the_same_each_time_and_leave_the_global_generator_alone()
     assert found[0] == found[1]
 
 
-def test_one_seed_has_no_interval_and_unreported_tasks_do_not_count() -> None:
+def test_one_and_two_seeds_have_no_interval_and_unreported_tasks_do_not_count() -> None:
     found = aggregate(np.array([[0.5, np.nan, 1.0]]))
-    assert (found.mean, found.std, found.iqm_interval, found.seeds) == (0.75, 0.0, None, 1)
+    assert (found.mean, found.std, found.iqm_interval, found.seeds) == (0.75, None, None, 1)
+    two = aggregate(SCORES[:2])
+    assert (two.mean, two.std, two.iqm_interval) == (0.5, None, None)
+    assert mean_and_interval(SCORES[:2])[1] is None
     with pytest.raises(ConfigurationError, match="no score"):
         aggregate(np.array([[np.nan]]))
 
@@ -146,9 +154,10 @@ def test_performance_profiles() -> None:
 def test_probability_of_improvement() -> None:
     other = np.array([[0.1, 0.5, 0.9, 0.5], [0.3, 0.5, 1.0, 0.25]])
     wins = [(x > y) + 0.5 * (x == y) for x, y in ((SCORES[i], other[j]) for i in range(3) for j in range(2))]
-    probability, (low, high) = probability_of_improvement(SCORES, other)
-    assert probability == pytest.approx(np.mean(wins))
-    assert low <= probability <= high
+    assert probability_of_improvement(SCORES, other) == (pytest.approx(np.mean(wins)), None)  # of two seeds
+    probability, interval = probability_of_improvement(SCORES, SCORES[:, ::-1])
+    assert interval is not None
+    assert interval[0] <= probability <= interval[1]
     with pytest.raises(ConfigurationError, match="of 4 and of 3 tasks"):
         probability_of_improvement(SCORES, other[:, :3])
 
@@ -160,6 +169,7 @@ def test_probability_of_improvement() -> None:
 def logs(tmp_path: Path) -> Path:
     write_run(tmp_path, "softmod_deep", 1, {1000: [0.1, 0.1], 2000: [0.5, 1.0]})
     write_run(tmp_path, "softmod_deep", 2, {2000: [0.25, 0.75]})
+    write_run(tmp_path, "softmod_deep", 3, {2000: [0.75, 0.75]})
     write_run(tmp_path, "mt_mh_sac", 1, {1000: [0.2, 0.4]}, status="running", benchmark="MT50-Fixed")
     write_run(tmp_path, "softmod_shallow_wo_obs_balance", 1, {2000: [0.0, 1.0]})
     write_run(tmp_path, "softmod_shallow_wo_obs_balance", 1, {4000: [1.0, 1.0]}, planned_env_steps=4000, suffix="-long")
@@ -170,9 +180,9 @@ def test_markdown(logs: Path) -> None:
     assert results_table(find_runs(logs)[0]).splitlines() == [
         "| Method | MT10-Fixed | MT50-Fixed |",
         "| --- | --- | --- |",
-        "| Ours (Deep) | 62.5 ± 12.5 % (2 seeds of 5 episodes a task; IQM 62.5, 50.0 to 75.0) | – |",  # noqa: RUF001
-        "| Ours (Shallow, w/o Obs & Balance) | 2,000 steps: 50.0 ± 0.0 % (1 seed of 5 episodes a task)<br>"
-        "4,000 steps: 100.0 ± 0.0 % (1 seed of 5 episodes a task) | – |",  # noqa: RUF001
+        "| Ours (Deep) | 66.7 ± 11.8 % (3 seeds of 5 episodes a task; IQM 68.8, 56.2 to 81.2) | – |",  # noqa: RUF001
+        "| Ours (Shallow, w/o Obs & Balance) | 2,000 steps: 50.0 % (1 seed of 5 episodes a task, too few for a spread)"
+        "<br>4,000 steps: 100.0 % (1 seed of 5 episodes a task, too few for a spread) | – |",  # noqa: RUF001
         "| MT-MH-SAC | – | not finished: 1,000 of 2,000 steps |",  # noqa: RUF001
     ]
 
@@ -181,21 +191,23 @@ def test_latex(logs: Path) -> None:
     lines = results_table(find_runs(logs)[0], "latex").splitlines()
     assert lines[0] == r"\begin{tabular}{lcc}"
     assert lines[2] == r"Method & MT10-Fixed & MT50-Fixed \\"
-    deep = r"Ours (Deep) & 62.5 $\pm$ 12.5 \% (2 seeds of 5 episodes a task; IQM 62.5, 50.0 to 75.0) & -- \\"
+    deep = r"Ours (Deep) & 66.7 $\pm$ 11.8 \% (3 seeds of 5 episodes a task; IQM 68.8, 56.2 to 81.2) & -- \\"
     assert lines[4] == deep
-    assert lines[5].startswith(r"Ours (Shallow, w/o Obs \& Balance) & \shortstack{2,000 steps: 50.0 $\pm$ 0.0 \%")
+    assert lines[5].startswith(r"Ours (Shallow, w/o Obs \& Balance) & \shortstack{2,000 steps: 50.0 \% (1 seed of")
     assert lines[-1] == r"\end{tabular}"
 
 
 def test_csv(logs: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(results_table(find_runs(logs)[0], "csv"))))
     assert [(row["method"], row["planned_env_steps"], row["seeds"]) for row in rows] == [
-        ("softmod_deep", "2000", "2"),
+        ("softmod_deep", "2000", "3"),
         ("softmod_shallow_wo_obs_balance", "2000", "1"),
         ("softmod_shallow_wo_obs_balance", "4000", "1"),
         ("mt_mh_sac", "2000", "0"),
     ]
-    assert float(rows[0]["mean"]) == 0.625
+    assert float(rows[0]["mean"]) == pytest.approx(2 / 3)
+    assert float(rows[0]["std"]) > 0.1
+    assert [rows[1][name] for name in ("mean", "std", "iqm_low", "iqm_high")] == ["0.5", "", "", ""]
     assert (rows[0]["horizon"], rows[0]["goals"], rows[0]["episodes_a_task"]) == ("200", "fixed", "5")
     assert (rows[3]["mean"], rows[3]["unfinished_at"]) == ("", "1000")
 
@@ -218,7 +230,8 @@ def test_curves_are_interpolated_as_far_as_all_runs_came(tmp_path: Path) -> None
     write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 1000: [0.2, 0.4], 2000: [0.6, 1.0]})
     write_run(tmp_path, "mt_sac", 2, {0: [0.0, 0.0], 500: [0.5, 0.5], 1000: [0.5, 0.5]}, status="running")
     (curve,) = collect_curves(find_runs(tmp_path)[0], "MT10-Fixed")
-    assert curve.label == "MT-SAC (2 seeds)"
+    assert curve.label == "MT-SAC (2 seeds of 5 episodes a task, no interval)"
+    assert curve.goals == "fixed goals"
     assert curve.steps.tolist() == [0, 500, 1000]
     np.testing.assert_allclose(curve.success[0], [[0.0, 0.0], [0.1, 0.2], [0.2, 0.4]])
     np.testing.assert_allclose(curve.success[1], [[0.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
@@ -228,21 +241,29 @@ def test_curves_are_interpolated_as_far_as_all_runs_came(tmp_path: Path) -> None
 def test_drawn_curves(logs: Path, by_task: bool) -> None:
     write_run(logs, "mt_sac", 1, {0: [0.0, 0.0], 2000: [0.6, 1.0]})
     write_run(logs, "mt_sac", 2, {0: [0.0, 0.0], 2000: [0.2, 0.4]})
+    write_run(logs, "mt_sac", 3, {0: [0.0, 0.0], 2000: [0.25, 0.45]})
     figure = draw_curves(find_runs(logs)[0], "MT10-Fixed", by_task=by_task)
     (labels,) = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     assert labels == [
-        "Ours (Deep) (2 seeds)",
-        "Ours (Shallow, w/o Obs & Balance) (1 seed, 2,000 steps)",
-        "Ours (Shallow, w/o Obs & Balance) (1 seed, 4,000 steps)",
-        "MT-SAC (2 seeds)",
+        "Ours (Deep) (3 seeds of 5 episodes a task)",
+        "Ours (Shallow, w/o Obs & Balance) (1 seed of 5 episodes a task, no interval, 2,000 steps)",
+        "Ours (Shallow, w/o Obs & Balance) (1 seed of 5 episodes a task, no interval, 4,000 steps)",
+        "MT-SAC (3 seeds of 5 episodes a task)",
     ]
+    assert figure.get_suptitle() == "evaluations during training, fixed goals; bands: 95 % of the mean over seeds"
     assert len(figure.axes) == 1 + by_task
     line = figure.axes[-1].lines[-1]  # MT-SAC, over all tasks or of the second
-    expected = 100 * np.mean([1.0, 0.4]) if by_task else 100 * np.mean([0.8, 0.3])
+    seeds = np.array([1.0, 0.4, 0.45] if by_task else [0.8, 0.3, 0.35])
+    expected = 100 * seeds.mean()
     np.testing.assert_allclose(line.get_ydata(), [0, expected])  # type: ignore[arg-type]
+    assert len(figure.axes[-1].collections) == 2  # Ours (Deep) and MT-SAC: one seed has no band
     shade: Any = figure.axes[-1].collections[-1].get_paths()[0].vertices
-    deviation = 100 * (0.3 if by_task else 0.25)
-    assert shade[:, 1].max() == pytest.approx(expected + deviation)
+    assert shade[:, 1].max() == 100  # where the bound would be above
+    mean, interval = mean_and_interval(seeds[:, None])
+    assert mean == pytest.approx(seeds.mean())
+    assert interval is not None
+    half = 4.302653 * seeds.std(ddof=1) / np.sqrt(3)  # Student's t of 2 degrees of freedom
+    np.testing.assert_allclose(interval, [[seeds.mean() - half], [seeds.mean() + half]], rtol=1e-6)
 
 
 def test_curves_of_an_unknown_benchmark_are_refused(logs: Path) -> None:

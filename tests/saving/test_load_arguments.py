@@ -127,6 +127,7 @@ OTHER: dict[str, Any] = dict(
     target_update_interval=3,
     target_entropy=-7.0,
     loss_weighting="log_alpha",
+    loss_weighting_kwargs={},
     max_grad_norm=0.5,
     gradient_surgery="pcgrad",
     reward_scaling="per-task",

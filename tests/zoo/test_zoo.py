@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import importlib.util
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import matplotlib
@@ -198,9 +202,9 @@ def test_wrappers_of_rl_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_method_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one that the README adds, in a module of the user's."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TaskMaskPolicy" in block]
+    """The one that the page of the methods adds, in a module of the user's."""
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "TaskMaskPolicy" in block]
     (tmp_path / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     package = ["--gym-packages", "my_methods"]
@@ -255,7 +259,7 @@ def test_enjoy_one_task(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         ("--algo softmod_deep --env MT3 --task reach", "Unknown task 'reach' of MT3: did you mean 'reach-v3'?"),
-        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3'?"),
+        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3' or"),
         ("--algo softmod_dep --env MT3", "Unknown algo 'softmod_dep': did you mean 'softmod_deep'"),
         ("--algo mt_sac --env MT3", "Runs in {logs}: {logs}/softmod_deep/MT3_1, {logs}/softmod_deep/MT3_2."),
         ("--algo softmod_deep --env MT3 --exp-id 9", "MT3_9 folder was not found"),
@@ -355,3 +359,23 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in training
     assert "{a2c," not in training
     assert "--video FILE.mp4" in text_of("enjoy")
+
+
+def test_the_config_of_wandb_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a stand-in for wandb, whose place in RL Zoo's script it takes."""
+    config: dict[str, Any] = {}
+    run = SimpleNamespace(config=SimpleNamespace(setdefaults=lambda more: config.update({**more, **config})))
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.init = lambda **options: config.update(options["config"]) or run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.chdir(tmp_path)  # RL Zoo logs to runs/
+    assert train(tmp_path, "--track", "--verbose", "1") == 0
+    assert config["saved_hyperparams"]["policy_kwargs"]["preset"] == "deep"
+    assert config["env_kwargs"]["horizon"] == 5
+    assert "object at 0x" not in str(config)
+    shown = capsys.readouterr().out
+    for task in MT3:  # in the table of an evaluation
+        assert f" {task} " in shown
