@@ -56,6 +56,7 @@ def _parser() -> Parser:
 
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
+        ("adapt", _adapt, "let a trained policy learn new tasks; the old ones stay as they are"),
         ("grid", _grid, "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
@@ -168,6 +169,14 @@ def _train(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(arguments)
+
+
+def _adapt(arguments: Sequence[str]) -> None:
+    from sb3_softmod.learner.acceleration import keep_memory
+    from sb3_softmod.zoo.adapt import adapt
+
+    keep_memory()
+    adapt(arguments)
 
 
 def _grid(arguments: Sequence[str]) -> None:

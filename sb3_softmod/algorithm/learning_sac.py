@@ -28,8 +28,18 @@ class LearningSAC(SavingSAC):
     task_names: list[str]
     overlap: bool
     _metrics: TaskMetrics
+    #: What this model was adapted from, in plain data; None for one that was not.
+    adapted_from: dict[str, Any] | None = None
     _turns: TaskTurns | None
     _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
+
+    @property
+    def learning_tasks(self) -> range:
+        """The tasks that learn: all, or those that the model was adapted to while the others stay as they are."""
+        groups = getattr(self.policy, "groups", None)
+        if not groups or groups[-1]["tune"] == "all":
+            return range(self.num_tasks)
+        return range(self.num_tasks - groups[-1]["tasks"], self.num_tasks)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.algorithm.acting_sac import ActingSAC
+from sb3_softmod.algorithm.adapting import Init, adapt
 from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
 from sb3_softmod.algorithm.options import (
     check_learn,
@@ -46,6 +47,7 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
+from sb3_softmod.envs.some_tasks import among
 from sb3_softmod.learner.acceleration import decide_storage
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
 from sb3_softmod.learner.gradient_surgery import GradientSurgery
@@ -55,6 +57,7 @@ from sb3_softmod.learner.options import OnNonFinite, Precision
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
 from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.temperatures import initial_temperatures, target_entropy_of
+from sb3_softmod.networks.tunable import Tune
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.policies.value_atoms import NUM_ATOMS
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
@@ -328,7 +331,7 @@ class MultiTaskSAC(ActingSAC):
         :param force_reset: as in SB3
         :raises ConfigurationError: if it has another number of tasks or of envs, or other spaces
         """
-        wrapped = self._wrap_env(as_env(env, self.seed), self.verbose)
+        wrapped = among(self._wrap_env(as_env(env, self.seed), self.verbose), self.task_names)
         check_normalization(wrapped, unwrap_vec_normalize(wrapped))
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
@@ -347,6 +350,38 @@ class MultiTaskSAC(ActingSAC):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
+
+    # ------------------------------------------------------------------- tasks
+
+    def adapt(
+        self: SelfMultiTaskSAC,
+        tasks: str | Sequence[str] | VecEnv | VectorEnv,
+        *,
+        tune: Tune = "routing",
+        keep_tasks: bool = True,
+        init: Init = "nearest",
+        **kwargs: Any,
+    ) -> SelfMultiTaskSAC:
+        """A model of these tasks and of K new ones, which builds on what this one has learned; this one stays as it is.
+
+        What is tuned and not of the new tasks alone is copied for them, and all else is frozen: with every ``tune`` but
+        "all", the old tasks have the same actions, Q-values and temperatures as here, bit for bit, before and after
+        learning. The new model learns in envs of the new tasks alone then.
+
+        :param tasks: names of Meta-World tasks, for which envs are made with the seed of the model; or a vectorised env
+            of the new tasks, or of all, the old ones first (with "all", which otherwise forgets the old tasks)
+        :param tune: what learns: "routing": what chooses among the modules, experts or parameter sets, the task
+            embedding included; "task": what is of each task alone at the input (embedding, or weights of the one-hot
+            task); "heads": the output layers; "all": everything. Not every network has each of these
+        :param keep_tasks: False leaves the old tasks behind: a model of the new tasks alone
+        :param init: what the new tasks begin as: "nearest": each as the task whose policy earns the largest return in
+            it, over three episodes; "mean": as the mean of the tasks; "fresh": anew, and what is tuned too. Always
+            those tasks that the networks were first made for
+        :param kwargs: arguments of the class in place of this model's, ``learning_rate=1e-3`` for instance
+        :raises ConfigurationError: for tasks that are there already, or whose observations or actions are others, and a
+            ``tune`` that means nothing for this policy
+        """
+        return adapt(self, tasks, tune, keep_tasks, init, kwargs)
 
     # -------------------------------------------------------------- collecting
 
@@ -432,7 +467,7 @@ class MultiTaskSAC(ActingSAC):
         self._state_to_continue = None
         require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
         assert self._turns is not None
-        self._turns.begin(self.replay_buffer)
+        self._turns.begin(self.replay_buffer, self.learning_tasks)
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected

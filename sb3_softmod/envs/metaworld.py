@@ -54,7 +54,7 @@ MAX_HORIZON = 500
 def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """The task names that a user means.
 
-    :param tasks: a task set, see :data:`TASK_SETS`, a task ("reach-v3"), or a list of tasks
+    :param tasks: a task set, see :data:`TASK_SETS`, a task ("reach-v3"), or a list of these
     :raises ConfigurationError: for an unknown or repeated name, with the nearest known ones
     """
     if isinstance(tasks, str):
@@ -67,6 +67,10 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
             found = nearest(tasks, [*TASK_SETS, *named], SHORT_NAMES)
             raise ConfigurationError(f"Unknown task or task set {tasks!r}: {found}")
         return (tasks,)
+    if isinstance(tasks, (list, tuple)):
+        tasks = [
+            name for task in tasks for name in (TASK_SETS.get(task, (task,)) if isinstance(task, str) else (task,))
+        ]
     return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,10 +100,12 @@ def full_name(name: str) -> str:
 
 
 def get_task_set(name: str) -> TaskSet:
-    """The task set of a name, a short one too, or of an id.
+    """The task set of a name, a short one too, or of an id; "MT10-Fixed+coffee-button-v3" is a set with further tasks.
 
     :raises ConfigurationError: for an unknown one, with the nearest names
     """
+    if isinstance(name, str) and "+" in name:
+        return _joined(name, [get_task_set(part) for part in name.split("+")])
     by_id = {task_set.gym_id: task_set for task_set in TASK_SETS.values()}
     found = None
     if isinstance(name, str):
@@ -112,6 +114,15 @@ def get_task_set(name: str) -> TaskSet:
         near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), [*SHORT_NAMES, *TASK_SETS], SHORT_NAMES)
         raise ConfigurationError(f"Unknown env {name!r}: {near}")
     return found
+
+
+def _joined(name: str, parts: Sequence[TaskSet]) -> TaskSet:
+    """The tasks of several sets, as the first one has them."""
+    first = parts[0]
+    if any(part.suite != first.suite for part in parts):
+        raise ConfigurationError(f"The tasks of {name} are not of one suite: {', '.join(p.suite for p in parts)}.")
+    tasks = [task for part in parts for task in ((part.tasks,) if isinstance(part.tasks, str) else part.tasks)]
+    return TaskSet(name, first.suite, tuple(tasks), first.version, first.options)
 
 
 def _all_task_sets() -> list[TaskSet]:

@@ -34,6 +34,9 @@ class MultiTaskNetwork(nn.Module, ABC):
     #: changes from one pass to the next. Each class says so for itself, since a subclass may do what it likes.
     capturable: ClassVar[bool] = False
 
+    #: The arguments of a :class:`.TunableParts`: which parameters are those of a task, and which ones the words of
+    #: ``model.adapt(tune=...)`` mean. A network that says nothing cannot be adapted to new tasks.
+    tunable_parts: ClassVar[dict[str, Any]] = {}
     #: Whether a row of ``task`` may be a mixture of tasks, and each of them then counts by its share.
     mixes_tasks: ClassVar[bool] = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,8 @@ class BroNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    # No "task": the actor has no embedding of its own.
+    tunable_parts: ClassVar[dict[str, Any]] = dict(by_task={"task_embedding": 1}, words={"heads": ("head",)})
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -25,6 +26,14 @@ class CARENetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_embedding": 1},
+        words={
+            "routing": ("task_embedding", "context", "attention"),
+            "task": ("task_embedding",),
+            "heads": ("mlp.layers.-1",),
+        },
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ class FiLMNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_embedding": 1}, words={"task": ("task_embedding",), "heads": ("layers.-1",)}
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        reads_task=("experts.layers.0", "gating.layers.0"),
+        words={
+            "routing": ("gating",),
+            "task": ("experts.layers.0.task_weight", "gating.layers.0.task_weight"),
+            "heads": ("experts.layers.-1",),
+        },
+    )
 
     def __init__(
         self,

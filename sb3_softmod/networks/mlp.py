@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,6 +20,10 @@ class MlpNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        reads_task=("mlp.layers.0",),
+        words={"task": ("mlp.layers.0.task_weight",), "heads": ("mlp.layers.-1",)},
+    )
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class MOORENetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_weights": 1, "heads": 1},
+        words={"routing": ("task_weights",), "task": ("task_weights",), "heads": ("heads",)},
+    )
 
     def __init__(
         self,

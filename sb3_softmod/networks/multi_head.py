@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ class MultiHeadNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"heads": 1},
+        reads_task=("trunk.layers.0",),
+        words={"task": ("trunk.layers.0.task_weight",), "heads": ("heads",)},
+    )
 
     def __init__(
         self,

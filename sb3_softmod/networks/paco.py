@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class PaCoNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"composition": 1},
+        words={"routing": ("composition",), "task": ("composition",), "heads": ("parameter_sets.-1",)},
+    )
 
     def __init__(
         self,

@@ -86,12 +86,13 @@ def _curves(run: Run) -> tuple[str, Chart] | None:
 
 def _progress(run: Run) -> dict[str, Chart]:
     """Temperatures and loss weights."""
-    found = read_progress(run.folder, ("ent_coef", "loss_weight"), run.task_names)
+    names = run.learning_tasks
+    found = read_progress(run.folder, ("ent_coef", "loss_weight"), names)
     (steps, alpha), (weight_steps, weight) = found["ent_coef"], found["loss_weight"]
     y = linear(0, max(1.25, float(np.nanmax(weight))), "{:g}".format, ends_at_tick=True)
     return {
-        "temperatures": chart(steps, alpha, run.task_names, y=logarithmic(alpha), text="{:.3g}".format),
-        "weights": chart(weight_steps, weight, run.task_names, y=y, text="{:.3g}".format),
+        "temperatures": chart(steps, alpha, names, y=logarithmic(alpha), text="{:.3g}".format),
+        "weights": chart(weight_steps, weight, names, y=y, text="{:.3g}".format),
     }
 
 

@@ -16,6 +16,7 @@ from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import split, task_ids
 from sb3_softmod.networks import SoftModularNetwork
+from sb3_softmod.networks.adapted import groups_of
 from sb3_softmod.policies import MultiTaskCritic
 
 #: A connection is strong when its probability is at least this many times the even share 1/n: a network of one module,
@@ -135,7 +136,8 @@ def routed_networks(model: Any) -> dict[str, tuple[nn.Module, SoftModularNetwork
     found = {}
     for name, part in (parts or {"policy": policy}).items():
         for holder in (part, getattr(part, "features_extractor", None)):
-            if isinstance(network := getattr(holder, "network", None), SoftModularNetwork):
+            network = getattr(holder, "network", None)
+            if network is not None and isinstance(groups_of(network)[0], SoftModularNetwork):
                 found[name] = (part, network)
     if not found:
         raise ConfigurationError(

@@ -23,6 +23,7 @@ from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
+from sb3_softmod.envs.some_tasks import SomeTasks, among
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.learned_weights import LearnedWeights
 from sb3_softmod.learner.loss_weights import LossWeighting
@@ -222,7 +223,9 @@ class SavingSAC(SAC):
         facts = saved_facts(path)
         made = as_env(env, kwargs.get("seed"))
         if made is not None:
-            saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
+            wrapped = among(cls._wrap_env(made), facts.get("task_names"))
+            made = wrapped if isinstance(wrapped, SomeTasks) else made
+            saved, found = facts.get("num_tasks"), num_tasks_of(wrapped)
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
         passed = [*(["env"] if made is not None else []), *kwargs]

@@ -186,6 +186,8 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
     # One that was killed while it wrote its last model has its checkpoints still.
     if manifest.get("status") == "finished" and not any((run / CHECKPOINTS).glob("[0-9]*")):
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
+    if "adapted_from" in manifest:
+        raise ConfigurationError(f"{run} adapts a policy: go on with sb3-softmod adapt --resume {run}")
     if "arguments" not in manifest:
         raise ConfigurationError(f"{run} was made by an older version, which wrote no checkpoints.")
     before, seed = manifest["arguments"], manifest.get("seed")

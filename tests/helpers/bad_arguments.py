@@ -198,7 +198,7 @@ def task_sets() -> Iterator[BadInput]:
         (["reach-v3", "reach-v3"], "2 times"),
         (["reach-v3", 5], "5"),
         (["reach-v3", ["push-v3"]], "push-v3"),
-        (["MT10", "reach-v3"], "MT10"),
+        (["MT10", "reach-v3"], "listed 2 times"),
         ([""], "Unknown task"),
         ("../MT10", "MT10"),
         ("MT10\0", "MT10"),
