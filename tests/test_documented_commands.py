@@ -37,6 +37,7 @@ ELSEWHERE = {
     "python benchmarks/memory.py": "by hand: it measures for minutes",
     "python benchmarks/precision.py": "by hand: it trains for an hour",
     "sb3-softmod train --resume": "test_zoo_resume.py: the run must be unfinished",
+    "python benchmarks/best_model.py": "by hand: it simulates for minutes",
     "python benchmarks/methods.py": "by hand: it measures for minutes",
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
