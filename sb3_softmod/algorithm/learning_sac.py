@@ -12,6 +12,7 @@ import torch as th
 from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.learner.acceleration import Acceleration, decide
+from sb3_softmod.learner.aggregators import Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
@@ -27,6 +28,7 @@ class LearningSAC(SavingSAC):
     overlap: bool
     _metrics: TaskMetrics
     _turns: TaskTurns | None
+    _surgery: Surgery | None = None  # None until it learns
     _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -90,7 +92,25 @@ class LearningSAC(SavingSAC):
             LearnerOptions(tuple(self.task_names), **own),
             Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
             self.reward_scale,
+            self._surgery_now(),
         )
+
+    def _surgery_now(self) -> Surgery | None:
+        """What combines the tasks' gradients; made anew, without memory, where the user has changed it."""
+        if self.gradient_surgery is None:
+            self._surgery = None
+        else:
+            wanted = (self.gradient_surgery, self.gradient_surgery_kwargs, self.num_tasks)
+            if self._surgery is None or not self._surgery.is_of(*wanted):
+                self._surgery = Surgery(*wanted)
+                self._surgery.set_state(self._surgery_to_continue)
+            self._surgery_to_continue = {}
+        return self._surgery
+
+    @property
+    def surgery_state(self) -> dict[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
+        return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 
     def _acceleration(self) -> Acceleration:
         storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))

@@ -100,7 +100,10 @@ def _settings(state: LearnerState) -> dict[str, Any]:
         critic_target_kind=options.critic_target_kind,
         policy_delay=options.policy_delay,
         loss_weighting=options.loss_weighting,
-        gradient_surgery=options.gradient_surgery,
+        gradient_surgery=options.gradient_surgery
+        if options.gradient_surgery is None
+        else str(options.gradient_surgery),
+        gradient_surgery_kwargs=None if not options.gradient_surgery_kwargs else repr(options.gradient_surgery_kwargs),
         gamma=float(options.gamma),
         target_entropy=float(options.target_entropy),
         precision=options.precision,
@@ -128,6 +131,7 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
         **_reward_scale(state),
+        surgery={} if state.surgery is None else state.surgery.state(),
         settings=_settings(state),
         policy_kwargs=json.loads(
             json.dumps(state.policy._get_constructor_parameters(), default=repr)
@@ -174,4 +178,6 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
             own.data.copy_(dump[name])
     for name, largest in _reward_scale(state).items():
         largest.copy_(dump[name])
+    if state.surgery is not None:
+        state.surgery.set_state(dump.get("surgery", {}))
     return failure

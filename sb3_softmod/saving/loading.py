@@ -115,7 +115,8 @@ def make(
 
 
 def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
-    """Give a model the parameters, the state of optimizers, the temperatures and the scale of rewards of a file.
+    """Give a model the parameters, the state of optimizers and of gradient surgery, the temperatures and the scale of
+    rewards of a file.
 
     Temperatures that the caller wants otherwise than the file has them begin anew; so does a scale of rewards, where
     it is of another discount.
@@ -125,6 +126,7 @@ def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     :raises FileError: if there are no temperatures for its tasks, or no returns
     """
     _restore_reward_scale(model, saved)
+    model._surgery_to_continue = saved.variables.get("surgery_state") or {}
     parameters, optimizer = dict(saved.parameters), model.ent_coef_optimizer
     anew = "ent_coef" in kwargs and not _same_temperatures(kwargs["ent_coef"], saved.data.get("ent_coef"), model)
     if anew:

@@ -48,6 +48,8 @@ _OF_THIS_PROCESS = (
     "_checkpoints",
     "_state_to_continue",
     "_settings",
+    "_surgery",  # see SavingSAC.surgery_state
+    "_surgery_to_continue",
     "is_learning",
 )
 
@@ -62,6 +64,7 @@ class SavingSAC(SAC):
     reward_scale: RewardScale | None
     largest_returns: list[float] | None  # of the reward_scale, while saved
     _gradient_step: GradientStep | None
+    _surgery_to_continue: Mapping[str, Any] = {}  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
     _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
@@ -75,6 +78,11 @@ class SavingSAC(SAC):
     @abstractmethod
     def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
         """Take over what another model's :meth:`_learning_progress` gave."""
+
+    @property
+    @abstractmethod
+    def surgery_state(self) -> Mapping[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
 
     def check_updates(self) -> None:
         """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
@@ -99,6 +107,10 @@ class SavingSAC(SAC):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        states, variables = super()._get_torch_save_params()
+        return states, [*variables, *(["surgery_state"] if self.surgery_state else [])]
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
