@@ -205,10 +205,8 @@ def _obstacle_to_graphs(policy: SACPolicy, device: th.device, options: LearnerOp
         return "needs actor and critics of this package"
     if policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
         return f"needs Adam or AdamW, not {policy.optimizer_class.__name__}"
-    of_optimizer = policy.optimizer_kwargs
-    if not of_optimizer.get(
-        "fused", of_optimizer.get("foreach") is None
-    ):  # the others cannot be told on the device not to step
+    adam = policy.optimizer_kwargs
+    if not adam.get("fused", adam.get("foreach") is None):  # the others cannot be told on the device not to step
         return "needs the fused Adam (leave optimizer_kwargs without fused and foreach)"
     if options.gradient_surgery not in (None, "pcgrad"):  # of TorchJD
         return "does not work with gradient_surgery other than 'pcgrad', which is computed on the host"

@@ -8,6 +8,7 @@ of their own.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -145,7 +146,8 @@ class Surgery:
         try:
             if key not in self._copies:
                 self._copies[key] = self._begun(key, call)
-            with th.no_grad():
+            with th.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You are solving a parameterized problem that is not DPP")  # NashMTL
                 return call(self._copies[key])
         except Exception as error:  # whatever its solver raises
             raise ConfigurationError(
@@ -253,7 +255,7 @@ def _made(name: str, cls: type[Aggregator], options: dict[str, Any], num_tasks: 
         if "projector" in known and given.get("projector") is None:
             from torchjd.linalg import QuadprogProjector
 
-            # It adds so much to the inner products, for they may be slightly negative: ours are in float64, and are not.
+            # What it adds to inner products that rounding made slightly negative: ours are in float64, and are not.
             given["projector"] = QuadprogProjector(reg_eps=1e-9)
         return cls(**given)
     except ImportError as error:

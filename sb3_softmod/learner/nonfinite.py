@@ -92,7 +92,7 @@ _OF_OLDER_DUMPS = {"critic_kind": "mse", "critic_target_kind": "min", "policy_de
 
 def _settings(state: LearnerState) -> dict[str, Any]:
     """What a model must have in common with a dump."""
-    options = state.options
+    options, surgery = state.options, state.options.gradient_surgery
     return dict(
         policy=type(state.policy).__name__,
         task_names=[str(name) for name in options.task_names],
@@ -100,10 +100,8 @@ def _settings(state: LearnerState) -> dict[str, Any]:
         critic_target_kind=options.critic_target_kind,
         policy_delay=options.policy_delay,
         loss_weighting=options.loss_weighting,
-        gradient_surgery=options.gradient_surgery
-        if options.gradient_surgery is None
-        else str(options.gradient_surgery),
-        gradient_surgery_kwargs=None if not options.gradient_surgery_kwargs else repr(options.gradient_surgery_kwargs),
+        gradient_surgery=None if surgery is None else str(surgery),
+        gradient_surgery_kwargs=repr(options.gradient_surgery_kwargs) if options.gradient_surgery_kwargs else None,
         gamma=float(options.gamma),
         target_entropy=float(options.target_entropy),
         precision=options.precision,
