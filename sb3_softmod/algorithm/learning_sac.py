@@ -12,7 +12,7 @@ import torch as th
 from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.learner.acceleration import Acceleration, decide
-from sb3_softmod.learner.aggregators import Surgery
+from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
@@ -26,9 +26,10 @@ class LearningSAC(SavingSAC):
 
     task_names: list[str]
     overlap: bool
+    gradient_surgery: GradientSurgery | None
+    gradient_surgery_kwargs: dict[str, Any] | None
     _metrics: TaskMetrics
     _turns: TaskTurns | None
-    _surgery: Surgery | None = None  # None until it learns
     _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -97,18 +98,18 @@ class LearningSAC(SavingSAC):
 
     def _surgery_now(self) -> Surgery | None:
         """What combines the tasks' gradients; made anew, without memory, where the user has changed it."""
-        if self.gradient_surgery is None:
-            self._surgery = None
-        else:
-            wanted = (self.gradient_surgery, self.gradient_surgery_kwargs, self.num_tasks)
-            if self._surgery is None or not self._surgery.is_of(*wanted):
-                self._surgery = Surgery(*wanted)
-                self._surgery.set_state(self._surgery_to_continue)
-            self._surgery_to_continue = {}
+        wanted = (self.gradient_surgery, self.gradient_surgery_kwargs, self.num_tasks)
+        if self.gradient_surgery is None if self._surgery is None else self._surgery.is_of(*wanted):
+            return self._surgery
+        self._gradient_step = None  # not everything can be compiled or recorded
+        self._surgery = None if self.gradient_surgery is None else Surgery(*wanted)
+        if self._surgery is not None:
+            self._surgery.set_state(self._surgery_to_continue)
+        self._surgery_to_continue = {}
         return self._surgery
 
     @property
-    def surgery_state(self) -> dict[str, Any]:
+    def surgery_state(self) -> Mapping[str, Any]:
         """What the aggregators of the gradients remember; empty where they remember nothing."""
         return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 

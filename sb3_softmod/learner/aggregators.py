@@ -16,7 +16,7 @@ import numpy as np
 import torch as th
 from torch import Tensor
 
-from sb3_softmod.common.checks import arguments_of
+from sb3_softmod.common.checks import arguments_of, require_number
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.learner.gradient_surgery import combined, inner_products, pcgrad
 
@@ -38,13 +38,20 @@ _AGGREGATORS = {
     "gradvac": "GradVac",
     "imtl_g": "IMTLG",
     "mgda": "MGDA",
-    "nash_mtl": "NashMTL",
+    "nash_mtl": "FairGrad",
     "random": "Random",
     "upgrad": "UPGrad",
 }
 GRADIENT_SURGERIES: tuple[str, ...] = ("pcgrad", *_AGGREGATORS)
-#: What TorchJD wants to be told, as the authors did on MT10 (CAGrad's and FairGrad's mtrl_files/run.sh).
-_DEFAULTS: dict[str, dict[str, Any]] = {"cagrad": {"c": 0.9}, "fairgrad": {"alpha": 2.0}}
+#: What the authors have: CAGrad's and FairGrad's on MT10 (mtrl_files/run.sh), MGDA's solver (min_norm_solvers.py).
+#: Nash-MTL's G w = 1 / w (Navon et al. 2022, arXiv 2202.01017) is FairGrad's equation with alpha 1. TorchJD's NashMTL
+#: solves it by ECOS, and keeps the weights of before where that fails, as it did on three small conflicting gradients.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cagrad": {"c": 0.9},
+    "fairgrad": {"alpha": 2.0},
+    "mgda": {"epsilon": 1e-5, "max_iters": 250},
+    "nash_mtl": {"alpha": 1.0},
+}
 #: Their result is of the size of the tasks' sum, not of their mean, as that of the others and the loss of a batch.
 _OF_SUMS = ("PCGrad", "GradVac", "GradDrop", "ConFIG")
 #: Their weights do not change where all gradients are scaled. They get gradients of a mean square of 1: some take
@@ -60,14 +67,19 @@ class Surgery:
     """Combines the tasks' gradients; what an aggregator remembers from one step to the next is kept here.
 
     :param given: one of :data:`GRADIENT_SURGERIES`, or an aggregator of TorchJD, which is copied
-    :param options: of a named aggregator, by the arguments of its class
+    :param options: of a named aggregator, by the arguments of its class; "nash_mtl" has ``max_norm`` (1), the
+        length that it shortens its result to
     :param num_tasks: M
     :raises ConfigurationError: where TorchJD is not there, or cannot make or use it
     """
 
     def __init__(self, given: GradientSurgery, options: Mapping[str, Any] | None, num_tasks: int) -> None:
         self.given, self.options, self.num_tasks = given, options, num_tasks
-        self._prototype = _aggregator(given, dict(options or {}), num_tasks)  # None: our own PCGrad
+        own = dict(options or {})
+        self._longest = own.pop("max_norm", 1.0) if given == "nash_mtl" else None
+        if self._longest is not None:
+            require_number("max_norm in gradient_surgery_kwargs", self._longest, above=0)
+        self._prototype = _aggregator(given, own, num_tasks)  # None: our own PCGrad
         self._kind = type(self._prototype).__name__
         self._copies: dict[str, Aggregator] = {}  # by owner and member
         self._rows = num_tasks  # of the last gradients
@@ -125,9 +137,15 @@ class Surgery:
             weights = th.where(norms > 0, weights / norms, 0.0)
         else:
             gram = cosines * th.outer(norms, norms)
-            if self._kind in _OF_ANY_SCALE:
-                gram = gram / gram.diagonal().mean()
-            weights = self._called(key, lambda aggregator: aggregator.gramian_weighting(gram))
+            size = gram.diagonal().mean() if self._kind in (*_OF_ANY_SCALE, "FairGrad") else 1.0
+            weights = self._called(key, lambda aggregator: aggregator.gramian_weighting(gram / size))
+            if (
+                self._kind == "FairGrad"
+            ):  # w solves G w = w^(-1 / alpha), which its solver does for G of this size alone
+                alpha = self._copies[key].alpha
+                weights = weights * size ** (-alpha / (1 + alpha))
+            if self._longest is not None:
+                weights = weights * (self._longest / (weights @ gram @ weights).sqrt()).clamp(max=1)
         return weights / len(gram) if self._kind in _OF_SUMS else weights
 
     def _vector(self, key: str, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,10 +162,10 @@ class Surgery:
 
     def _called(self, key: str, call: Callable[[Any], Tensor]) -> Tensor:
         try:
-            if key not in self._copies:
-                self._copies[key] = self._begun(key, call)
             with th.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "You are solving a parameterized problem that is not DPP")  # NashMTL
+                warnings.simplefilter("ignore")  # of solvers, whose result counts
+                if key not in self._copies:
+                    self._copies[key] = self._begun(key, call)
                 return call(self._copies[key])
         except Exception as error:  # whatever its solver raises
             raise ConfigurationError(
@@ -160,7 +178,7 @@ class Surgery:
         assert self._prototype is not None
         aggregator = copy.deepcopy(self._prototype)
         if self._kind == "NashMTL" and self._rows != self.num_tasks:
-            aggregator.n_tasks = self._rows
+            aggregator.n_tasks = self._rows  # type: ignore[assignment]
             aggregator.reset()  # type: ignore[operator]
         state = {name.partition("/")[2]: value for name, value in self._to_continue.items() if name.startswith(key)}
         if state:
@@ -213,7 +231,7 @@ def _aggregator(given: GradientSurgery, options: dict[str, Any], num_tasks: int)
     except ImportError as error:
         raise ConfigurationError(f"gradient_surgery={_named(given)} needs TorchJD: {_INSTALL}") from error
     if isinstance(given, str):
-        aggregator = _made(given, getattr(aggregation, _AGGREGATORS[given]), options, num_tasks)
+        aggregator = _made(given, getattr(aggregation, _AGGREGATORS[given]), options)
     else:
         aggregator = copy.deepcopy(given)
     if not isinstance(aggregator, aggregation.Aggregator):
@@ -222,7 +240,8 @@ def _aggregator(given: GradientSurgery, options: dict[str, Any], num_tasks: int)
     if vector is not None and hasattr(aggregator, "gramian_weighting"):
         aggregator.pref_vector = vector.double().cpu()  # as inner products are
     try:
-        with th.random.fork_rng():
+        with th.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             copy.deepcopy(aggregator)(th.eye(num_tasks, dtype=th.float64 if vector is not None else None))
     except Exception as error:  # whatever a solver raises
         raise ConfigurationError(
@@ -235,12 +254,12 @@ def _aggregator(given: GradientSurgery, options: dict[str, Any], num_tasks: int)
 _INSTALL = 'pip install "sb3-softmod[surgery]".'
 
 
-def _made(name: str, cls: type[Aggregator], options: dict[str, Any], num_tasks: int) -> Aggregator:
+def _made(name: str, cls: type[Aggregator], options: dict[str, Any]) -> Aggregator:
     """A named aggregator of TorchJD.
 
     :raises ConfigurationError: for options that it does not know, or refuses
     """
-    known = [each for each in arguments_of(cls) if each not in ("self", "n_tasks")]
+    known = ["max_norm"] if name == "nash_mtl" else [each for each in arguments_of(cls) if each != "self"]
     for option in options:
         if option not in known:
             raise ConfigurationError(
@@ -249,8 +268,6 @@ def _made(name: str, cls: type[Aggregator], options: dict[str, Any], num_tasks: 
             )
     given = {**_DEFAULTS.get(name, {}), **options}
     given = {k: th.tensor(v) if isinstance(v, (list, tuple)) else v for k, v in given.items()}  # as YAML has vectors
-    if name == "nash_mtl":
-        given["n_tasks"] = num_tasks
     try:
         if "projector" in known and given.get("projector") is None:
             from torchjd.linalg import QuadprogProjector

@@ -126,7 +126,7 @@ def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     :raises FileError: if there are no temperatures for its tasks, or no returns
     """
     _restore_reward_scale(model, saved)
-    model._surgery_to_continue = saved.variables.get("surgery_state") or {}
+    model._surgery, model._surgery_to_continue = None, saved.variables.get("surgery_state") or {}
     parameters, optimizer = dict(saved.parameters), model.ent_coef_optimizer
     anew = "ent_coef" in kwargs and not _same_temperatures(kwargs["ent_coef"], saved.data.get("ent_coef"), model)
     if anew:

@@ -23,6 +23,7 @@ from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
+from sb3_softmod.learner.aggregators import Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale
@@ -64,6 +65,7 @@ class SavingSAC(SAC):
     reward_scale: RewardScale | None
     largest_returns: list[float] | None  # of the reward_scale, while saved
     _gradient_step: GradientStep | None
+    _surgery: Surgery | None = None  # None until it learns
     _surgery_to_continue: Mapping[str, Any] = {}  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
