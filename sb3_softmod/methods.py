@@ -193,6 +193,15 @@ METHODS: dict[str, Method] = {
     "mt_sac_pcgrad": _of_others(
         "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
     ),
+    "mt_sac_cagrad": _of_others(
+        "mt_sac_cagrad", "MT-SAC + CAGrad", "Liu et al. 2021", "MTMlpPolicy", gradient_surgery="cagrad"
+    ),
+    "mt_sac_nash_mtl": _of_others(
+        "mt_sac_nash_mtl", "MT-SAC + Nash-MTL", "Navon et al. 2022", "MTMlpPolicy", gradient_surgery="nash_mtl"
+    ),
+    "mt_sac_fairgrad": _of_others(
+        "mt_sac_fairgrad", "MT-SAC + FairGrad", "Ban and Ji 2024", "MTMlpPolicy", gradient_surgery="fairgrad"
+    ),
     "softmod_shallow_categorical": _with_distribution("Ours (Shallow, categorical)", "shallow"),
     "softmod_deep_categorical": _with_distribution("Ours (Deep, categorical)", "deep"),
     "brc": Method(

@@ -68,6 +68,10 @@ ENV_STEPS: dict[str, Published] = {
     "care": Published(20_000_000, 100_000_000, _MTRL),
     "film": Published(20_000_000, 100_000_000, _MTRL),
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
+    # Whose c, on MT50, is 0.5 and not the 0.9 of MT10, which "cagrad" has: gradient_surgery_kwargs=dict(c=0.5).
+    "mt_sac_cagrad": Published(20_000_000, 100_000_000, "CAGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
+    "mt_sac_nash_mtl": Published(20_000_000, 100_000_000, "as CAGrad, whose comparison on MT10 the paper extends"),
+    "mt_sac_fairgrad": Published(20_000_000, 100_000_000, "FairGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
     "moore": Published(20_000_000, 100_000_000, "MOORE, run/metaworld: n_epochs 20 of n_steps 100,000 of each task"),
     "brc": Published(10_000_000, 50_000_000, "arXiv 2505.23150: 1 million of each of 50 tasks; on MT10 as much a task"),
     # The authors' own file goes on to 50 million on MT10.

@@ -98,14 +98,15 @@ class LearningSAC(SavingSAC):
 
     def _surgery_now(self) -> Surgery | None:
         """What combines the tasks' gradients; made anew, without memory, where the user has changed it."""
-        wanted = (self.gradient_surgery, self.gradient_surgery_kwargs, self.num_tasks)
-        if self.gradient_surgery is None if self._surgery is None else self._surgery.is_of(*wanted):
-            return self._surgery
+        given, options, made = self.gradient_surgery, self.gradient_surgery_kwargs, self._surgery
+        if given is None if made is None else made.is_of(given, options, self.num_tasks):
+            return made
         self._gradient_step = None  # not everything can be compiled or recorded
-        self._surgery = None if self.gradient_surgery is None else Surgery(*wanted)
-        if self._surgery is not None:
+        self._surgery = None
+        if given is not None:
+            self._surgery = Surgery(given, options, self.num_tasks)
             self._surgery.set_state(self._surgery_to_continue)
-        self._surgery_to_continue = {}
+            self._surgery_to_continue = {}
         return self._surgery
 
     @property

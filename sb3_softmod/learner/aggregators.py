@@ -85,7 +85,7 @@ class Surgery:
         self._rows = num_tasks  # of the last gradients
         self._to_continue: dict[str, Tensor] = {}  # the state of those that are not made yet
 
-    def is_of(self, given: GradientSurgery, options: Mapping[str, Any] | None, num_tasks: int) -> bool:
+    def is_of(self, given: GradientSurgery | None, options: Mapping[str, Any] | None, num_tasks: int) -> bool:
         """Whether it was made of these."""
         same = self.given is given or (isinstance(given, str) and self.given == given)
         return same and self.options == options and self.num_tasks == num_tasks
@@ -142,7 +142,7 @@ class Surgery:
             if (
                 self._kind == "FairGrad"
             ):  # w solves G w = w^(-1 / alpha), which its solver does for G of this size alone
-                alpha = self._copies[key].alpha
+                alpha = float(self._copies[key].alpha)  # type: ignore[arg-type]
                 weights = weights * size ** (-alpha / (1 + alpha))
             if self._longest is not None:
                 weights = weights * (self._longest / (weights @ gram @ weights).sqrt()).clamp(max=1)

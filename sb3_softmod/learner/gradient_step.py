@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -213,7 +214,8 @@ class GradientStep:
         :return: actions ``[B, action_dim]`` and their log-probabilities ``[B]``
         """
         mean, log_std, kwargs = self._distribution(obs)
-        return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+        # It keeps what it drew, and a model that keeps tensors of a mapped pass cannot be copied.
+        return copy.copy(self.actor.action_dist).log_prob_from_params(mean, log_std, **kwargs)
 
     def _scaled(self, rewards: Tensor, task: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Divide rewards by the scales of their tasks; those of several steps too, whose return is linear in them.

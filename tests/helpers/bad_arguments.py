@@ -67,6 +67,7 @@ def algorithms() -> Iterator[BadInput]:
             "loss_weighting": "name",
             "max_grad_norm": "positive or None",
             "gradient_surgery": "name or None",
+            "gradient_surgery_kwargs": "mapping or None",
             "reward_scaling": "name or None",
             "critic": "name",
             "num_atoms": "size",

@@ -17,10 +17,11 @@ from resumable_run import everything, make_env, make_model, never
 from torch import Tensor
 from torchjd.aggregation import CAGrad, GradVac, Krum, NashMTL, PCGrad, UPGrad
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModSAC, save_pretrained
+from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModSAC
 from sb3_softmod.learner.acceleration import decide
 from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES, Surgery
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
+from sb3_softmod.saving.plain_models import save_plain
 
 NAMES = [name for name in GRADIENT_SURGERIES if name != "pcgrad"]
 #: Of two and of three tasks, without and with conflicts.
@@ -70,14 +71,14 @@ def test_is_as_its_paper_defines_it(name: str, scale: float) -> None:
 
 @pytest.mark.parametrize("which", GRADIENTS)
 def test_cagrad(which: str) -> None:
-    """Of the steps of that length the one that does most for the worst task, to 1e-6; its solver's weights are coarser,
-    and so is the vector."""
+    """Of the steps of that length the one that does most for the worst task; no nearer, for TorchJD's solver stops
+    where its objective is exact to 1e-8, and weights to 1e-4."""
     J, c = matrix(which), 0.4
     mean = J.mean(0)
     expected = reference.cagrad(J, c)
     (found,) = combine(Surgery("cagrad", dict(c=c), len(J)), J)
     assert (found - mean).norm() == pytest.approx(c * float(mean.norm()), abs=1e-6)
-    assert (J @ found).min() == pytest.approx(float((J @ expected).min()), abs=1e-6)
+    assert (J @ found).min() == pytest.approx(float((J @ expected).min()), abs=1e-4)
     assert (found - expected).norm() <= 2e-4
 
 
@@ -191,9 +192,9 @@ def test_copies_and_states_go_on_alike(given: Any) -> None:
         results.append(combine(each, J + 0.1, J) + combine(each, J, J - 0.1))
     for other in results[1:]:
         assert all(map(th.equal, results[0], other))
-    other = Surgery("upgrad", None, 3)
-    other.set_state(state)  # of another aggregator: begins anew
-    assert other.state() == {}
+    another = Surgery("upgrad", None, 3)
+    another.set_state(state)  # begins anew
+    assert another.state() == {}
 
 
 # ------------------------------------------------------------------------------------------------ in a training
@@ -221,22 +222,24 @@ def test_files_have_the_memory(tmp_path: Path) -> None:
     memory = model.surgery_state["numbers"]
     assert {name.partition(".")[0] for name in memory} == {"actor", "critic"}
     model.save(tmp_path / "model")
-    for options in (dict(), dict(safe=True, policy="SoftModPolicy")):
+    safe: dict[str, Any] = dict(safe=True, policy="SoftModPolicy")
+    for options in ({}, safe):
         loaded = SoftModSAC.load(tmp_path / "model", env=make_env(), **options)
         found = loaded.surgery_state["numbers"]
         assert found.keys() == memory.keys()
         assert all(th.equal(found[name], memory[name]) for name in memory)
-    assert not SoftModSAC.load(tmp_path / "model", env=make_env(), gradient_surgery="mgda").surgery_state
+    other = SoftModSAC.load(tmp_path / "model", env=make_env(), gradient_surgery="mgda")
+    assert not other.learn(10 * 3).surgery_state
     copied = copy.deepcopy(model)
     assert all(th.equal(copied.surgery_state["numbers"][name], memory[name]) for name in memory)
-    save_pretrained(model, tmp_path / "plain")
-    assert not SoftModSAC.load(tmp_path / "plain.zip").surgery_state
+    save_plain(model, tmp_path / "plain")
+    assert not SoftModSAC.load(tmp_path / "plain").surgery_state
 
 
 def test_an_object_in_a_file(tmp_path: Path) -> None:
     model = make_model(make_env(), gradient_surgery=CAGrad(0.5))
     model.save(tmp_path / "model")
-    assert SoftModSAC.load(tmp_path / "model").gradient_surgery.c == 0.5
+    assert SoftModSAC.load(tmp_path / "model").gradient_surgery.c == 0.5  # type: ignore[union-attr]
     with pytest.raises(ConfigurationError, match=r"safe=True\) needs gradient_surgery=.*pickled"):
         SoftModSAC.load(tmp_path / "model", env=make_env(), policy="SoftModPolicy", safe=True)
     options: dict[str, Any] = dict(policy="SoftModPolicy", safe=True, gradient_surgery=CAGrad(0.5))
@@ -293,7 +296,7 @@ def test_without_torchjd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     with pytest.raises(ConfigurationError, match=r"'mgda' needs TorchJD: pip install \"sb3-softmod\[surgery\]\""):
         make("mgda")
     make("pcgrad")
-    MultiTaskSAC.load(tmp_path / "model").predict(model.env.reset())  # type: ignore[union-attr, arg-type]
+    MultiTaskSAC.load(tmp_path / "model").predict(model.env.reset())  # type: ignore[union-attr]
 
 
 def test_no_cuda_graph_holds_what_the_host_computes() -> None:

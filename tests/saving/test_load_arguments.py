@@ -129,6 +129,7 @@ OTHER: dict[str, Any] = dict(
     loss_weighting="log_alpha",
     max_grad_norm=0.5,
     gradient_surgery="pcgrad",
+    gradient_surgery_kwargs={},
     reward_scaling="per-task",
     critic="mse",
     num_atoms=11,
