@@ -198,6 +198,15 @@ METHODS: dict[str, Method] = {
     "mt_sac_pcgrad": _of_others(
         "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
     ),
+    "mt_sac_cagrad": _of_others(
+        "mt_sac_cagrad", "MT-SAC + CAGrad", "Liu et al. 2021", "MTMlpPolicy", gradient_surgery="cagrad"
+    ),
+    "mt_sac_nash_mtl": _of_others(
+        "mt_sac_nash_mtl", "MT-SAC + Nash-MTL", "Navon et al. 2022", "MTMlpPolicy", gradient_surgery="nash_mtl"
+    ),
+    "mt_sac_fairgrad": _of_others(
+        "mt_sac_fairgrad", "MT-SAC + FairGrad", "Ban and Ji 2024", "MTMlpPolicy", gradient_surgery="fairgrad"
+    ),
     "mt_sac_gradnorm": _weighted("mt_sac_gradnorm", "MT-SAC + GradNorm", "Chen et al. 2018", "gradnorm"),
     "mt_sac_famo": _weighted("mt_sac_famo", "MT-SAC + FAMO", "Liu et al. 2023", "famo"),
     "mt_sac_uncertainty": _weighted("mt_sac_uncertainty", "MT-SAC + uncertainty", "Kendall et al. 2018", "uncertainty"),

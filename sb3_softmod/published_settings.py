@@ -70,6 +70,10 @@ ENV_STEPS: dict[str, Published] = {
     "care": Published(20_000_000, 100_000_000, _MTRL),
     "film": Published(20_000_000, 100_000_000, _MTRL),
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
+    # Whose c, on MT50, is 0.5 and not the 0.9 of MT10, which "cagrad" has: gradient_surgery_kwargs=dict(c=0.5).
+    "mt_sac_cagrad": Published(20_000_000, 100_000_000, "CAGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
+    "mt_sac_nash_mtl": Published(20_000_000, 100_000_000, "as CAGrad, whose comparison on MT10 the paper extends"),
+    "mt_sac_fairgrad": Published(20_000_000, 100_000_000, "FairGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
     "mt_sac_gradnorm": Published(20_000_000, 100_000_000, f"{_MTRL}; on MT50 not compared"),
     "mt_sac_famo": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),
     "mt_sac_uncertainty": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),

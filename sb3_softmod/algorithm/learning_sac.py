@@ -13,6 +13,7 @@ from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.learner.acceleration import Acceleration, decide
+from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.learned_weights import learned_weights
 from sb3_softmod.learner.metrics import TaskMetrics
@@ -27,6 +28,8 @@ class LearningSAC(SavingSAC):
 
     task_names: list[str]
     overlap: bool
+    gradient_surgery: GradientSurgery | None
+    gradient_surgery_kwargs: dict[str, Any] | None
     _metrics: TaskMetrics
     #: What this model was adapted from, in plain data; None for one that was not.
     adapted_from: dict[str, Any] | None = None
@@ -110,8 +113,27 @@ class LearningSAC(SavingSAC):
             LearnerOptions(tuple(self.task_names), **own),
             Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
             self.reward_scale,
+            self._surgery_now(),
             self.learned_weights,
         )
+
+    def _surgery_now(self) -> Surgery | None:
+        """What combines the tasks' gradients; made anew, without memory, where the user has changed it."""
+        given, options, made = self.gradient_surgery, self.gradient_surgery_kwargs, self._surgery
+        if given is None if made is None else made.is_of(given, options, self.num_tasks):
+            return made
+        self._gradient_step = None  # not everything can be compiled or recorded
+        self._surgery = None
+        if given is not None:
+            self._surgery = Surgery(given, options, self.num_tasks)
+            self._surgery.set_state(self._surgery_to_continue)
+            self._surgery_to_continue = {}
+        return self._surgery
+
+    @property
+    def surgery_state(self) -> Mapping[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
+        return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 
     def _acceleration(self) -> Acceleration:
         storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))

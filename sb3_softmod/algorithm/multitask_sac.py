@@ -49,8 +49,8 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalizatio
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.envs.some_tasks import among
 from sb3_softmod.learner.acceleration import decide_storage
+from sb3_softmod.learner.aggregators import GradientSurgery
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
-from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import OnNonFinite, Precision
@@ -103,8 +103,10 @@ class MultiTaskSAC(ActingSAC):
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
         that half: ``[1, 0.5]``)
-    :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
-        for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
+    :param gradient_surgery: how the tasks' gradients become one, for the actor and for each critic: "pcgrad", see
+        :func:`.pcgrad`, another of :data:`.GRADIENT_SURGERIES`, or an aggregator of TorchJD, see :class:`.Surgery`;
+        needs a policy and the replay buffer of this package
+    :param gradient_surgery_kwargs: of a named one: arguments of its class in TorchJD
     :param reward_scaling: "per-task" divides the rewards of each task, when they are learned from, by a scale from its
         largest return so far and its temperature, see :class:`.RewardScale`; the replay buffer, logs and evaluations
         have them as they are. What a replay buffer holds that was loaded from a file is not counted. None: no scaling
@@ -155,6 +157,7 @@ class MultiTaskSAC(ActingSAC):
         loss_weighting_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
+        gradient_surgery_kwargs: dict[str, Any] | None = None,
         reward_scaling: RewardScaling | None = None,
         on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
@@ -227,6 +230,7 @@ class MultiTaskSAC(ActingSAC):
         self.learned_weights = None
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
+        self.gradient_surgery_kwargs = gradient_surgery_kwargs
         self.reward_scaling = reward_scaling
         self.reward_scale: RewardScale | None = None
         self.on_nonfinite = on_nonfinite

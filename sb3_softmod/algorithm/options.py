@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
+from torch import nn
 
 from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.common.checks import (
@@ -29,8 +30,8 @@ from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES
 from sb3_softmod.learner.critic_objectives import CRITIC_TARGETS, CRITICS
-from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
@@ -122,8 +123,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     _check_train_freq(given)
     _check_noise(given["action_noise"], given["action_space"])
     _check_buffer(given)
-    if given["gradient_surgery"] is not None:
-        _check_gradient_surgery(given)
+    _check_gradient_surgery(given)
     _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
 
 
@@ -330,8 +330,18 @@ def check_learn(total_timesteps: Any, callback: Any, log_interval: Any) -> None:
 
 
 def _check_gradient_surgery(given: Mapping[str, Any]) -> None:
-    policy_class = given["policy_class"]
-    require_choice("gradient_surgery", given["gradient_surgery"], GRADIENT_SURGERIES)
+    """Refuse what no learner could use; the rest is :class:`.Surgery`'s, which needs TorchJD."""
+    surgery, options, policy_class = given["gradient_surgery"], given["gradient_surgery_kwargs"], given["policy_class"]
+    if options is not None:
+        require_names("gradient_surgery_kwargs", options)
+    if surgery is None:
+        if options:
+            raise ConfigurationError(f"gradient_surgery_kwargs={options!r} has no use without gradient_surgery.")
+        return
+    if isinstance(surgery, str):
+        require_choice("gradient_surgery", surgery, GRADIENT_SURGERIES)
+    elif not isinstance(surgery, nn.Module):
+        raise ConfigurationError(f"gradient_surgery must be a name or an Aggregator of TorchJD, not {surgery!r}.")
     if not issubclass(policy_class, MultiTaskSACPolicy):
         raise ConfigurationError(
             f"gradient_surgery needs a policy of this package, not {policy_class.__name__}; MTMlpPolicy "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from sb3_softmod.learner.acceleration import Acceleration
 from sb3_softmod.learner.critic_objectives import CriticObjective, make_objective, over_members
 from sb3_softmod.learner.finite_updates import FiniteUpdates, NamedParameters
 from sb3_softmod.learner.gradient_norms import WatchedFunction
-from sb3_softmod.learner.gradient_surgery import LossFunction, pcgrad, task_gradients
+from sb3_softmod.learner.gradient_surgery import LossFunction, task_gradients
 from sb3_softmod.learner.learned_weights import LearnedWeights, TaskLosses, task_losses
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.learner.options import LearnerState
@@ -169,7 +170,7 @@ class GradientStep:
         if self.state.options.use_sde:
             self.actor.reset_noise()
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        surgery = self.state.options.gradient_surgery is not None
+        surgery = self.state.surgery is not None
         missing = th.full_like(count, th.nan)  # [M], of what only a step of the actor measures
         alpha, task_log_prob, ent_coef_loss = self._alpha(), missing, missing
         if with_actor:
@@ -231,7 +232,8 @@ class GradientStep:
         :return: actions ``[B, action_dim]`` and their log-probabilities ``[B]``
         """
         mean, log_std, kwargs = self._distribution(obs)
-        return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+        # It keeps what it drew, and a model that keeps tensors of a mapped pass cannot be copied.
+        return copy.copy(self.actor.action_dist).log_prob_from_params(mean, log_std, **kwargs)
 
     def _scaled(self, rewards: Tensor, task: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Divide rewards by the scales of their tasks; those of several steps too, whose return is linear in them.
@@ -360,16 +362,15 @@ class GradientStep:
         """
         stage = "actor" if module is self.actor else "critic"
         module.optimizer.zero_grad()
-        if self.state.options.gradient_surgery is None:
+        if self.state.surgery is None:
             loss, metrics = loss_function(*tensors)
             loss.backward()
         else:
             num_present = self._num_present or self.num_tasks
             gradients, metrics = task_gradients(module, loss_function, tensors, num_present)
-            orders = th.rand(num_present, num_present, device=metrics[-1].device).argsort(-1)
-            projected = pcgrad(gradients, orders)
+            combined = self.state.surgery(stage, gradients)
             for name, parameter in module.named_parameters():
-                parameter.grad = projected.get(name)
+                parameter.grad = combined.get(name)
             loss = metrics[-1].mean()
         # Before clipping, which makes zeros of gradients whose norm is infinite.
         self.finite.inspector.test(stage, {f"loss of the {stage}": loss}, self._parameters[stage], metrics[-1])

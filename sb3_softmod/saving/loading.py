@@ -115,8 +115,8 @@ def make(
 
 
 def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
-    """Give a model the parameters, the state of optimizers, the temperatures, the scale of rewards and the learned
-    weights of a file.
+    """Give a model the parameters, the state of optimizers and of gradient surgery, the temperatures, the scale of
+    rewards and the learned weights of a file.
 
     Temperatures that the caller wants otherwise than the file has them begin anew; so does a scale of rewards, where
     it is of another discount, and so do weights that are learned in another way.
@@ -127,6 +127,7 @@ def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
     """
     _restore_reward_scale(model, saved)
     _restore_learned_weights(model, saved)
+    model._surgery, model._surgery_to_continue = None, saved.variables.get("surgery_state") or {}
     parameters, optimizer = dict(saved.parameters), model.ent_coef_optimizer
     anew = "ent_coef" in kwargs and not _same_temperatures(kwargs["ent_coef"], saved.data.get("ent_coef"), model)
     if anew:

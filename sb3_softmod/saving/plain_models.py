@@ -82,7 +82,8 @@ def save_plain(model: Any, path: str | Path) -> None:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"A file in plain text cannot hold {name}={value!r} ({error}).") from error
     weights = {key: value for key, value in model.policy.state_dict().items() if not key.startswith(_TARGET)}
-    variables = {name: recursive_getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
+    variables = {name: recursive_getattr(model, name) for name in model._get_torch_save_params()[1]}
+    variables = {name: value.detach() for name, value in variables.items() if isinstance(value, th.Tensor)}
     with writing(path, "zip") as file:
         save_to_zip_file(file, data=data, params={"policy": weights}, pytorch_variables=variables)
 

@@ -24,6 +24,7 @@ from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
 from sb3_softmod.envs.some_tasks import SomeTasks, among
+from sb3_softmod.learner.aggregators import Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.learned_weights import LearnedWeights
 from sb3_softmod.learner.loss_weights import LossWeighting
@@ -52,6 +53,8 @@ _OF_THIS_PROCESS = (
     "_checkpoints",
     "_state_to_continue",
     "_settings",
+    "_surgery",  # see SavingSAC.surgery_state
+    "_surgery_to_continue",
     "is_learning",
 )
 
@@ -70,6 +73,8 @@ class SavingSAC(SAC):
     learned_weights: LearnedWeights | None  # of the critics' losses
     loss_weighting_progress: dict[str, Any] | None  # of these, while saved
     _gradient_step: GradientStep | None
+    _surgery: Surgery | None = None  # None until it learns
+    _surgery_to_continue: Mapping[str, Any] = {}  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
     _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
@@ -87,6 +92,11 @@ class SavingSAC(SAC):
     @abstractmethod
     def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
         """Take over what another model's :meth:`_learning_progress` gave."""
+
+    @property
+    @abstractmethod
+    def surgery_state(self) -> Mapping[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
 
     def check_updates(self) -> None:
         """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
@@ -111,6 +121,10 @@ class SavingSAC(SAC):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        states, variables = super()._get_torch_save_params()
+        return states, [*variables, *(["surgery_state"] if self.surgery_state else [])]
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"

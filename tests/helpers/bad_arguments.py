@@ -68,6 +68,7 @@ def algorithms() -> Iterator[BadInput]:
             "loss_weighting_kwargs": "mapping or None",
             "max_grad_norm": "positive or None",
             "gradient_surgery": "name or None",
+            "gradient_surgery_kwargs": "mapping or None",
             "reward_scaling": "name or None",
             "critic": "name",
             "num_atoms": "size",

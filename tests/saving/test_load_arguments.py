@@ -130,6 +130,7 @@ OTHER: dict[str, Any] = dict(
     loss_weighting_kwargs={},
     max_grad_norm=0.5,
     gradient_surgery="pcgrad",
+    gradient_surgery_kwargs={},
     reward_scaling="per-task",
     critic="mse",
     num_atoms=11,
