@@ -4,8 +4,8 @@
 
 For each task: success of the best of the model's tasks alone, of the uniform mixture and of the best mixture that the
 search proposed, all in the same fresh episodes, with goals that the search did not see. Nothing is learned. Prints a
-table for docs/new_tasks.md, and writes the numbers into benchmarks/results/new_tasks.json after each task; those of other
-tasks stay there.
+table for docs/new_tasks.md, and writes the numbers into benchmarks/results/new_tasks.json after each task; those of
+other tasks stay there.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def main() -> None:
     keep_memory()
     model = pretrained(args.model, device="cpu")
     print("| task | best task alone | uniform | searched | the mixture |\n|---|---|---|---|---|")
+    if args.trials < model.num_tasks + 2:
+        parser.error(f"--trials must leave some for the search: at least {model.num_tasks + 2}")
     known = json.loads(args.out.read_text()) if args.out.exists() else {"model": args.model, "tasks": {}}
     if known["model"] != args.model:
         parser.error(f"{args.out} has the numbers of {known['model']}: name another file with --out")
