@@ -4,7 +4,8 @@
 
 For each task: success of the best of the model's tasks alone, of the uniform mixture and of the best mixture that the
 search proposed, all in the same fresh episodes, with goals that the search did not see. Nothing is learned. Prints a
-table for docs/new_tasks.md, and writes the numbers to benchmarks/results/new_tasks.json after each task.
+table for docs/new_tasks.md, and writes the numbers into benchmarks/results/new_tasks.json after each task; those of
+other tasks stay there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def main() -> None:
     keep_memory()
     model = pretrained(args.model, device="cpu")
     print("| task | best task alone | uniform | searched | the mixture |\n|---|---|---|---|---|")
-    results = {}
+    if args.trials < model.num_tasks + 2:
+        parser.error(f"--trials must leave some for the search: at least {model.num_tasks + 2}")
+    known = json.loads(args.out.read_text()) if args.out.exists() else {"model": args.model, "tasks": {}}
+    if known["model"] != args.model:
+        parser.error(f"{args.out} has the numbers of {known['model']}: name another file with --out")
     for task in args.tasks:
         start = time.process_time()
         found = search_mixture(
@@ -54,14 +59,14 @@ def main() -> None:
             seed=args.seed,
             n_workers=0,
         )
-        results[task] = {
+        known["tasks"][task] = {
             "final": [dataclasses.asdict(each) for each in found.final],
             "best": found.best.origin,
             "settings": found.settings,
             "cpu_seconds": round(time.process_time() - start, 1),
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"model": args.model, "tasks": results}, indent=1) + "\n")
+        args.out.write_text(json.dumps(known, indent=1) + "\n")
         print(row(found), flush=True)
 
 
