@@ -199,8 +199,8 @@ def test_fresh_routing_is_another() -> None:
     fresh, mean = (groups_of(model.adapt(new_env(), init=init).actor.network)[1] for init in ("fresh", "mean"))
     assert isinstance(fresh, SoftModularNetwork)
     assert isinstance(mean, SoftModularNetwork)
-    assert not th.equal(fresh.routing_down[0].weight, mean.routing_down[0].weight)
-    assert th.equal(fresh.module_layers[0].weight, mean.module_layers[0].weight)
+    assert not th.equal(fresh.get_parameter("routing_down.0.weight"), mean.get_parameter("routing_down.0.weight"))
+    assert th.equal(fresh.get_parameter("module_layers.0.weight"), mean.get_parameter("module_layers.0.weight"))
     (network,) = groups_of(model.actor.network)
     assert isinstance(network, SoftModularNetwork)
     old = network.task_encoder.weight
