@@ -163,7 +163,8 @@ class Adaptation:
         checkpoint = model.resumed_from
         seconds = None if checkpoint is None else checkpoint.facts["seconds"]
         manifest = RunManifest(folder / "run.json", model, facts, seconds)
-        status, results = "failed", {}
+        status = "failed"
+        results: dict[str, Any] = {}
         try:
             model.learn(None if checkpoint else facts["planned_env_steps"], callbacks, progress_bar=self.args.progress)
             status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"

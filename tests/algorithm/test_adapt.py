@@ -28,6 +28,8 @@ from sb3_softmod import (
     TaskEnv,
 )
 from sb3_softmod.evaluation.evaluate import evaluate_tasks, rollout
+from sb3_softmod.networks import AdaptedNetwork, SoftModularNetwork
+from sb3_softmod.networks.adapted import groups_of
 from sb3_softmod.networks.tunable import TunableParts
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
@@ -188,17 +190,21 @@ def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
     states = np.random.default_rng(1).uniform(-1, 1, (2, 2)).astype(np.float32)
     as_new, as_old = (np.concatenate([states, np.eye(6, dtype=np.float32)[ids]], 1) for ids in ([4, 5], [3, 1]))
     actions = [new.predict(obs, deterministic=True)[0] for obs in (as_new, as_old)]
-    np.testing.assert_allclose(*actions, atol=1e-6)
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
 
 
 def test_fresh_routing_is_another() -> None:
     model = trained()
     th.manual_seed(1)
-    fresh, mean = (model.adapt(new_env(), init=init).actor.network.groups[1] for init in ("fresh", "mean"))  # type: ignore[union-attr, arg-type, index]
-    assert not th.equal(fresh.routing_down[0].weight, mean.routing_down[0].weight)
-    assert th.equal(fresh.module_layers[0].weight, mean.module_layers[0].weight)
-    old = model.actor.network.task_encoder.weight  # type: ignore[union-attr]
-    th.testing.assert_close(mean.task_encoder.weight, old.mean(-1, keepdim=True).expand(-1, -1, 2))  # type: ignore[union-attr, operator]
+    fresh, mean = (groups_of(model.adapt(new_env(), init=init).actor.network)[1] for init in ("fresh", "mean"))
+    assert isinstance(fresh, SoftModularNetwork)
+    assert isinstance(mean, SoftModularNetwork)
+    assert not th.equal(fresh.get_parameter("routing_down.0.weight"), mean.get_parameter("routing_down.0.weight"))
+    assert th.equal(fresh.get_parameter("module_layers.0.weight"), mean.get_parameter("module_layers.0.weight"))
+    (network,) = groups_of(model.actor.network)
+    assert isinstance(network, SoftModularNetwork)
+    old = network.task_encoder.weight
+    th.testing.assert_close(mean.task_encoder.weight, old.mean(-1, keepdim=True).expand(-1, -1, 2))
 
 
 @pytest.mark.parametrize("policy", ["SoftModPolicy", "MultiHeadPolicy"])
@@ -310,6 +316,7 @@ def test_resumed_bit_for_bit(tmp_path: Path) -> None:
 def test_mixtures_of_old_and_new_tasks() -> None:
     model = trained(steps=0)
     network = model.adapt(new_env(), init="fresh").actor.network
+    assert isinstance(network, AdaptedNetwork)
     rng = np.random.default_rng(0)
     states = th.tensor(rng.uniform(-1, 1, (4, 2)), dtype=th.float32)
     old, new, both = (th.zeros(4, 5) for _ in range(3))

@@ -84,7 +84,7 @@ class UntilSolved(BaseCallback):
 def test_tuning_the_routing_takes_a_third_of_the_steps() -> None:
     options: dict[str, Any] = dict(ent_coef="auto_0.1", gamma=0.9, seed=0, device="cpu")
     options["policy_kwargs"] = dict(embedding_dim=32, module_dim=32, num_layers=2, num_modules=4)
-    anew = dict(learning_starts=20, gradient_steps=4)
+    anew: dict[str, Any] = dict(learning_starts=20, gradient_steps=4)
     old = SoftModSAC(
         "SoftModPolicy", make_env(OLD, "old"), learning_rate=3e-3, batch_size=192, learning_starts=300, **options
     )
