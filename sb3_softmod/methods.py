@@ -68,7 +68,7 @@ class Method:
     def make(self, env: GymEnv | str, **overrides: Any) -> MultiTaskSAC:
         """A model that is ready to learn; on the tasks of MT10 and MT50, with the published schedule and sizes.
 
-        :param env: a multi-task env, or the name of a Meta-World task or set
+        :param env: a multi-task env, the name of a Meta-World task or set, or a list of tasks
         :param overrides: further arguments of :class:`.MultiTaskSAC`; ``policy_kwargs`` are added to the method's own
         """
         from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC

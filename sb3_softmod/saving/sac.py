@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -200,7 +200,7 @@ class SavingSAC(SAC):
     def load(
         cls: type[SelfSavingSAC],
         path: str | Path | Any,
-        env: GymEnv | VectorEnv | str | None = None,
+        env: GymEnv | VectorEnv | str | Sequence[str] | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -266,7 +266,7 @@ class SavingSAC(SAC):
     def resume(
         cls: type[SelfSavingSAC],
         path: str | Path,
-        env: GymEnv | VectorEnv | str,
+        env: GymEnv | VectorEnv | str | Sequence[str],
         device: th.device | str = "auto",
         **kwargs: Any,
     ) -> SelfSavingSAC:
