@@ -87,8 +87,8 @@ def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aligned_mtl", "cagrad", "mgda", "nash_mtl"])
-def test_every_aggregator_solves_them(name: str) -> None:
+@pytest.mark.parametrize("name", ["aligned_mtl", "cagrad", "imtl_g", "mgda", "nash_mtl", "upgrad"])
+def test_aggregators_solve_them(name: str) -> None:
     result = learn(MultiTaskSAC, "MTMlpPolicy", policy_kwargs=dict(net_arch=[32, 32]), gradient_surgery=name)
     assert min(result.success_rate) >= 0.95
 
