@@ -32,6 +32,7 @@ ELSEWHERE = {
     "make test-slow": "",
     "python benchmarks/vec_env.py": "by hand: it measures for minutes",
     "sb3-softmod grid": "tests/grid",
+    "python benchmarks/grid.py": "by hand: it measures for minutes",
     "make bench": "by hand: it measures for minutes",
     "python benchmarks/end_to_end.py": "by hand: it measures for minutes",
     "python benchmarks/memory.py": "by hand: it measures for minutes",

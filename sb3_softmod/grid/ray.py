@@ -6,6 +6,7 @@ Where and when a task runs, and that it is run again when it fails or its worker
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -46,8 +47,11 @@ class RayRunner:
                 "--ray auto, for instance by ray job submit."
             )
         try:
+            if address != "auto":  # for which Ray itself would wait for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"--ray {address}: there is no Ray cluster ({str(error).splitlines()[0]}). Start one with ray start "
                 "--head, or name its HOST:PORT."

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grid_points  # noqa: F401  # makes the set known
 import pytest
 from grid_runs import (
     PATIENCE,
@@ -22,6 +23,7 @@ from grid_runs import (
     write_grid,
 )
 
+from sb3_softmod.cli import main
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.folder import is_finished, run_of
 
@@ -175,12 +177,15 @@ def test_signal_to_the_driver(cluster: Any, tmp_path: Path) -> None:
     assert is_finished(cell.folder)
 
 
-def test_no_cluster(tmp_path: Path) -> None:
+def test_no_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said at once."""
     path = write_grid(tmp_path, seeds="0", algos=["mt_sac"])
     for address, message in (
+        ("auto", "there is no Ray cluster"),
         ("127.0.0.1:1", "there is no Ray cluster"),
+        ("nowhere", "there is no Ray cluster"),
         ("ray://127.0.0.1:10001", "the driver of a grid belongs to the cluster"),
     ):
-        code, output = call("grid", path, "--ray", address)
-        assert code == 2
-        assert message in output
+        assert main(["grid", str(path), "--ray", address]) == 2
+        assert f"--ray {address}: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
