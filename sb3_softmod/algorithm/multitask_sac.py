@@ -220,6 +220,7 @@ class MultiTaskSAC(CollectingSAC):
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
         self.gradient_surgery_kwargs = gradient_surgery_kwargs
+        self._surgery, self._surgery_to_continue = None, {}
         self.reward_scaling = reward_scaling
         self.reward_scale: RewardScale | None = None
         self.on_nonfinite = on_nonfinite

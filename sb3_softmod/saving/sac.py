@@ -73,8 +73,8 @@ class SavingSAC(SAC):
     learned_weights: LearnedWeights | None  # of the critics' losses
     loss_weighting_progress: dict[str, Any] | None  # of these, while saved
     _gradient_step: GradientStep | None
-    _surgery: Surgery | None = None  # None until it learns
-    _surgery_to_continue: Mapping[str, Any] = {}  # of a file, until the model learns
+    _surgery: Surgery | None  # None until it learns
+    _surgery_to_continue: Mapping[str, Any]  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
     _checkpoints: dict[Path, Written]  # the last one in each folder, of this training

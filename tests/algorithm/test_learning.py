@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sb3_softmod import MultiTaskSAC, MultiTaskSACPolicy, SoftModSAC, SoftModularNetwork
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
+from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES
 
 SMALL: dict[str, Any] = dict(embedding_dim=32, module_dim=32)
 #: With which 1000 gradient steps are enough: targets that follow fast, and temperatures that are low soon.
@@ -87,8 +88,9 @@ def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aligned_mtl", "cagrad", "imtl_g", "mgda", "nash_mtl", "upgrad"])
+@pytest.mark.parametrize("name", [name for name in GRADIENT_SURGERIES if name not in ("pcgrad", "excess_mtl")])
 def test_aggregators_solve_them(name: str) -> None:
+    """But for excess_mtl, with which one of the four stays unsolved."""
     result = learn(MultiTaskSAC, "MTMlpPolicy", policy_kwargs=dict(net_arch=[32, 32]), gradient_surgery=name)
     assert min(result.success_rate) >= 0.95
 
