@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
 import numpy as np
 import vl_convert
 
@@ -25,9 +24,8 @@ ROWS = "rows"
 
 @functools.cache
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed of the version that Altair writes for, to stand in a script element."""
-    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    return str(vl_convert.javascript_bundle(vl_version=version)).replace("</script", r"<\/script")
+    """Vega, Vega-Lite and Vega-Embed, to stand in a script element."""
+    return str(vl_convert.javascript_bundle()).replace("</script", r"<\/script")
 
 
 @dataclass(frozen=True)
@@ -66,76 +64,88 @@ def chart(
     """
     has_means, has_bands = any(line.is_mean for line in lines), any(line.band for line in lines)
     number = ".0%" if metric.percent else ",.3~r"
-    x = alt.X(
-        "steps:Q",
-        scale=alt.Scale(domain=[0, max(int(line.steps[-1]) for line in lines)], nice=False),
-        axis=alt.Axis(
-            labelExpr="datum.value ? format(datum.value, '~s') : '0'",
-            tickCount=4,
-            grid=False,
-            title=None,
-            labelFlush=True,
-            labelOverlap=True,
-        ),
-    )
     domain, ticks = _domain_and_ticks(metric, lines, panels)
-    y = dict(
-        scale=alt.Scale(type="log" if metric.logarithmic else "linear", domain=domain, nice=True, clamp=True),
-        axis=alt.Axis(format=number, title=None, domain=False, ticks=False, labelOverlap=True, **ticks),
-    )
-    colours, dashes = [s.colour for s in styles.values()], [list(s.dashes) for s in styles.values()]
-    base = alt.Chart(alt.NamedData(name=ROWS)).encode(
-        x,
-        alt.Color("series:N", scale=alt.Scale(domain=list(styles), range=colours), legend=None),
-        alt.Detail("run:N"),
-    )
-    curves = base.mark_line(strokeJoin="round", strokeCap="round").encode(
-        alt.Y("value:Q", **y),
-        alt.StrokeDash("series:N", scale=alt.Scale(domain=list(styles), range=dashes), legend=None),
-        # Runs stand back where there is their mean.
-        strokeWidth=alt.condition("datum.mean", alt.value(3), alt.value(1.25 if has_means else 1.75)),
-        opacity=alt.condition("datum.mean", alt.value(1), alt.value(0.6 if has_means else 1)),
-    )
-    under_pointer = alt.selection_point(
-        name="pointer", on="pointermove", clear="pointerout", nearest=True, fields=["run", "steps"], empty=False
-    )
-    points = base.mark_point(filled=True, size=60, strokeWidth=0).encode(
-        alt.Y("value:Q", **y),
-        opacity=alt.condition(under_pointer, alt.value(1), alt.value(0)),
-        tooltip=[
-            alt.Tooltip("run:N"),
-            alt.Tooltip("steps:Q", title="environment steps", format=",.0f"),
-            alt.Tooltip("value:Q", title=metric.title.lower(), format=number),
-            *([alt.Tooltip("low:Q", title="95 % from", format=number)] if has_bands else []),
-            *([alt.Tooltip("high:Q", title="95 % to", format=number)] if has_bands else []),
-        ],
-    )
-    layers = [curves, points.add_params(under_pointer)]
-    if has_bands:
-        bands = base.mark_area(opacity=0.15).transform_filter("isValid(datum.low)")
-        layers.insert(0, bands.encode(alt.Y("low:Q", **y), alt.Y2("high:Q")))
-    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    layered = alt.layer(*layers).properties(width="container", height=height, autosize=fit)
-    page = layered.configure(background="transparent", font="system-ui, sans-serif", view=alt.ViewConfig(stroke=None))
-    specification: dict[str, Any] = page.to_dict()
-    return specification
+    scale = {"type": "log" if metric.logarithmic else "linear", "domain": domain, "nice": True, "clamp": True}
+    quiet = {"title": None, "labelOverlap": True}
+    y = {"scale": scale, "axis": {**quiet, **ticks, "format": number, "domain": False, "ticks": False}}
+    last = max(int(line.steps[-1]) for line in lines)
+    steps = {
+        "tickCount": 4,
+        "grid": False,
+        "labelFlush": True,
+        "labelExpr": "datum.value ? format(datum.value, '~s') : '0'",
+    }
+    x = _field("steps", scale={"domain": [0, last], "nice": False}, axis={**quiet, **steps})
+    look = {"domain": list(styles), "range": [style.colour for style in styles.values()]}
+    dashes = {**look, "range": [list(style.dashes) for style in styles.values()]}
+    curves = {
+        "mark": {"type": "line", "strokeJoin": "round", "strokeCap": "round"},
+        "encoding": {
+            "y": _field("value", **y),
+            "strokeDash": _name("series", scale=dashes, legend=None),
+            # Runs stand back where there is their mean.
+            "strokeWidth": _if("datum.mean", 3, 1.25 if has_means else 1.75),
+            "opacity": _if("datum.mean", 1, 0.6 if has_means else 1),
+        },
+    }
+    nearest = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True, "fields": ["run", "steps"]}
+    bounds = [_field(bound, title=f"95 % {word}", format=number) for bound, word in (("low", "from"), ("high", "to"))]
+    points = {
+        "params": [{"name": "pointer", "select": nearest}],
+        "mark": {"type": "point", "filled": True, "size": 60, "strokeWidth": 0},
+        "encoding": {
+            "y": _field("value", **y),
+            "opacity": {"condition": {"param": "pointer", "empty": False, "value": 1}, "value": 0},
+            "tooltip": [
+                _name("run"),
+                _field("steps", title="environment steps", format=",.0f"),
+                _field("value", title=metric.title.lower(), format=number),
+                *(bounds if has_bands else []),
+            ],
+        },
+    }
+    bands = {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "area", "opacity": 0.15},
+        "encoding": {"y": _field("low", **y), "y2": {"field": "high"}},
+    }
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "data": {"name": ROWS},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "encoding": {"x": x, "color": _name("series", scale=look, legend=None), "detail": {"field": "run"}},
+        "layer": [*([bands] if has_bands else []), curves, points],
+        "config": {"background": "transparent", "font": "system-ui, sans-serif", "view": {"stroke": None}},
+    }
 
 
-def _domain_and_ticks(
-    metric: Metric, lines: Sequence[Line], panels: slice
-) -> tuple[tuple[float, float], dict[str, Any]]:
+def _field(name: str, **options: Any) -> dict[str, Any]:
+    return {"field": name, "type": "quantitative", **options}
+
+
+def _name(name: str, **options: Any) -> dict[str, Any]:
+    return {"field": name, "type": "nominal", **options}
+
+
+def _if(test: str, value: float, otherwise: float) -> dict[str, Any]:
+    return {"condition": {"test": test, "value": value}, "value": otherwise}
+
+
+def _domain_and_ticks(metric: Metric, lines: Sequence[Line], panels: slice) -> tuple[list[float], dict[str, Any]]:
     """From the smallest to the largest value, 0 to 1 for rates; a logarithmic axis has whole powers of ten around those
     that are positive, and grid lines at no more than five of them.
     """
     ticks = {"tickCount": 4}
     if metric.percent:
-        return (0.0, 1.0), ticks
+        return [0.0, 1.0], ticks
     values = np.concatenate([part[:, panels].ravel() for line in lines for part in (line.values, *(line.band or ()))])
     values = values[np.isfinite(values)]
     if metric.logarithmic:
         logs = np.log10(values[values > 0])
         low, high = (int(np.floor(logs.min())), int(np.ceil(logs.max()))) if len(logs) else (0, 1)
         high = max(high, low + 1)
-        return (10.0**low, 10.0**high), {"values": [10.0**k for k in range(low, high + 1, -(-(high - low) // 4))]}
+        return [10.0**low, 10.0**high], {"values": [10.0**k for k in range(low, high + 1, -(-(high - low) // 4))]}
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    return (low, high) if low < high else (low - 0.5, high + 0.5), ticks
+    return [low, high] if low < high else [low - 0.5, high + 0.5], ticks

@@ -15,7 +15,7 @@ from sb3_softmod.runs.run import Run, differences, grouped
 from sb3_softmod.runs.statistics import mean_and_interval
 
 #: Points of a line, and of all lines of a metric together: the page stays small with many tasks and runs.
-_POINTS, _ALL_POINTS, _FEWEST_POINTS = 200, 60_000, 20
+_POINTS, _ALL_POINTS, _FEWEST_POINTS = 200, 40_000, 20
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,22 @@ def lines_of(metric: Metric, found: Sequence[tuple[Label, np.ndarray, np.ndarray
         if common is None:
             continue
         rows = _spread(len(common[0]), points)
-        mean, band = mean_and_interval(common[1][:, rows])
-        if band is not None and metric.percent:
-            band = (band[0].clip(0, 1), band[1].clip(0, 1))
+        mean, band = _over_seeds(metric, common[1][:, rows])
         name = f"mean of {len(members)} runs"
         named = (name, name) if one_group else (f"{group}, {name}", group)
         lines.append(Line(*named, common[0][rows], mean, band, is_mean=True))
     return lines
+
+
+def _over_seeds(metric: Metric, values: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Mean and 95 % interval as they are drawn: within 0 and 1 for rates, of logarithms on a logarithmic axis."""
+    if metric.logarithmic:
+        mean, band = mean_and_interval(np.log(np.where(values > 0, values, np.nan)))
+        return np.exp(mean), band and (np.exp(band[0]), np.exp(band[1]))
+    mean, band = mean_and_interval(values)
+    if band is not None and metric.percent:
+        band = (band[0].clip(0, 1), band[1].clip(0, 1))
+    return mean, band
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -110,6 +110,7 @@ def write_report(
         groups=_groups(shown),
         evaluated=[each for each in shown if each.success is not None],
         protocols=list(dict.fromkeys(_protocol(each.success) for each in shown if each.success is not None)),
+        episodes=sorted({run.episodes for run in runs if run.episodes}),
         enough_seeds=ENOUGH_SEEDS,
         charts=charts,
         styles=styles,
@@ -229,6 +230,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # the curves are most of the page
     page.filters |= {
         "percent": lambda rate: "–" if _unknown(rate) else f"{100 * rate:.0f} %",  # noqa: RUF001
         "whole": lambda value: "–" if _unknown(value) else f"{value:,.0f}",  # noqa: RUF001
