@@ -4,13 +4,13 @@ BIN := $(VENV)/bin
 # Written when the installation is complete, so that every later call skips it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-pythons bench lint clean
+.PHONY: demo test test-slow test-pythons docs bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
 
 # A process for each core, and each test file in one of them: the tests of a file share what is slow to make.
-test: $(INSTALLED) lint
+test: $(INSTALLED) lint docs
 	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 # One after the other: some of them measure memory, or take all cores.
@@ -25,6 +25,10 @@ test-pythons:
 		echo "Python $$name ($$python)"; \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$name || exit 1; \
 	done
+
+# Into docs/_build/html; every warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
 # Written to benchmarks/results; some 12 minutes on 2 cores, on which nothing else should run.
 bench: $(INSTALLED)
@@ -46,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.* demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache

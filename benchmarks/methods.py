@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskSAC, make_multitask_env
 from sb3_softmod.learner.acceleration import keep_memory
+from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS, get_method
 from sb3_softmod.runs.parameters import ACTION_DIM, OBSERVATION_DIM
 
@@ -90,9 +91,10 @@ def distinct() -> list[str]:
     seen: dict[str, str] = {}
     for name in ("mt_sac", *METHODS):
         method = METHODS[name]
-        surgery = method.options.get("gradient_surgery")
+        weighting = method.options.get("loss_weighting")
+        balance = method.options.get("gradient_surgery"), weighting if weighting in LEARNED_WEIGHTINGS else None
         network = {k: v for k, v in method.policy_kwargs.items() if k != "condition_on_obs"}  # as costly without
-        seen.setdefault(f"{method.policy} {network} {surgery}", name)
+        seen.setdefault(f"{method.policy} {network} {balance}", name)
     return list(seen.values())
 
 

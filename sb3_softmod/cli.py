@@ -13,8 +13,9 @@ import shtab
 
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.errors import SoftModError
-from sb3_softmod.common.files import check_folder, save_figure
+from sb3_softmod.common.files import check_file, check_folder, save_figure
 from sb3_softmod.common.version import __version__
+from sb3_softmod.envs.task_sets import full_name
 
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
@@ -55,6 +56,8 @@ def _parser() -> Parser:
 
     for name, run, does in (
         ("train", _train, "train a method on a set of tasks, with RL Zoo"),
+        ("adapt", _adapt, "let a trained policy learn new tasks; the old ones stay as they are"),
+        ("grid", _grid, "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
         ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
     ):
         command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
@@ -113,6 +116,14 @@ def _parser() -> Parser:
     which.add_argument("--best", action="store_true", help="the best model of training instead of the last")
     which.add_argument("--minutes", type=float, help="the model after so many minutes, of train --minutes")
 
+    does = "the mixture of a run's tasks that does best in a task that it never saw, found by playing"
+    mixture = _command(commands, "mixture", _mixture, does)
+    mixture.add_argument("--task", required=True, help="the unseen one, for instance coffee-button-v3")
+    mixture.add_argument("--episodes", type=int, default=10, help="that each mixture plays (default: 10)")
+    mixture.add_argument("--trials", type=int, default=100, help="mixtures to try (default: 100)")
+    mixture.add_argument("--seed", type=int, default=0, help="of the search and of the goals (default: 0)")
+    mixture.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+
     does = "all that is known of a run, or of several side by side, as one HTML file"
     report = _command(commands, "report", _report, does)
     report.add_argument("runs", type=Path, metavar="run", nargs="+", help="run folders, for instance logs/mt_sac/MT3_*")
@@ -125,7 +136,12 @@ def _parser() -> Parser:
     export.add_argument(
         "--out", type=Path, help="the file, .onnx or .pt for TorchScript (default: policy.onnx in the run folder)"
     )
-    for command in (routing, export):
+    hub = _command(commands, "hub", _hub, "a run as a folder for the Hugging Face hub, and its upload")
+    hub.add_argument("--best", action="store_true", help="the best model of training instead of the last")
+    hub.add_argument("--video", action="store_true", help="with a video of each task")
+    hub.add_argument("--out", type=Path, help="the folder (default: hub in the run folder)")
+    hub.add_argument("--upload", metavar="YOU/NAME", help="upload it, by the account of hf auth login")
+    for command in (routing, mixture, export, hub):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -157,6 +173,20 @@ def _train(arguments: Sequence[str]) -> None:
     train(arguments)
 
 
+def _adapt(arguments: Sequence[str]) -> None:
+    from sb3_softmod.learner.acceleration import keep_memory
+    from sb3_softmod.zoo.adapt import adapt
+
+    keep_memory()
+    adapt(arguments)
+
+
+def _grid(arguments: Sequence[str]) -> None:
+    from sb3_softmod.grid.command import grid
+
+    grid(arguments)
+
+
 def _enjoy(arguments: Sequence[str]) -> None:
     from sb3_softmod.zoo.enjoy import enjoy
 
@@ -182,7 +212,7 @@ def _table_capacity(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.capacity import capacity_table
 
     with _runs(args) as runs:
-        print(capacity_table(runs, args.env, args.format))
+        print(capacity_table(runs, full_name(args.env), args.format))
 
 
 def _plot_curves(args: argparse.Namespace) -> None:
@@ -190,7 +220,7 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+        names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
         if not names:
             raise SoftModError(f"No run in {args.logs} was evaluated.")
         for name in names:
@@ -203,7 +233,9 @@ def _plot_profiles(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [args.env] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        names = (
+            [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
+        )
         if not names:
             raise SoftModError(f"No run in {args.logs} is finished.")
         for name in names:
@@ -274,6 +306,28 @@ def _evaluate(args: argparse.Namespace) -> None:
     _complain(problems)
 
 
+def _mixture(args: argparse.Namespace) -> None:
+    from sb3_softmod.evaluation.mixture_search import search_mixture
+    from sb3_softmod.runs.evaluation import env_options, load_model
+    from sb3_softmod.runs.run import load_run
+
+    run = load_run(args.folder)
+    model = load_model(run, best=args.best)
+    out = run.folder / f"mixture_{args.task}.json"
+    check_file(out)
+    found = search_mixture(
+        model,
+        args.task,
+        episodes=args.episodes,
+        trials=args.trials,
+        seed=args.seed,
+        env_kwargs=env_options(run),
+        progress_bar=sys.stderr.isatty(),
+    )
+    found.to_json(out)
+    print(found, out, sep="\n")
+
+
 def _report(args: argparse.Namespace) -> None:
     try:
         from sb3_softmod.report.write import write_report
@@ -292,6 +346,17 @@ def _export(args: argparse.Namespace) -> None:
     run = load_run(args.folder)
     out = check_export(args.out or run.folder / "policy.onnx", None)
     print(load_model(run, best=args.best).export(out))
+
+
+def _hub(args: argparse.Namespace) -> None:
+    from sb3_softmod.hub import check_repository, upload, write_hub_folder
+
+    out = args.out or args.folder / "hub"
+    if args.upload is not None:
+        check_repository(args.upload)
+    print(*write_hub_folder(args.folder, out, best=args.best, video=args.video), sep="\n")
+    if args.upload is not None:
+        print(upload(out, args.upload))
 
 
 def _complain(problems: Sequence[str]) -> None:

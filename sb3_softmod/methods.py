@@ -68,7 +68,7 @@ class Method:
     def make(self, env: GymEnv | str, **overrides: Any) -> MultiTaskSAC:
         """A model that is ready to learn; on the tasks of MT10 and MT50, with the published schedule and sizes.
 
-        :param env: a multi-task env, or the name of a Meta-World task or set
+        :param env: a multi-task env, the name of a Meta-World task or set, or a list of tasks
         :param overrides: further arguments of :class:`.MultiTaskSAC`; ``policy_kwargs`` are added to the method's own
         """
         from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
@@ -136,6 +136,11 @@ def _of_others(name: str, title: str, source: str, policy: str, **options: Any) 
     return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
 
 
+def _weighted(name: str, title: str, source: str, loss_weighting: str) -> Method:
+    """MT-SAC with weights of the critics' losses that are learned."""
+    return _of_others(name, title, source, "MTMlpPolicy", loss_weighting=loss_weighting)
+
+
 #: A critic that predicts distributions of returns, with what it needs: rewards scaled to its atoms, temperatures that
 #: fit scaled rewards. As in BRC (Nauman et al. 2025), as are decayed weights.
 _DISTRIBUTIONAL = dict(
@@ -193,6 +198,18 @@ METHODS: dict[str, Method] = {
     "mt_sac_pcgrad": _of_others(
         "mt_sac_pcgrad", "MT-SAC + PCGrad", "Yu et al. 2020", "MTMlpPolicy", gradient_surgery="pcgrad"
     ),
+    "mt_sac_cagrad": _of_others(
+        "mt_sac_cagrad", "MT-SAC + CAGrad", "Liu et al. 2021", "MTMlpPolicy", gradient_surgery="cagrad"
+    ),
+    "mt_sac_nash_mtl": _of_others(
+        "mt_sac_nash_mtl", "MT-SAC + Nash-MTL", "Navon et al. 2022", "MTMlpPolicy", gradient_surgery="nash_mtl"
+    ),
+    "mt_sac_fairgrad": _of_others(
+        "mt_sac_fairgrad", "MT-SAC + FairGrad", "Ban and Ji 2024", "MTMlpPolicy", gradient_surgery="fairgrad"
+    ),
+    "mt_sac_gradnorm": _weighted("mt_sac_gradnorm", "MT-SAC + GradNorm", "Chen et al. 2018", "gradnorm"),
+    "mt_sac_famo": _weighted("mt_sac_famo", "MT-SAC + FAMO", "Liu et al. 2023", "famo"),
+    "mt_sac_uncertainty": _weighted("mt_sac_uncertainty", "MT-SAC + uncertainty", "Kendall et al. 2018", "uncertainty"),
     "softmod_shallow_categorical": _with_distribution("Ours (Shallow, categorical)", "shallow"),
     "softmod_deep_categorical": _with_distribution("Ours (Deep, categorical)", "deep"),
     "brc": Method(

@@ -61,6 +61,8 @@ ENVS: dict[str, Published] = {
 
 _MTRL = "mtrl, docs, baseline.rst: num_train_steps 2,000,000 of each task on MT10; MT50 as much a task"
 
+_FAMO = "Cranial-XIX/FAMO, mtrl_files/run.sh: num_train_steps 2,000,000 of each task on MT10"
+
 #: Environment steps, over all tasks, by method. The files of Soft-Module have 15 and 50 million for MT-SAC too.
 ENV_STEPS: dict[str, Published] = {
     "ours": Published(15_000_000, 50_000_000, "section 5.2: our method, Mix-Expert and Hard Routing"),
@@ -68,6 +70,13 @@ ENV_STEPS: dict[str, Published] = {
     "care": Published(20_000_000, 100_000_000, _MTRL),
     "film": Published(20_000_000, 100_000_000, _MTRL),
     "mt_sac_pcgrad": Published(20_000_000, 100_000_000, _MTRL),
+    # Whose c, on MT50, is 0.5 and not the 0.9 of MT10, which "cagrad" has: gradient_surgery_kwargs=dict(c=0.5).
+    "mt_sac_cagrad": Published(20_000_000, 100_000_000, "CAGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
+    "mt_sac_nash_mtl": Published(20_000_000, 100_000_000, "as CAGrad, whose comparison on MT10 the paper extends"),
+    "mt_sac_fairgrad": Published(20_000_000, 100_000_000, "FairGrad, mtrl_files/run.sh: num_train_steps as mtrl's"),
+    "mt_sac_gradnorm": Published(20_000_000, 100_000_000, f"{_MTRL}; on MT50 not compared"),
+    "mt_sac_famo": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),
+    "mt_sac_uncertainty": Published(20_000_000, 100_000_000, f"{_FAMO}; as much a task on MT50, which it has not"),
     "moore": Published(20_000_000, 100_000_000, "MOORE, run/metaworld: n_epochs 20 of n_steps 100,000 of each task"),
     "brc": Published(10_000_000, 50_000_000, "arXiv 2505.23150: 1 million of each of 50 tasks; on MT10 as much a task"),
     # The authors' own file goes on to 50 million on MT10.

@@ -29,6 +29,7 @@ BUDGETS: dict[str, dict[str, object]] = {
     "03_compare_methods": dict(ALGOS=["softmod_shallow", "mt_sac"], SEEDS=[0], TRAIN=TRAIN, EPISODES=1),
     "04_your_own_tasks": dict(STEPS=600, CARTPOLE_STEPS=40, EPISODES=1),
     "05_paper_figures": dict(ROLLOUT=5),
+    "06_new_tasks": dict(STEPS=60, EVAL_EVERY=30, ROLLOUT=5),
 }
 
 #: What the output must hold: text, or the number of pictures.
@@ -38,6 +39,7 @@ FINDINGS = {
     "03_compare_methods": (r"Ours \(Shallow\).*1 seed of 1 episodes a task.*IQM \d\.\d+", 3),
     "04_your_own_tasks": (r"did you mean 'window-open-v3'.*moon.*MT-SAC.*differ in their action space", 1),
     "05_paper_figures": (r"begin\{tabular\}.*MT-MH-SAC-5-Wide", 6),
+    "06_new_tasks": (r"the old tasks act as before: True.*from scratch.*most alike", 2),
 }
 
 
@@ -93,7 +95,7 @@ def check(name: str, notebook: nbformat.NotebookNode) -> None:
     assert pictures(notebook) == count + has_opengl
 
 
-@pytest.mark.parametrize("name", ["01_quickstart", "02_inside_the_routing", "04_your_own_tasks"])
+@pytest.mark.parametrize("name", ["01_quickstart", "02_inside_the_routing", "04_your_own_tasks", "06_new_tasks"])
 def test_runs(name: str, tmp_path: Path) -> None:
     check(name, execute(name, tmp_path))
 

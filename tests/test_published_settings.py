@@ -25,6 +25,8 @@ from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config
 
 #: Of the paper, whose authors' code clips; that of single-task SAC was not released.
 UNCLIPPED = ["single_task_sac", "care", "paco", "moore", "film", "mt_sac_pcgrad", "brc"]
+UNCLIPPED += ["mt_sac_gradnorm", "mt_sac_famo", "mt_sac_uncertainty"]
+UNCLIPPED += ["mt_sac_cagrad", "mt_sac_nash_mtl", "mt_sac_fairgrad"]
 UNCLIPPED += ["softmod_shallow_categorical", "softmod_deep_categorical"]
 CLIPPED = [name for name in METHODS if name.startswith(("softmod", "mt_mh", "mix", "hard")) and name not in UNCLIPPED]
 CLIPPED += ["mt_sac"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sb3_softmod.algorithm.learning_sac import LearningSAC
+from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.algorithm.options import check_observation
 from sb3_softmod.common.checks import require_flag
 from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
@@ -52,6 +53,10 @@ class ActingSAC(LearningSAC):
         if statistics is not None:
             whole = normalize_observations(statistics, whole)
         return self.predict(whole, deterministic=deterministic)[0]
+
+    def with_route(self, mixture: Mapping[str, float], as_task: str | None = None) -> MixedModel:
+        """This model acting by a mixture of its tasks, ``{"reach-v3": 0.5, "push-v3": 0.5}``: :class:`.MixedModel`."""
+        return MixedModel(self, mixture, as_task)
 
     def export(self, path: str | Path, *, opset: int | None = None) -> Path:
         """Write the deterministic policy as one file that acts on raw observations without this package.

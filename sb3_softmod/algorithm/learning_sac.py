@@ -11,8 +11,11 @@ import torch as th
 
 from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
+from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.learner.acceleration import Acceleration, decide
+from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.learned_weights import learned_weights
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
@@ -25,9 +28,21 @@ class LearningSAC(SavingSAC):
 
     task_names: list[str]
     overlap: bool
+    gradient_surgery: GradientSurgery | None
+    gradient_surgery_kwargs: dict[str, Any] | None
     _metrics: TaskMetrics
+    #: What this model was adapted from, in plain data; None for one that was not.
+    adapted_from: dict[str, Any] | None = None
     _turns: TaskTurns | None
     _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
+
+    @property
+    def learning_tasks(self) -> range:
+        """The tasks that learn: all, or those that the model was adapted to while the others stay as they are."""
+        groups = getattr(self.policy, "groups", None)
+        if not groups or groups[-1]["tune"] == "all":
+            return range(self.num_tasks)
+        return range(self.num_tasks - groups[-1]["tasks"], self.num_tasks)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps on balanced batches, once the tasks had their turns; with ``overlap`` postpone them to
@@ -64,11 +79,14 @@ class LearningSAC(SavingSAC):
 
         Tells the replay buffer too.
         """
+        check_loss_weighting(vars(self))
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
         check_n_steps(self.n_steps, type(buffer))
         if isinstance(buffer, MultiTaskReplayBuffer):
             buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+        if self._gradient_step is not None and self._gradient_step.state.learned_weights is not state.learned_weights:
+            self._gradient_step = None
         if self._gradient_step is None:
             acceleration = self._acceleration()
             if self.verbose >= 1:
@@ -78,7 +96,12 @@ class LearningSAC(SavingSAC):
         vars(self._gradient_step.state).update(vars(state))
         return self._gradient_step
 
+    def _update_learned_weights(self) -> None:
+        kind = (self.loss_weighting, self.loss_weighting_kwargs, self.num_tasks, self.device)
+        self.learned_weights = learned_weights(*kind, self.learned_weights)
+
     def _learner_state(self) -> LearnerState:
+        self._update_learned_weights()
         own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
         return LearnerState(
             self.policy,
@@ -90,7 +113,27 @@ class LearningSAC(SavingSAC):
             LearnerOptions(tuple(self.task_names), **own),
             Path(getattr(getattr(self, "_logger", None), "dir", None) or ""),
             self.reward_scale,
+            self._surgery_now(),
+            self.learned_weights,
         )
+
+    def _surgery_now(self) -> Surgery | None:
+        """What combines the tasks' gradients; made anew, without memory, where the user has changed it."""
+        given, options, made = self.gradient_surgery, self.gradient_surgery_kwargs, self._surgery
+        if given is None if made is None else made.is_of(given, options, self.num_tasks):
+            return made
+        self._gradient_step = None  # not everything can be compiled or recorded
+        self._surgery = None
+        if given is not None:
+            self._surgery = Surgery(given, options, self.num_tasks)
+            self._surgery.set_state(self._surgery_to_continue)
+            self._surgery_to_continue = {}
+        return self._surgery
+
+    @property
+    def surgery_state(self) -> Mapping[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
+        return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 
     def _acceleration(self) -> Acceleration:
         storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))

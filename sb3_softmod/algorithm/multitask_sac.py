@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.algorithm.acting_sac import ActingSAC
-from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
+from sb3_softmod.algorithm.adapting import Init, adapt
+from sb3_softmod.algorithm.collecting_sac import CollectingSAC
 from sb3_softmod.algorithm.options import (
-    check_learn,
     check_normalized_rewards,
     check_options,
     check_policy,
@@ -34,37 +30,33 @@ from sb3_softmod.common.checks import require_integer, require_names, require_se
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import (
-    check_finite,
     check_space,
-    check_transition,
     num_tasks_of,
-    require_shape,
     resolve_tasks,
-    task_ids,
 )
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
 from sb3_softmod.envs.overlap import Overlapped
+from sb3_softmod.envs.some_tasks import among
 from sb3_softmod.learner.acceleration import decide_storage
+from sb3_softmod.learner.aggregators import GradientSurgery
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
-from sb3_softmod.learner.gradient_surgery import GradientSurgery
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import OnNonFinite, Precision
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer, check_batch_size, nbytes_of
 from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.temperatures import initial_temperatures, target_entropy_of
+from sb3_softmod.networks.tunable import Tune
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy
 from sb3_softmod.policies.value_atoms import NUM_ATOMS
-from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
 from sb3_softmod.saving.loading import check_space_of
-from sb3_softmod.saving.training_state import callbacks_of, go_on, settings_of
 
 SelfMultiTaskSAC = TypeVar("SelfMultiTaskSAC", bound="MultiTaskSAC")
 
 
-class MultiTaskSAC(ActingSAC):
+class MultiTaskSAC(CollectingSAC):
     r"""Soft Actor-Critic (SB3's) on M tasks at once.
 
     Each task has a temperature :math:`\alpha_i` of its own, trained by its own samples (Eq. 2), and a loss weight
@@ -74,7 +66,7 @@ class MultiTaskSAC(ActingSAC):
 
     :param policy: a policy of this package, or any ``SACPolicy`` ("MlpPolicy" too)
     :param env: a multi-task env; a vector env of gymnasium, see :class:`.GymnasiumVecEnv`; or the name of a Meta-World
-        task or set ("MT10"), made with ``seed``
+        task or set ("MT10"), or a list of tasks, made with ``seed``
     :param learning_starts: environment steps before learning; default 100 a task
     :param policy_at_warmup: take them by the untrained policy, as the authors' code does, instead of at random
     :param batch_size: samples in a gradient step; default 128 a task
@@ -94,12 +86,16 @@ class MultiTaskSAC(ActingSAC):
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
     :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
-        see :func:`.loss_weights`
+        see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the critics' losses that are learned,
+        see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
+    :param loss_weighting_kwargs: options of the first two, by name
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
         that half: ``[1, 0.5]``)
-    :param gradient_surgery: "pcgrad" projects each task's gradient where it conflicts with another's, for the actor and
-        for each critic, see :func:`.pcgrad`; needs a policy and the replay buffer of this package
+    :param gradient_surgery: how the tasks' gradients become one, for the actor and for each critic: "pcgrad", see
+        :func:`.pcgrad`, another of :data:`.GRADIENT_SURGERIES`, or an aggregator of TorchJD, see :class:`.Surgery`;
+        needs a policy and the replay buffer of this package
+    :param gradient_surgery_kwargs: of a named one: arguments of its class in TorchJD
     :param reward_scaling: "per-task" divides the rewards of each task, when they are learned from, by a scale from its
         largest return so far and its temperature, see :class:`.RewardScale`; the replay buffer, logs and evaluations
         have them as they are. What a replay buffer holds that was loaded from a file is not counted. None: no scaling
@@ -123,7 +119,7 @@ class MultiTaskSAC(ActingSAC):
     def __init__(
         self,
         policy: str | type[SACPolicy],
-        env: GymEnv | VectorEnv | str | None,
+        env: GymEnv | VectorEnv | str | Sequence[str] | None,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
@@ -147,8 +143,10 @@ class MultiTaskSAC(ActingSAC):
         critic_target: CriticTarget = "min",
         policy_delay: int = 1,
         loss_weighting: LossWeighting = "uniform",
+        loss_weighting_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | list[float] | tuple[float, float] | None = None,
         gradient_surgery: GradientSurgery | None = None,
+        gradient_surgery_kwargs: dict[str, Any] | None = None,
         reward_scaling: RewardScaling | None = None,
         on_nonfinite: OnNonFinite = "raise",
         num_tasks: int | None = None,
@@ -172,7 +170,8 @@ class MultiTaskSAC(ActingSAC):
         require_seed(seed)
         check_policy(policy, self.policy_aliases)
         check_device("device", device)
-        for name, given in (("policy_kwargs", policy_kwargs), ("replay_buffer_kwargs", replay_buffer_kwargs)):
+        mappings = dict(policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+        for name, given in dict(mappings, loss_weighting_kwargs=loss_weighting_kwargs).items():
             if given is not None:
                 require_names(name, given)
         if num_tasks is not None:
@@ -216,8 +215,11 @@ class MultiTaskSAC(ActingSAC):
         self.critic_target_kind = critic_target
         self.policy_delay = policy_delay
         self.loss_weighting = loss_weighting
+        self.loss_weighting_kwargs = dict(loss_weighting_kwargs or {})
+        self.learned_weights = None
         self.max_grad_norm = max_grad_norm
         self.gradient_surgery = gradient_surgery
+        self.gradient_surgery_kwargs = gradient_surgery_kwargs
         self.reward_scaling = reward_scaling
         self.reward_scale: RewardScale | None = None
         self.on_nonfinite = on_nonfinite
@@ -239,7 +241,7 @@ class MultiTaskSAC(ActingSAC):
         #: Whether ``learn`` is under way: nobody else may step the envs then.
         self.is_learning = False
         self.normalization = None
-        self.largest_returns = None
+        self.largest_returns = self.loss_weighting_progress = None
         # None until _setup_model, which takes them from the env or, when a file is loaded, from the file.
         self.num_tasks: int = num_tasks  # type: ignore[assignment]
         self.task_names = []
@@ -315,14 +317,14 @@ class MultiTaskSAC(ActingSAC):
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
 
-    def set_env(self, env: GymEnv | VectorEnv | str, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | VectorEnv | str | Sequence[str], force_reset: bool = True) -> None:
         """Go on with another env.
 
         :param env: as in the constructor; the name of a Meta-World task or set is made with the seed of the model
         :param force_reset: as in SB3
         :raises ConfigurationError: if it has another number of tasks or of envs, or other spaces
         """
-        wrapped = self._wrap_env(as_env(env, self.seed), self.verbose)
+        wrapped = among(self._wrap_env(as_env(env, self.seed), self.verbose), self.task_names)
         check_normalization(wrapped, unwrap_vec_normalize(wrapped))
         found = num_tasks_of(wrapped)
         if found != self.num_tasks:
@@ -342,138 +344,34 @@ class MultiTaskSAC(ActingSAC):
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
 
-    # -------------------------------------------------------------- collecting
+    # ------------------------------------------------------------------- tasks
 
-    @property
-    def remaining_timesteps(self) -> int:
-        """Environment steps that are left of what the last ``learn`` was to do."""
-        return max(self._total_timesteps - self.num_timesteps, 0)
-
-    def learn(
+    def adapt(
         self: SelfMultiTaskSAC,
-        total_timesteps: int | None = None,
-        callback: MaybeCallback = None,
-        log_interval: int | str | None = "auto",
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
+        tasks: str | Sequence[str] | VecEnv | VectorEnv,
+        *,
+        tune: Tune = "routing",
+        keep_tasks: bool = True,
+        init: Init = "nearest",
+        **kwargs: Any,
     ) -> SelfMultiTaskSAC:
-        """Train; arguments as in SB3.
+        """A model of these tasks and of K new ones, which builds on what this one has learned; this one stays as it is.
 
-        :param total_timesteps: None for a resumed model: what is left of what it was to learn
-        :param log_interval: episodes between two logs; "auto" is one for each env, since synchronous envs end their
-            episodes together; None for no logs
-        :param tb_log_name: default is the name of the class
+        What is tuned and not of the new tasks alone is copied for them, and all else is frozen: with every ``tune`` but
+        "all", the old tasks have the same actions, Q-values and temperatures as here, bit for bit, before and after
+        learning. The new model learns in envs of the new tasks alone then.
+
+        :param tasks: names of Meta-World tasks, for which envs are made with the seed of the model; or a vectorised env
+            of the new tasks, or of all, the old ones first (with "all", which otherwise forgets the old tasks)
+        :param tune: what learns: "routing": what chooses among the modules, experts or parameter sets, the task
+            embedding included; "task": what is of each task alone at the input (embedding, or weights of the one-hot
+            task); "heads": the output layers; "all": everything. Not every network has each of these
+        :param keep_tasks: False leaves the old tasks behind: a model of the new tasks alone
+        :param init: what the new tasks begin as: "nearest": each as the task whose policy earns the largest return in
+            it, over three episodes; "mean": as the mean of the tasks; "fresh": anew, and what is tuned too. Always
+            those tasks that the networks were first made for
+        :param kwargs: arguments of the class in place of this model's, ``learning_rate=1e-3`` for instance
+        :raises ConfigurationError: for tasks that are there already, or whose observations or actions are others, and a
+            ``tune`` that means nothing for this policy
         """
-        if total_timesteps is None:
-            if self.resumed_from is None:
-                raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
-            total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
-        check_learn(total_timesteps, callback, log_interval)
-        self.is_learning = True
-        try:
-            super().learn(
-                total_timesteps,
-                callback,
-                self.n_envs if log_interval == "auto" else log_interval,  # type: ignore[arg-type]
-                tb_log_name or type(self).__name__,
-                reset_num_timesteps,
-                progress_bar,
-            )
-        except BaseException:  # Ctrl-C too: a step may be half done, so that the next call must begin new episodes
-            self._last_obs = self._postponed = None
-            raise
-        finally:
-            self.is_learning = False
-            for each in reversed(checkpoint_callbacks(callback)):  # signal handlers in the order of a stack
-                each.release()
-        self._learn_postponed()
-        self.check_updates()
-        assert self._turns is not None
-        self._turns.end(self.replay_buffer)
-        return self
-
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """Step the envs; with ``overlap``, learn meanwhile. Before that is the moment for a checkpoint."""
-        go_on = [each.between_steps(callback) for each in checkpoint_callbacks(callback)]  # all of them write
-        if not all(go_on):
-            return RolloutReturn(0, 0, continue_training=False)
-        if self.overlap:
-            if self._overlapped is None or self._overlapped.venv is not env:
-                self._overlapped = Overlapped(env, self._learn_postponed)  # which asks the envs for their render mode
-            env = self._overlapped
-        return super().collect_rollouts(env, callback, *args, **kwargs)
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return super()._sample_action(0 if self.policy_at_warmup else learning_starts, action_noise, n_envs)
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        if isinstance(self.replay_buffer, MultiTaskReplayBuffer):
-            self.replay_buffer.allocate()  # before anything is collected
-        self.action_noise = _noise_of(self.action_noise, self.n_envs)
-        noise, last_obs = deepcopy(self.action_noise), self._last_obs
-        out = super()._setup_learn(*args, **kwargs)
-        if self.reward_scale is not None and self._last_obs is not last_obs:  # SB3 has reset the envs
-            self.reward_scale.begin()
-        self._settings = {each: settings_of(each) for each in callbacks_of(out[1])}
-        if self._state_to_continue is not None and self.num_timesteps > 0:
-            self.action_noise = noise  # SB3 begins it anew
-            go_on(self, out[1], self._state_to_continue)
-            in_a_row = self._state_to_continue.get("dropped_in_a_row", 0)  # older checkpoints have none
-            self._learner().finite.watch.set_in_a_row(in_a_row)
-        self._state_to_continue = None
-        require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
-        assert self._turns is not None
-        self._turns.begin(self.replay_buffer)
-        ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
-        check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
-        self._learner()  # refuses what this device cannot do before anything is collected
-        lay_out(self.logger)
-        return out
-
-    def _store_transition(self, replay_buffer: ReplayBuffer, buffer_action: np.ndarray, *step: Any) -> None:
-        check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type, call-arg]
-        if self.reward_scale is not None:
-            self._count_rewards(*step)
-        super()._store_transition(replay_buffer, buffer_action, *step)
-
-    def _count_rewards(
-        self, new_obs: np.ndarray, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        assert self.reward_scale is not None
-        tasks = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]  # not of new_obs: envs may go on to others
-        cut = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        self.reward_scale.add(tasks, rewards, dones & ~cut, dones & cut)
-
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        super()._update_info_buffer(infos, dones)
-        self.episode_statistics.add(infos)
-
-    # ----------------------------------------------------------------- logging
-
-    def dump_logs(self) -> None:
-        """Write the logs: means over the tasks everywhere, each task to every writer but the terminal."""
-        self.check_updates()
-        metrics = self._metrics.pop()
-        for name, values in metrics.items():
-            record(self.logger, "train", name, values, self.task_names)
-        if metrics:
-            self.logger.record("train/learning_rate", float(self.actor.optimizer.param_groups[0]["lr"]))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.nonfinite_updates:
-            self.logger.record("train/nonfinite_updates", self.nonfinite_updates)
-        record_episodes(self.logger, self.episode_statistics.means(), self.task_names)
-        if restarts := getattr(self.env, "num_restarts", 0):  # only a MultiTaskVecEnv counts them
-            self.logger.record("rollout/env_restarts", restarts)
-        super().dump_logs()
-
-
-def _noise_of(noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
-    """Noise of each env by itself; a model that learned in another number of envs has that of so many."""
-    if isinstance(noise, VectorizedActionNoise):
-        if noise.n_envs == n_envs > 1:
-            return noise
-        noise = noise.base_noise
-    return noise if noise is None or n_envs == 1 else VectorizedActionNoise(noise, n_envs)
+        return adapt(self, tasks, tune, keep_tasks, init, kwargs)

@@ -14,7 +14,9 @@ from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy, SACPolicy
+from torch import nn
 
+from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.common.checks import (
     arguments_of,
     require_choice,
@@ -28,9 +30,8 @@ from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, nearest
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES
 from sb3_softmod.learner.critic_objectives import CRITIC_TARGETS, CRITICS
-from sb3_softmod.learner.gradient_surgery import GRADIENT_SURGERIES
-from sb3_softmod.learner.loss_weights import LOSS_WEIGHTINGS
 from sb3_softmod.learner.options import ON_NONFINITE, PRECISIONS
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import REWARD_SCALINGS
@@ -49,7 +50,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "_stats_window_size": (1, None),
 }
 #: By how much the shares of tasks may miss 1.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 _FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
 #: What a replay buffer gets from the model, and where a user says it.
 _OF_THE_MODEL = {
@@ -109,7 +110,7 @@ def check_options(given: Mapping[str, Any]) -> None:
         require_number("learning_rate", given["learning_rate"], 0)
     target_entropy_of(given["target_entropy"], 1)
     _check_critic(given)
-    require_choice("loss_weighting", given["loss_weighting"], LOSS_WEIGHTINGS)
+    check_loss_weighting(given)
     check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
     if given["reward_scaling"] is not None:
         require_number("v_max", given["v_max"], above=0)
@@ -122,8 +123,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     _check_train_freq(given)
     _check_noise(given["action_noise"], given["action_space"])
     _check_buffer(given)
-    if given["gradient_surgery"] is not None:
-        _check_gradient_surgery(given)
+    _check_gradient_surgery(given)
     _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
 
 
@@ -305,9 +305,9 @@ def check_observation(observation: Any, space: spaces.Space, num_tasks: int) -> 
         raise ConfigurationError("predict needs at least one observation, and this batch holds none.")
     task = split(array, num_tasks)[1]
     sums = task @ np.ones(num_tasks, np.float32)  # at each step of acting: it must take microseconds
-    if not (task.min() >= 0 and sums.min() > 1 - _TOLERANCE and sums.max() < 1 + _TOLERANCE):  # nor NaN
+    if not (task.min() >= 0 and sums.min() > 1 - TOLERANCE and sums.max() < 1 + TOLERANCE):  # nor NaN
         rows = np.atleast_2d(task)
-        wrong = int(np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < _TOLERANCE)))[0])
+        wrong = int(np.flatnonzero(~((rows >= 0).all(1) & (np.abs(rows.sum(1) - 1) < TOLERANCE)))[0])
         raise ConfigurationError(
             f"Observation {wrong} ends in no task: its last {num_tasks} entries must be a one-hot task, or the shares "
             f"of several tasks, which sum to 1, not {np.array2string(rows[wrong], precision=3, threshold=12)}."
@@ -330,8 +330,18 @@ def check_learn(total_timesteps: Any, callback: Any, log_interval: Any) -> None:
 
 
 def _check_gradient_surgery(given: Mapping[str, Any]) -> None:
-    policy_class = given["policy_class"]
-    require_choice("gradient_surgery", given["gradient_surgery"], GRADIENT_SURGERIES)
+    """Refuse what no learner could use; the rest is :class:`.Surgery`'s, which needs TorchJD."""
+    surgery, options, policy_class = given["gradient_surgery"], given["gradient_surgery_kwargs"], given["policy_class"]
+    if options is not None:
+        require_names("gradient_surgery_kwargs", options)
+    if surgery is None:
+        if options:
+            raise ConfigurationError(f"gradient_surgery_kwargs={options!r} has no use without gradient_surgery.")
+        return
+    if isinstance(surgery, str):
+        require_choice("gradient_surgery", surgery, GRADIENT_SURGERIES)
+    elif not isinstance(surgery, nn.Module):
+        raise ConfigurationError(f"gradient_surgery must be a name or an Aggregator of TorchJD, not {surgery!r}.")
     if not issubclass(policy_class, MultiTaskSACPolicy):
         raise ConfigurationError(
             f"gradient_surgery needs a policy of this package, not {policy_class.__name__}; MTMlpPolicy "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _NEEDED = {"task_set": str, "env_kwargs": dict, "success": dict}
 
 
 def pretrained(
-    name: str, env: GymEnv | VectorEnv | str | None = None, device: th.device | str = "auto"
+    name: str, env: GymEnv | VectorEnv | str | Sequence[str] | None = None, device: th.device | str = "auto"
 ) -> MultiTaskSAC:
     """A model that was trained, and comes with the package.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -28,7 +29,7 @@ class SoftModSAC(MultiTaskSAC):
     def __init__(
         self,
         policy: str | type[SACPolicy],
-        env: GymEnv | VectorEnv | str | None,
+        env: GymEnv | VectorEnv | str | Sequence[str] | None,
         *args: Any,
         loss_weighting: LossWeighting = "alpha",
         **kwargs: Any,

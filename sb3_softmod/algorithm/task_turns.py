@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import tasks_in_turn
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 
@@ -29,15 +30,26 @@ class TaskTurns:
         self._waiting = False
         self._warned = False
 
-    def begin(self, buffer: ReplayBuffer | None) -> None:
-        """A training begins; warn of the tasks that it cannot learn from."""
+    def begin(self, buffer: ReplayBuffer | None, learning: Sequence[int]) -> None:
+        """A training begins; warn of the tasks that it cannot learn from.
+
+        :param learning: the tasks that can learn, by id
+        :raises ConfigurationError: for envs that play others
+        """
         self._waiting = False
-        there = self._played
+        idle = ~np.isin(range(len(self._played)), learning)
+        if (self._played & idle).any():
+            raise ConfigurationError(
+                f"The envs play {self._listed(self._played & idle)}, of which nothing learns in a model that was "
+                f"adapted: learn in envs of the new tasks alone, {self._listed(~idle)} (model.set_env)."
+            )
+        there = self._played | idle
         if isinstance(buffer, MultiTaskReplayBuffer):
             there = there | (buffer.added_per_task > 0)
         if not there.all():
             warnings.warn(
-                f"No env plays {self._listed(~there)}: {there.sum()} of {len(there)} tasks are learned from. (An env "
+                f"No env plays {self._listed(~there)}: {(there & ~idle).sum()} of {len(learning)} tasks are learned "
+                "from. (An env "
                 "that goes on to other tasks says so by its attribute tasks_in_turn, a list of their ids.)",
                 stacklevel=6,
             )

@@ -33,3 +33,21 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def last_rows(path: Path, nbytes: int = 200_000) -> list[dict[str, str]]:
+    """The last whole rows of a CSV file that somebody else may be writing, however large it is.
+
+    :param path: of the file; no rows without one
+    :param nbytes: of the end of the file that are read
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.readline()
+            begin = file.seek(max(file.seek(0, 2) - nbytes, len(header)))
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)[begin > len(header) :]
+    except OSError:
+        return []
+    names = next(csv.reader([header.decode(errors="replace")]), [])
+    rows = list(csv.reader([line for line in lines if line.endswith("\n")]))
+    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 #: What to do when MuJoCo cannot draw.
 RENDERING_ADVICE = (
@@ -36,15 +36,17 @@ class EnvError(SoftModError, RuntimeError):
     """An env that raised, or a worker process that died; the message names task and env and ends in the traceback."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], variants: Mapping[str, Iterable[str]] | None = None) -> str:
     """A clause that names the known names nearest to an unknown one.
 
     :param name: what the user wrote
     :param known: the names that would have been accepted
+    :param variants: more precise names for some of them, which are offered beside the nearest
     :return: ``"did you mean ...?"``, or the list of all names when none is near
     """
     names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
+        close[1:1] = (variants or {}).get(close[0], ())
         return f"did you mean {' or '.join(repr(match) for match in close)}?"
     return f"known are {', '.join(map(repr, names))}"

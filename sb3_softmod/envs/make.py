@@ -16,7 +16,7 @@ from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
 from sb3_softmod.envs.registered import task_names
-from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TaskSet
+from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TASK_SETS, TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.envs.worker import Env, TaskMaker
 
@@ -27,7 +27,7 @@ Wrapper = Callable[[Env], gym.Env]
 def make_metaworld_env(
     tasks: str | Sequence[str],
     *,
-    goals: Goals = "random",
+    goals: Goals | None = None,
     seed: int | None = None,
     max_episode_steps: int = METAWORLD_HORIZON,
     reward_version: Literal["v1", "v2"] = "v2",
@@ -42,12 +42,14 @@ def make_metaworld_env(
 ) -> MultiTaskVecEnv:
     """Meta-World tasks as one vectorised environment, task by task.
 
-    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
-    :param goals: "random": each episode draws one of the benchmark's 50 goals of its task (the paper's
-        "Conditioned"); "fixed": one goal a task, the same every episode; "each-once" (for evaluation): the 50 in turn,
-        in an order that depends on ``seed`` alone. k copies of a task share them: together their first episodes have
-        each goal once, 50 // k or 50 // k + 1 a copy, as :func:`.evaluate_tasks` with 50 episodes plays them, and then
-        each copy begins its share again.
+    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"; "MT10-Fixed" and "MT10-Conditioned" name its goals too;
+        Meta-World's splits "ML10-train", "ML10-test", "ML45-train", "ML45-test"), a task ("reach-v3"), or a list of
+        tasks
+    :param goals: default those that the name of the set says, else "random". "random": each episode draws one of the
+        benchmark's 50 goals of its task (the paper's "Conditioned"); "fixed": one goal a task, the same every episode;
+        "each-once" (for evaluation): the 50 in turn, in an order that depends on ``seed`` alone. k copies of a task
+        share them: together their first episodes have each goal once, 50 // k or 50 // k + 1 a copy, as
+        :func:`.evaluate_tasks` with 50 episodes plays them, and then each copy begins its share again.
     :param seed: of the goals and their order; different tasks and copies get different sequences. None draws one.
     :param max_episode_steps: the horizon, 200 in the paper, at most 500; an episode that ends there is truncated
     :param reward_version: Meta-World's reward functions, "v1" or "v2"
@@ -63,6 +65,9 @@ def make_metaworld_env(
     :return: ``envs_per_task * M`` envs with float32 observations ``[39 + M]``; copies of a task stand together
     :raises ConfigurationError: for an unknown name (with the nearest known) or an impossible number
     """
+    if goals is None:
+        named = TASK_SETS.get(tasks) if isinstance(tasks, str) else None
+        goals = "random" if named is None else named.options.get("goals", "random")
     makers = metaworld.make_task_makers(
         tasks,
         goals=goals,
@@ -198,16 +203,21 @@ def make_task_set_env(task_set: TaskSet, n_envs: int, *, options: Mapping[str, A
 def as_env(env: Any, seed: int | None) -> Any:
     """What an algorithm learns in, of what a user passed for it.
 
-    :param env: an env, or a vector env of gymnasium; the name of a Meta-World task or set, made with ``seed``; an id of
-        gymnasium; or None
+    :param env: an env, or a vector env of gymnasium; the name of a task or set, see :data:`.TASK_SETS`, or a list of
+        Meta-World's tasks, made with ``seed``; an id of gymnasium; or None
     :raises ConfigurationError: for something else, or an unknown name
     """
     if isinstance(env, gym.vector.VectorEnv):
         return GymnasiumVecEnv(env)
+    if isinstance(env, (list, tuple)) and env and all(isinstance(name, str) for name in env):
+        return make_metaworld_env(env, seed=seed)
     if not isinstance(env, str):
         if env is not None and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
             raise ConfigurationError(f"env must be an environment or the name of one, not {env!r}.")
         return env
+    if env in TASK_SETS and TASK_SETS[env].suite != "metaworld":
+        task_set = TASK_SETS[env]
+        return make_task_set_env(task_set, len(task_names(task_set)), options={"seed": seed})
     if env not in gym.registry and ":" not in env:
         return make_metaworld_env(env, seed=seed)
     try:

@@ -15,13 +15,14 @@ import numpy as np
 from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_seed
 from sb3_softmod.common.errors import RENDERING_ADVICE, ConfigurationError, nearest
 from sb3_softmod.envs.arguments import as_names, check_copies
-from sb3_softmod.envs.task_sets import METAWORLD_HORIZON
+from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, SHORT_NAMES
+from sb3_softmod.envs.task_sets import TASK_SETS as NAMED_SETS
 from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
 
 try:
     import mujoco
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML10_V3, ML45_V3, MT10_V3, MT25_V3
     from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
     from metaworld.types import Task
 except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
@@ -29,12 +30,18 @@ except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
 
 Goals = Literal["random", "fixed", "each-once"]
 
-#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes.
+#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes. Those of ML10 and ML45 have
+#: the tasks of Meta-World's meta-learning benchmarks, which hide the goals: here they are seen, as in the other sets.
 TASK_SETS: dict[str, tuple[str, ...]] = {
     "MT3": ("reach-v3", "drawer-close-v3", "button-press-topdown-v3"),
     "MT10": tuple(MT10_V3),
     "MT25": tuple(MT25_V3),
     "MT50": tuple(ALL_V3_ENVIRONMENTS),
+    **{
+        f"{benchmark}-{part}": tuple(tasks)
+        for benchmark, parts in (("ML10", ML10_V3), ("ML45", ML45_V3))
+        for part, tasks in parts.items()
+    },
 }
 
 #: Goals of a task in Meta-World's benchmarks.
@@ -47,17 +54,23 @@ MAX_HORIZON = 500
 def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """The task names that a user means.
 
-    :param tasks: a task set ("MT3", "MT10", "MT25", "MT50"), a task ("reach-v3"), or a list of tasks
+    :param tasks: a task set, see :data:`TASK_SETS`, a task ("reach-v3"), or a list of these
     :raises ConfigurationError: for an unknown or repeated name, with the nearest known ones
     """
     if isinstance(tasks, str):
+        named = {name: task_set for name, task_set in NAMED_SETS.items() if task_set.suite == "metaworld"}
+        if tasks in named:
+            tasks = str(named[tasks].tasks)
         if tasks in TASK_SETS:
             return TASK_SETS[tasks]
         if tasks not in ALL_V3_ENVIRONMENTS:
-            raise ConfigurationError(
-                f"Unknown task or task set {tasks!r}: {nearest(tasks, [*TASK_SETS, *ALL_V3_ENVIRONMENTS])}"
-            )
+            found = nearest(tasks, [*TASK_SETS, *named], SHORT_NAMES)
+            raise ConfigurationError(f"Unknown task or task set {tasks!r}: {found}")
         return (tasks,)
+    if isinstance(tasks, (list, tuple)):
+        tasks = [
+            name for task in tasks for name in (TASK_SETS.get(task, (task,)) if isinstance(task, str) else (task,))
+        ]
     return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 
 

@@ -234,6 +234,29 @@ class MultiTaskVecNormalize(VecNormalize):
         return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
 
 
+def mixed_statistics(statistics: Mapping[str, Any], routes: np.ndarray) -> dict[str, Any]:
+    """The statistics for tasks that are mixtures of others: mean and variance of what is, in parts, of each.
+
+    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`, of M tasks
+    :param routes: ``[K, M]``, the shares of the M tasks in each of the K
+    :return: the same of K tasks
+    """
+    out = {**deepcopy(dict(statistics)), "num_tasks": len(routes)}
+    for name in _MEANS:
+        if name == "ret_rms" or statistics["obs_statistics"] == "per-task":
+            out[name] = [_mixed(statistics[name], shares) for shares in routes.astype(np.float64)]
+    return out
+
+
+def _mixed(parts: list[RunningMeanStd], shares: np.ndarray) -> RunningMeanStd:
+    means, variances = (np.stack([getattr(rms, name) for rms in parts]) for name in ("mean", "var"))
+    out = RunningMeanStd(shape=means.shape[1:])
+    out.mean = np.tensordot(shares, means, 1)
+    out.var = np.tensordot(shares, variances + np.square(means - out.mean), 1)
+    out.count = float(shares @ [rms.count for rms in parts])
+    return out
+
+
 def normalize_observations(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
     """Normalise observations as a :class:`MultiTaskVecNormalize` of these statistics does.
 

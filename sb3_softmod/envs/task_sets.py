@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,17 +94,35 @@ class TaskSet:
         }
 
 
+def full_name(name: str) -> str:
+    """The name of a set that a short one stands for: "MT10" is MT10-Conditioned; any other name is itself."""
+    return SHORT_NAMES[name][0] if name in SHORT_NAMES else name
+
+
 def get_task_set(name: str) -> TaskSet:
-    """The task set of a name or of an id.
+    """The task set of a name, a short one too, or of an id; "MT10-Fixed+coffee-button-v3" is a set with further tasks.
 
     :raises ConfigurationError: for an unknown one, with the nearest names
     """
+    if isinstance(name, str) and "+" in name:
+        return _joined(name, [get_task_set(part) for part in name.split("+")])
     by_id = {task_set.gym_id: task_set for task_set in TASK_SETS.values()}
-    found = (TASK_SETS.get(name) or by_id.get(name)) if isinstance(name, str) else None
+    found = None
+    if isinstance(name, str):
+        found = TASK_SETS.get(full_name(name)) or by_id.get(name)
     if found is None:
-        near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), TASK_SETS)
+        near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), [*SHORT_NAMES, *TASK_SETS], SHORT_NAMES)
         raise ConfigurationError(f"Unknown env {name!r}: {near}")
     return found
+
+
+def _joined(name: str, parts: Sequence[TaskSet]) -> TaskSet:
+    """The tasks of several sets, as the first one has them."""
+    first = parts[0]
+    if any(part.suite != first.suite for part in parts):
+        raise ConfigurationError(f"The tasks of {name} are not of one suite: {', '.join(p.suite for p in parts)}.")
+    tasks = [task for part in parts for task in ((part.tasks,) if isinstance(part.tasks, str) else part.tasks)]
+    return TaskSet(name, first.suite, tuple(tasks), first.version, first.options)
 
 
 def _all_task_sets() -> list[TaskSet]:
@@ -113,8 +131,9 @@ def _all_task_sets() -> list[TaskSet]:
         for tasks in ("MT10", "MT25", "MT50")
         for title, goals in (("Fixed", "fixed"), ("Conditioned", "random"))
     ]
-    sets.append(TaskSet("MT3", "metaworld", "MT3", 3, dict(goals="random")))
-    sets += [TaskSet(f"{task}-v3", "metaworld", f"{task}-v3", 3, dict(goals="random")) for task in _METAWORLD_TASKS]
+    splits = [f"{benchmark}-{part}" for benchmark in ("ML10", "ML45") for part in ("train", "test")]
+    for tasks in ("MT3", *splits, *(f"{task}-v3" for task in _METAWORLD_TASKS)):
+        sets.append(TaskSet(tasks, "metaworld", tasks, 3, dict(goals="random")))
     sets += [
         TaskSet(f"DMC-{domain}", "dm_control", tuple(f"{domain.lower()}-{task}" for task in tasks), 0)
         for domain, tasks in _DM_CONTROL_TASKS.items()
@@ -126,10 +145,16 @@ def _all_task_sets() -> list[TaskSet]:
 TASK_SETS: dict[str, TaskSet] = {task_set.name: task_set for task_set in _all_task_sets()}
 
 
+#: Meta-World's own names of sets, and what they leave open: the goals. They stand for the first, as in Meta-World.
+SHORT_NAMES = {tasks: (f"{tasks}-Conditioned", f"{tasks}-Fixed") for tasks in ("MT10", "MT25", "MT50")}
+
+
 def register_all() -> None:
     """Make the task sets known to ``gymnasium.make`` and ``gymnasium.make_vec``."""
     for task_set in TASK_SETS.values():
         register(task_set, task_set.gym_id)
+    for name, (full, _) in SHORT_NAMES.items():
+        register(TASK_SETS[full], f"{NAMESPACE}/{name}-v{TASK_SETS[full].version}")
 
 
 def register(task_set: TaskSet, gym_id: str) -> None:

@@ -19,6 +19,9 @@ from sb3_softmod.envs.worker_process import LocalWorker, WorkerLost, WorkerProce
 
 Worker = LocalWorker | WorkerProcess
 
+#: The variable of the environment that holds the default number of workers.
+WORKERS = "SB3_SOFTMOD_WORKERS"
+
 
 class WorkerPool:
     """Deals envs out to workers, and starts those.
@@ -197,7 +200,12 @@ def _close_all(workers: list[Worker]) -> None:
 
 
 def _default_number() -> int:
-    """One worker for each core that this process may use; none for a process that is one of many itself."""
+    """One worker for each core that this process may use; none for a process that is one of many itself.
+
+    :data:`WORKERS` in the environment says how many instead: of one run among those of a grid.
+    """
     if multiprocessing.current_process().daemon:  # of a multiprocessing.Pool, most likely
         return 0
+    if given := os.environ.get(WORKERS):
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_names
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.task_observation import num_tasks_of, task_ids, task_names_of
+from sb3_softmod.common.task_observation import num_tasks_of, task_ids, task_names_of, tasks_in_turn
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.metaworld import MAX_HORIZON, Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.some_tasks import SomeTasks
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.evaluation.evaluated_env import learned_normalized, normalize_of, playing, statistics_of
@@ -64,7 +65,7 @@ def evaluate_tasks(
     :param model: anything with ``predict``
     :param env: a multi-task env, which is reset (the next ``learn`` of a model that learns in it begins new episodes);
         or the name of a task set, of a Meta-World task, or a list of these: envs are made for it, with the observation
-        statistics of the model, and closed
+        statistics of the model, and closed; they may be some of the model's tasks
     :param protocol: sets number of episodes and goals, whether an episode ends with its first success, and the horizon
     :param n_eval_episodes: episodes of each task; default that of the protocol, or 50
     :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default that of the protocol or of the set
@@ -124,20 +125,32 @@ def make_evaluation_env(
     :param n_workers: see :func:`.make_metaworld_env`
     :raises ConfigurationError: for tasks that are not the model's, or options that there are not
     """
-    # A set by its name in experiments, or Meta-World's own names for sets and tasks.
-    by_name = isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE))
-    task_set = get_task_set(tasks) if by_name else TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)  # type: ignore[arg-type]
+    task_set = as_task_set(tasks)
     names = task_names(task_set)
     known = getattr(model, "task_names", None)
-    if known and list(names) != list(known):
+    of_some = bool(known) and len(names) < len(known) and set(names) < set(known)  # type: ignore[arg-type]
+    if known and list(names) != list(known) and not of_some:
         raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
     copies = max(1, min(most_copies, _ENVS // len(names)))
     env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options or {}, n_workers=n_workers)
+    if of_some:
+        env = SomeTasks(env, known)  # type: ignore[arg-type]
     statistics = statistics_of(model)
     if statistics is not None:
         env = MultiTaskVecNormalize(env, training=False)
         env.set_statistics({**statistics, "norm_reward": False})
     return env
+
+
+def as_task_set(tasks: str | Sequence[str]) -> TaskSet:
+    """What a user means by the tasks of envs that are made: a set by its name in experiments, or Meta-World's own names
+    for sets and tasks.
+
+    :raises ConfigurationError: for an unknown name, with the nearest
+    """
+    if isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE) or "+" in tasks):
+        return get_task_set(tasks)
+    return TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)
 
 
 def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:
@@ -167,9 +180,10 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
     statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
     observations = np.asarray(env.reset())
     tasks = task_ids(observations, num_tasks)
-    rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < num_tasks
+    rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < env.unwrapped.num_tasks
     # How many episodes that count may still begin: by task where the envs rotate, otherwise by env.
-    to_begin = np.full(num_tasks, n_eval_episodes) if rotates else _shares(tasks, n_eval_episodes)
+    of_tasks = n_eval_episodes * tasks_in_turn(env, num_tasks)
+    to_begin = of_tasks if rotates else _shares(tasks, n_eval_episodes)
     progress.reset(int(to_begin.sum()))
     counts = np.zeros(env.num_envs, bool)  # whether the episode that an env plays now counts
     begins = np.ones(env.num_envs, bool)

@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.common.task_observation import num_tasks_of, task_names_of
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
@@ -112,14 +113,15 @@ def playing(model: Any, env: VecEnv) -> Iterator[None]:
     :raises ConfigurationError: see :func:`check_env`; and for the envs that it is learning in at this moment
     """
     check_env(model, env)
-    own = _env_of(model)
+    learner = model.model if isinstance(model, MixedModel) else model
+    own = _env_of(learner)
     if own is not None and shares_envs(env, own):
-        if getattr(model, "is_learning", False):
+        if getattr(learner, "is_learning", False):
             raise ConfigurationError(
                 "The model is learning in these envs, whose episodes would end unknown to it: evaluate in envs of "
                 "their own."
             )
-        model._last_obs = None  # by which SB3 knows that it must reset
+        learner._last_obs = None  # by which SB3 knows that it must reset
     normalize = unwrap_vec_normalize(env)
     if normalize is None:
         yield

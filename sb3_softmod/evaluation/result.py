@@ -99,7 +99,7 @@ class TaskEvaluation:
                 for i, task in enumerate(self.task_names)
             },
         }
-        text = json.dumps(_without_nan(content), indent=1)
+        text = json.dumps(without_nan(content), indent=1)
         if path is not None:
             with replacing(path) as draft:
                 draft.write_text(text + "\n")
@@ -139,10 +139,10 @@ class TaskEvaluation:
         for column in ("success", "95 % interval", "at the end", "return", "length"):
             table.add_column(column, justify="right", no_wrap=True)
         columns = [getattr(self, metric) for metric in _METRICS]
-        rows = list(zip(self.task_names, *columns, map(_interval, self.success_interval), strict=True))
+        rows = list(zip(self.task_names, *columns, map(interval, self.success_interval), strict=True))
         rows.append(("mean", *map(mean_over_tasks, columns), ""))
-        for name, success, at_end, mean_return, length, interval in rows:
-            table.add_row(name, _percent(success), interval, _percent(at_end), _number(mean_return), _number(length))
+        for name, success, at_end, mean_return, length, bounds in rows:
+            table.add_row(name, percent(success), bounds, percent(at_end), number(mean_return), number(length))
         return table
 
     def _repr_html_(self) -> str:
@@ -170,22 +170,25 @@ def mean_over_tasks(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else math.nan
 
 
-def _percent(rate: float) -> str:
+def percent(rate: float) -> str:
+    """A rate for a table; nothing for NaN."""
     return "" if math.isnan(rate) else f"{100 * rate:.0f} %"
 
 
-def _interval(bounds: tuple[float, float]) -> str:
-    return "" if math.isnan(bounds[0]) else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
+def interval(bounds: tuple[float, float]) -> str:
+    """Two rates for a table; nothing for NaN."""
+    return "" if math.isnan(bounds[0]) else f"{percent(bounds[0])} to {percent(bounds[1])}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A number for a table; nothing for NaN."""
     return "" if math.isnan(value) else f"{value:.0f}"
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

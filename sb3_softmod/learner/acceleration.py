@@ -48,12 +48,13 @@ class Acceleration:
     cuda_graphs: bool
     storage: th.device
 
-    def evaluation(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def evaluation(self, function: Callable[..., Any], compiled: bool = True) -> Callable[..., Any]:
         """A function that evaluates a network, as the learner calls it.
 
         :param function: whose outputs are float32 in any precision
+        :param compiled: whether it may be compiled; what hooks of a network see, it may not
         """
-        if self.compile:
+        if self.compile and compiled:
             # Random numbers as without it; acting evaluates the network itself, so that its batches compile nothing.
             function = th.compile(function, dynamic=False, options={"fallback_random": True})
         # Around the compiled function: the compiler counts what it makes of one piece of code, and gives up at 8.
@@ -120,7 +121,7 @@ def keep_memory() -> None:
 
     A step on a CPU allocates and frees hundreds of MB. By default glibc returns part of it each time, and the kernel
     then finds and clears thousands of pages again: a tenth of a step's time, and much of its spread. The setting is the
-    whole process's, so that only commands call this; others have the variables that README's Speed section names.
+    whole process's, so that only commands call this; others have the variables that docs/speed.md names.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -158,7 +159,7 @@ def decide(options: LearnerOptions, policy: SACPolicy, device: th.device, storag
         if not on_gpu and not any(map(shutil.which, compilers)):
             raise ConfigurationError("compile=True needs a C++ compiler: install g++, or leave compile False.")
 
-    obstacle = _obstacle_to_graphs(policy, device)
+    obstacle = _obstacle_to_graphs(policy, device, options)
     if options.cuda_graphs is True and obstacle:
         raise ConfigurationError(f"cuda_graphs=True {obstacle}: leave it at 'auto' or False.")
     cuda_graphs = options.cuda_graphs is not False and obstacle is None
@@ -189,7 +190,7 @@ def decide_storage(wanted: th.device | str, device: th.device, nbytes: int) -> t
     return device if 4 * nbytes <= free else cpu
 
 
-def _obstacle_to_graphs(policy: SACPolicy, device: th.device) -> str | None:
+def _obstacle_to_graphs(policy: SACPolicy, device: th.device, options: LearnerOptions) -> str | None:
     """Why gradient steps cannot be replayed, if so."""
     if device.type != "cuda":
         return f"needs a GPU, not {device}"
@@ -205,9 +206,11 @@ def _obstacle_to_graphs(policy: SACPolicy, device: th.device) -> str | None:
         return "needs actor and critics of this package"
     if policy.optimizer_class not in (th.optim.Adam, th.optim.AdamW):
         return f"needs Adam or AdamW, not {policy.optimizer_class.__name__}"
-    options = policy.optimizer_kwargs
-    if not options.get("fused", options.get("foreach") is None):  # the others cannot be told on the device not to step
+    adam = policy.optimizer_kwargs
+    if not adam.get("fused", adam.get("foreach") is None):  # the others cannot be told on the device not to step
         return "needs the fused Adam (leave optimizer_kwargs without fused and foreach)"
+    if options.gradient_surgery not in (None, "pcgrad"):  # of TorchJD
+        return "does not work with gradient_surgery other than 'pcgrad', which is computed on the host"
     return None
 
 

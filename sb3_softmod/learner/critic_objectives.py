@@ -50,6 +50,9 @@ class CriticObjective(Protocol):
     def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
         """What each sample costs each member, ``[E, B]``."""
 
+    def least(self, target: Tensor) -> Tensor:
+        """What each sample costs where the prediction is the target, ``[B]``: no loss is smaller."""
+
 
 def over_members(q_values: Tensor, how: CriticTarget) -> Tensor:
     """One value of the members': the least, against overestimation, or the mean.
@@ -80,6 +83,10 @@ class SquaredError:
     def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
         """See :class:`CriticObjective`."""
         return 0.5 * (predictions - target).square()
+
+    def least(self, target: Tensor) -> Tensor:
+        """See :class:`CriticObjective`."""
+        return th.zeros_like(target)
 
 
 class CrossEntropy:
@@ -122,6 +129,10 @@ class CrossEntropy:
     def losses(self, predictions: Tensor, target: Tensor) -> Tensor:
         """See :class:`CriticObjective`."""
         return -(target * predictions.log_softmax(-1)).sum(-1)
+
+    def least(self, target: Tensor) -> Tensor:
+        """See :class:`CriticObjective`; the entropy of the target."""
+        return th.special.entr(target).sum(-1)
 
 
 class GaussianHistogram(CrossEntropy):

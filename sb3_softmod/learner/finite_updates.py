@@ -283,7 +283,8 @@ class FiniteUpdates:
         :param failure: the update
         :return: what is not finite; empty if everything is
         """
-        now = _random_state(self._device)
+        now, surgery = _random_state(self._device), self._state.surgery
+        remembered = None if surgery is None else surgery.state()
         _set_random_state(self._device, failure.moment.random_state)
         self.inspector = Rehearsal(self._state.options.task_names, failure)
         try:
@@ -293,6 +294,8 @@ class FiniteUpdates:
         finally:
             self.inspector = self.watch
             _set_random_state(self._device, now)
+            if surgery is not None and remembered is not None:
+                surgery.set_state(remembered)
         return ""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,9 @@ from sb3_softmod.common.task_observation import split
 from sb3_softmod.learner.acceleration import Acceleration
 from sb3_softmod.learner.critic_objectives import CriticObjective, make_objective, over_members
 from sb3_softmod.learner.finite_updates import FiniteUpdates, NamedParameters
-from sb3_softmod.learner.gradient_surgery import LossFunction, pcgrad, task_gradients
+from sb3_softmod.learner.gradient_norms import WatchedFunction
+from sb3_softmod.learner.gradient_surgery import LossFunction, task_gradients
+from sb3_softmod.learner.learned_weights import LearnedWeights, TaskLosses, task_losses
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.learner.options import LearnerState
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
@@ -55,6 +58,13 @@ class GradientStep:
         self._optimizers: list[th.optim.Optimizer] = [self.actor.optimizer, self.critic.optimizer]
         if temperatures.optimizer is not None:
             self._optimizers.append(temperatures.optimizer)
+        learned = state.learned_weights
+        if learned is not None:
+            self._optimizers.append(learned.optimizer)
+        #: Those that have the learning rate of the model.
+        self._scheduled = [o for o in self._optimizers if learned is None or o is not learned.optimizer]
+        if learned is not None and learned.with_rate_of_model:
+            self._scheduled.append(learned.optimizer)
         for optimizer in self._optimizers:
             acceleration.prepare(optimizer)
         self._acceleration = acceleration
@@ -68,6 +78,12 @@ class GradientStep:
         self._distribution = acceleration.evaluation(self.actor.get_action_dist_params)
         self._q_values = acceleration.evaluation(partial(_q_values, self._objective, self.critic))
         self._predictions = acceleration.evaluation(partial(self._objective.predict, self.critic))
+        self._watched_predictions: WatchedFunction | None = None
+        if learned is not None and learned.reads_norms:
+            predict = acceleration.evaluation(partial(self._objective.predict, self.critic), compiled=False)
+            assert isinstance(self.critic, MultiTaskCritic)
+            assert self.critic.network.last_shared_layer is not None
+            self._watched_predictions = WatchedFunction(predict, self.critic.network.last_shared_layer)
         self._target_predictions = acceleration.evaluation(partial(self._objective.predict, policy.critic_target))
         self._learned: list[Tensor] = list(self.critic.parameters())
         self._targets: list[Tensor] = list(policy.critic_target.parameters())
@@ -104,8 +120,8 @@ class GradientStep:
         return metrics
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of all optimizers."""
-        for optimizer in self._optimizers:
+        """Of all optimizers, but for those of learned weights that have a rate of their own."""
+        for optimizer in self._scheduled:
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):  # a CUDA graph reads it where it is
                     group["lr"].fill_(rate)
@@ -127,6 +143,7 @@ class GradientStep:
             self.state.options,
             [_place(value) for value in self.state.temperatures],
             None if self.state.reward_scale is None else _place(self.state.reward_scale.largest),
+            None if self.state.learned_weights is None else _place(self.state.learned_weights.numbers),
             [(name, _place(value)) for group in groups for name, value in group if name != "params"],
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
@@ -153,7 +170,7 @@ class GradientStep:
         if self.state.options.use_sde:
             self.actor.reset_noise()
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
-        surgery = self.state.options.gradient_surgery is not None
+        surgery = self.state.surgery is not None
         missing = th.full_like(count, th.nan)  # [M], of what only a step of the actor measures
         alpha, task_log_prob, ent_coef_loss = self._alpha(), missing, missing
         if with_actor:
@@ -176,9 +193,11 @@ class GradientStep:
             over, entropy_cost = self.state.options.critic_target_kind, sample_alpha * next_log_prob
             target = self._objective.target(predictions, over, entropy_cost, rewards, discounts)
 
-        q, critic_losses = self._minimize(
-            self.critic, self._critic_loss, batch.observations, sample_weight, batch.actions, target
-        )
+        learned, tensors = self.state.learned_weights, (batch.observations, sample_weight, batch.actions, target)
+        if learned is None:
+            q, critic_losses = self._minimize(self.critic, self._critic_loss, *tensors)
+        else:
+            q, critic_losses, weights = self._minimize_balanced(learned, task, share, *tensors)
         task_actor_loss = missing
         if with_actor:
             actor_loss = partial(self._actor_loss, sampled=None if surgery else (actions_pi, log_prob))
@@ -213,7 +232,8 @@ class GradientStep:
         :return: actions ``[B, action_dim]`` and their log-probabilities ``[B]``
         """
         mean, log_std, kwargs = self._distribution(obs)
-        return self.actor.action_dist.log_prob_from_params(mean, log_std, **kwargs)
+        # It keeps what it drew, and a model that keeps tensors of a mapped pass cannot be copied.
+        return copy.copy(self.actor.action_dist).log_prob_from_params(mean, log_std, **kwargs)
 
     def _scaled(self, rewards: Tensor, task: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Divide rewards by the scales of their tasks; those of several steps too, whose return is linear in them.
@@ -260,10 +280,59 @@ class GradientStep:
         if present is not None:  # Adam's momentum moves what has no gradient too
             log_alpha.data.copy_(th.where(present, log_alpha.detach(), before))
 
-    def _critic_loss(self, obs: Tensor, weight: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Any]:
-        """The critics' mean loss, and of each sample the mean Q-value and the loss."""
-        predictions = self._predictions(obs, actions)
+    def _minimize_balanced(
+        self, learned: LearnedWeights, task: Tensor, share: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the critics with weights that are learned, and one of these.
+
+        :param task: ``[B, M]``, one-hot
+        :param share: ``[B, M]``, whose columns average over the samples of one task
+        :param tensors: arguments of :meth:`_critic_loss`
+        :return: its metrics, and the weights ``[M]``
+        """
+        obs, _, actions, target = tensors
+        least = self._objective.least(target)
+        before, weights = TaskLosses(*[share.new_zeros(self.num_tasks)] * 3), share.new_zeros(self.num_tasks)
+
+        def weigh(losses: Tensor) -> Tensor:
+            nonlocal before, weights
+            before = task_losses(losses.detach(), least, share)
+            weights = learned.weights(before)
+            return task @ weights
+
+        def after() -> TaskLosses:
+            with th.no_grad():
+                return task_losses(self._objective.losses(self._predictions(obs, actions), target), least, share)
+
+        def norms() -> Tensor:
+            assert self._watched_predictions is not None
+            num_present = self._num_present or self.num_tasks
+            found = self._watched_predictions.gradient_norms(num_present)
+            # The loss is a mean over the tasks, and those of the paper are summed.
+            return num_present * (found @ task.unflatten(0, (num_present, -1))[:, 0])
+
+        q, losses = self._minimize(self.critic, partial(self._critic_loss, weigh=weigh), *tensors)
+        learned.learn(learned.gradient(before, after, norms), before.present, self.finite.inspector.step)
+        return q, losses, weights
+
+    def _critic_loss(
+        self,
+        obs: Tensor,
+        weight: Tensor,
+        actions: Tensor,
+        target: Tensor,
+        *,
+        weigh: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The critics' mean loss, and of each sample the mean Q-value and the loss.
+
+        :param weight: of each sample, ``[B]``
+        :param weigh: from the losses ``[E, B]`` to other weights, where they depend on these
+        """
+        predictions = (self._watched_predictions or self._predictions)(obs, actions)
         losses = self._objective.losses(predictions, target)  # [E, B]
+        if weigh is not None:
+            weight = weigh(losses)
         loss = (weight * losses.sum(0)).mean()
         q = self._objective.q_values(predictions.detach()).mean(0)
         return self._with_auxiliary(self.critic, loss, losses, obs), (q, losses.detach().sum(0))
@@ -293,16 +362,15 @@ class GradientStep:
         """
         stage = "actor" if module is self.actor else "critic"
         module.optimizer.zero_grad()
-        if self.state.options.gradient_surgery is None:
+        if self.state.surgery is None:
             loss, metrics = loss_function(*tensors)
             loss.backward()
         else:
             num_present = self._num_present or self.num_tasks
             gradients, metrics = task_gradients(module, loss_function, tensors, num_present)
-            orders = th.rand(num_present, num_present, device=metrics[-1].device).argsort(-1)
-            projected = pcgrad(gradients, orders)
+            combined = self.state.surgery(stage, gradients)
             for name, parameter in module.named_parameters():
-                parameter.grad = projected.get(name)
+                parameter.grad = combined.get(name)
             loss = metrics[-1].mean()
         # Before clipping, which makes zeros of gradients whose norm is infinite.
         self.finite.inspector.test(stage, {f"loss of the {stage}": loss}, self._parameters[stage], metrics[-1])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch as th
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-GradientSurgery = Literal["pcgrad"]
-GRADIENT_SURGERIES: tuple[GradientSurgery, ...] = ("pcgrad",)
+from sb3_softmod.networks.layers import by_group
 
 #: From the tensors of some rows of a batch to their mean loss, and to metrics of each row.
 LossFunction = Callable[..., tuple[Tensor, Any]]
@@ -46,9 +45,9 @@ def task_gradients(
         return functional_call(call, parameters, rows)
 
     by_task = tuple(tensor.unflatten(0, (num_tasks, -1)) for tensor in tensors)
-    gradients, metrics = vmap(
-        grad(loss_of_task, has_aux=True), in_dims=(None, *[0] * len(tensors)), randomness="different"
-    )(parameters, *by_task)
+    of_each = vmap(grad(loss_of_task, has_aux=True), in_dims=(None, *[0] * len(tensors)), randomness="different")
+    with by_group():
+        gradients, metrics = of_each(parameters, *by_task)
     metrics = th.utils._pytree.tree_map(lambda metric: metric.flatten(0, 1), metrics)
     return {name.removeprefix("module."): g for name, g in gradients.items()}, metrics
 
@@ -62,13 +61,32 @@ def pcgrad(gradients: dict[str, Tensor], orders: Tensor) -> dict[str, Tensor]:
     :param orders: ``[M, M]``, row i a permutation of the tasks: the order in which gradient i meets the others
     :return: ``[E, ...]`` of each parameter
     """
-    flat = {name: g.flatten(2) for name, g in gradients.items()}  # [M, E, P]
-    gram = sum(th.einsum("iep,jep->eij", g, g) for g in flat.values())
-    assert isinstance(gram, Tensor)
-    # In float64, for which an MPS device has to ask the CPU.
-    device = th.device("cpu") if gram.device.type == "mps" else gram.device
-    weights = _pcgrad_weights(gram.to(device).double(), orders.to(device)).to(gram.dtype).to(gram.device) / len(orders)
-    return {name: th.einsum("em,mep->ep", weights, g).view(gradients[name].shape[1:]) for name, g in flat.items()}
+    gram = inner_products(gradients)
+    return combined(gradients, _pcgrad_weights(gram, orders.to(gram.device)) / len(orders))
+
+
+def inner_products(gradients: dict[str, Tensor]) -> Tensor:
+    """Of every two tasks' gradients, for each member of an ensemble.
+
+    :param gradients: ``[M, E, ...]`` of each parameter
+    :return: ``[E, M, M]``, in float64, for which an MPS device has to ask the CPU
+    """
+    flat = [g.flatten(2) for g in gradients.values()]  # [M, E, P]
+    gram = th.stack([th.einsum("iep,jep->eij", g, g) for g in flat]).sum(0)
+    return gram.to("cpu" if gram.device.type == "mps" else gram.device).double()
+
+
+def combined(gradients: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """The sum of the tasks' gradients times their weights.
+
+    :param gradients: ``[M, E, ...]`` of each parameter
+    :param weights: ``[E, M]``
+    :return: ``[E, ...]`` of each parameter
+    """
+    return {
+        name: th.einsum("em,mep->ep", weights.to(g.dtype).to(g.device), g.flatten(2)).view(g.shape[1:])
+        for name, g in gradients.items()
+    }
 
 
 def _pcgrad_weights(gram: Tensor, orders: Tensor) -> Tensor:

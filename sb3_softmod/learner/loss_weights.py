@@ -7,21 +7,22 @@ from typing import Literal
 import torch as th
 from torch import Tensor
 
-LossWeighting = Literal["uniform", "alpha", "log_alpha"]
-LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = ("uniform", "alpha", "log_alpha")
+LossWeighting = Literal["uniform", "alpha", "log_alpha", "gradnorm", "famo", "uncertainty"]
+LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = ("uniform", "alpha", "log_alpha", "gradnorm", "famo", "uncertainty")
 
 
 def loss_weights(weighting: LossWeighting, alpha: Tensor, present: Tensor | None = None) -> Tensor:
     r"""The weights of the tasks' losses, without gradient.
 
     :param weighting: "alpha": :math:`w_i = M e^{-\alpha_i} / \sum_j e^{-\alpha_j}`, Eq. 10 scaled to a mean of 1;
-        "log_alpha": the same over :math:`\log \alpha_i`, as in the authors' code; "uniform": all 1
+        "log_alpha": the same over :math:`\log \alpha_i`, as in the authors' code; "uniform": all 1, and so for weights
+        that are learned, which the critics' losses alone have, see :mod:`.learned_weights`
     :param alpha: ``[M]``, the temperatures
     :param present: ``[M]`` booleans, the tasks that are learned from; the sums and M are then over these; None for all
     :return: ``[M]``, positive, of mean 1 over the tasks present; 0 for others
     """
     alpha = alpha.detach()
-    if weighting == "uniform":
+    if weighting not in ("alpha", "log_alpha"):
         return th.ones_like(alpha) if present is None else present.to(alpha.dtype)
     logits = -alpha if weighting == "alpha" else -alpha.log()
     if present is None:

@@ -92,7 +92,7 @@ _OF_OLDER_DUMPS = {"critic_kind": "mse", "critic_target_kind": "min", "policy_de
 
 def _settings(state: LearnerState) -> dict[str, Any]:
     """What a model must have in common with a dump."""
-    options = state.options
+    options, surgery = state.options, state.options.gradient_surgery
     return dict(
         policy=type(state.policy).__name__,
         task_names=[str(name) for name in options.task_names],
@@ -100,7 +100,8 @@ def _settings(state: LearnerState) -> dict[str, Any]:
         critic_target_kind=options.critic_target_kind,
         policy_delay=options.policy_delay,
         loss_weighting=options.loss_weighting,
-        gradient_surgery=options.gradient_surgery,
+        gradient_surgery=None if surgery is None else str(surgery),
+        gradient_surgery_kwargs=repr(options.gradient_surgery_kwargs) if options.gradient_surgery_kwargs else None,
         gamma=float(options.gamma),
         target_entropy=float(options.target_entropy),
         precision=options.precision,
@@ -119,6 +120,12 @@ def _reward_scale(state: LearnerState) -> dict[str, Tensor]:
     return {} if state.reward_scale is None else dict(largest_returns=state.reward_scale.largest)
 
 
+def _learned_weights(state: LearnerState) -> dict[str, Tensor]:
+    """By the names that they have in a dump; empty where no weights are learned."""
+    learned = state.learned_weights
+    return {} if learned is None else {f"loss_weighting.{name}": value for name, value in learned.tensors().items()}
+
+
 def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
     """The update as plain numbers and tensors, which load without running code."""
     return dict(
@@ -128,6 +135,8 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
         **_reward_scale(state),
+        **_learned_weights(state),
+        surgery={} if state.surgery is None else state.surgery.state(),
         settings=_settings(state),
         policy_kwargs=json.loads(
             json.dumps(state.policy._get_constructor_parameters(), default=repr)
@@ -172,6 +181,8 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     for name, own in _temperatures(state).items():
         if own is not None and dump[name] is not None:
             own.data.copy_(dump[name])
-    for name, largest in _reward_scale(state).items():
-        largest.copy_(dump[name])
+    for name, own in {**_reward_scale(state), **_learned_weights(state)}.items():
+        own.copy_(dump[name])
+    if state.surgery is not None:
+        state.surgery.set_state(dump.get("surgery", {}))
     return failure

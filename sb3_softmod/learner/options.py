@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
-from sb3_softmod.learner.gradient_surgery import GradientSurgery
+from sb3_softmod.learner.learned_weights import LearnedWeights
 from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.learner.temperatures import Temperatures
@@ -39,6 +41,7 @@ class LearnerOptions:
     loss_weighting: LossWeighting
     max_grad_norm: float | list[float] | tuple[float, float] | None
     gradient_surgery: GradientSurgery | None
+    gradient_surgery_kwargs: Mapping[str, Any] | None
     on_nonfinite: OnNonFinite
     precision: Precision
     compile: bool
@@ -61,7 +64,9 @@ class LearnerState:
     :param options: may be replaced between two steps, but for ``task_names``, ``critic_kind`` and what the
         acceleration was decided by
     :param folder: for dumps of updates that are not finite
+    :param surgery: combines the gradients of the tasks; None for the gradient of their mean loss
     :param reward_scale: what rewards are divided by; None to take them as they are
+    :param learned_weights: of the critics' losses; None where ``loss_weighting`` says all
     """
 
     policy: SACPolicy
@@ -69,3 +74,5 @@ class LearnerState:
     options: LearnerOptions
     folder: Path = Path()
     reward_scale: RewardScale | None = None
+    surgery: Surgery | None = None
+    learned_weights: LearnedWeights | None = None

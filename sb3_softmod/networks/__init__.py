@@ -1,5 +1,6 @@
 """Multi-task networks in plain torch, all of one signature; nothing here knows SB3 or environments."""
 
+from sb3_softmod.networks.adapted import AdaptedNetwork
 from sb3_softmod.networks.base import MultiTaskNetwork
 from sb3_softmod.networks.bronet import BroNetwork
 from sb3_softmod.networks.care import CARENetwork
@@ -17,6 +18,7 @@ from sb3_softmod.networks.soft_modular import PRESETS, VARIANTS, SoftModularNetw
 __all__ = [
     "PRESETS",
     "VARIANTS",
+    "AdaptedNetwork",
     "BatchedLinear",
     "BatchedMLP",
     "BroNetwork",

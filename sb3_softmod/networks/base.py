@@ -34,6 +34,12 @@ class MultiTaskNetwork(nn.Module, ABC):
     #: changes from one pass to the next. Each class says so for itself, since a subclass may do what it likes.
     capturable: ClassVar[bool] = False
 
+    #: The arguments of a :class:`.TunableParts`: which parameters are those of a task, and which ones the words of
+    #: ``model.adapt(tune=...)`` mean. A network that says nothing cannot be adapted to new tasks.
+    tunable_parts: ClassVar[dict[str, Any]] = {}
+    #: Whether a row of ``task`` may be a mixture of tasks, and each of them then counts by its share.
+    mixes_tasks: ClassVar[bool] = True
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.capturable = vars(cls).get("capturable", False)
@@ -46,12 +52,21 @@ class MultiTaskNetwork(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.ensemble_size = ensemble_size
 
+    @property
+    def last_shared_layer(self) -> nn.Module | None:
+        """The last linear layer, or batch of them, whose weights all tasks share: where GradNorm measures gradients.
+
+        From ``[*prefix, B, in]`` to ``[*batch_shape, B, out]``, where the prefix is the beginning of the batch's shape,
+        and called once in a pass. None where there is none.
+        """
+        return None
+
     @abstractmethod
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         """Evaluate all members.
 
         :param inputs: ``[B, input_dim]``, the same for all members, or ``[E, B, input_dim]``
-        :param task: ``[B, M]``, one-hot rows (or any rows that sum to 1)
+        :param task: ``[B, M]``, one-hot rows, or (:attr:`mixes_tasks`) any that sum to 1
         :return: ``[E, B, output_dim]``
         """
 

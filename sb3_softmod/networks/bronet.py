@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch as th
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,8 @@ class BroNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    # No "task": the actor has no embedding of its own.
+    tunable_parts: ClassVar[dict[str, Any]] = dict(by_task={"task_embedding": 1}, words={"heads": ("head",)})
 
     def __init__(
         self,
@@ -52,6 +56,10 @@ class BroNetwork(MultiTaskNetwork):
         # Another network's embedding, once it is read instead of an own one. In a tuple, which torch does not look
         # into: it is no parameter of this network.
         self._read: tuple[nn.Parameter, ...] = ()
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.head
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         embedding = task @ F.normalize(self._embedding(), dim=-1)

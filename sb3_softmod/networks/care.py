@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -25,6 +26,14 @@ class CARENetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_embedding": 1},
+        words={
+            "routing": ("task_embedding", "context", "attention"),
+            "task": ("task_embedding",),
+            "heads": ("mlp.layers.-1",),
+        },
+    )
 
     def __init__(
         self,
@@ -47,6 +56,10 @@ class CARENetwork(MultiTaskNetwork):
         self.attention = BatchedMLP((E,), (D, *hidden, num_encoders))
         self.encoders = BatchedMLP((E, num_encoders), (input_dim, *hidden, D))
         self.mlp = BatchedMLP((E,), (2 * D, *require_widths("net_arch", net_arch), output_dim))
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.mlp.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         context = self._context(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ class FiLMNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_embedding": 1}, words={"task": ("task_embedding",), "heads": ("layers.-1",)}
+    )
 
     def __init__(
         self,
@@ -42,6 +46,10 @@ class FiLMNetwork(MultiTaskNetwork):
         self.normalization = normalization
         widths = (input_dim, *self.hidden, output_dim)
         self.layers = BatchedMLP((ensemble_size,), widths, normalization=normalization).layers
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         modulation = self.modulation(relu(task @ self.task_embedding))

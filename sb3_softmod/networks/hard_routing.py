@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch as th
 from torch import Tensor, nn
 
@@ -35,6 +37,10 @@ class HardRoutingNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"controller": 1},
+        words={"routing": ("controller",), "task": ("controller",), "heads": ("module_layers.-1",)},
+    )
 
     def __init__(
         self,
@@ -62,6 +68,10 @@ class HardRoutingNetwork(MultiTaskNetwork):
         # Nearly uniform; small differences, so that the tasks' most probable routes differ from the start.
         self.controller = nn.Parameter(0.01 / controller_scale * th.randn(E, num_tasks, num_layers, num_modules))
         self._drawn: Tensor | None = None  # the routes of the last pass of a training step, until its loss is known
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.module_layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         routes = self._draw(task) if self.training else self.routes(task)
@@ -94,7 +104,8 @@ class HardRoutingNetwork(MultiTaskNetwork):
         mean = losses @ task / count  # [E, M]
         variance = ((losses - mean @ task.T).square() @ task) / count
         rounding = 100 * th.finfo(losses.dtype).eps * (1 + mean.abs())  # smaller differences teach nothing
-        advantage = (mean @ task.T - losses) / ((variance.sqrt() + rounding) @ task.T)
+        scale = (variance.sqrt() + rounding) @ task.T
+        advantage = (mean @ task.T - losses) / th.where(scale > 0, scale, 1)  # 0: of no task of this network
         return (-advantage * log_prob).sum(0).mean()
 
     def _logits(self, task: Tensor) -> Tensor:

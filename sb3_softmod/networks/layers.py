@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -66,11 +68,9 @@ class BatchedLinear(nn.Module):
         if own_axes == 0:
             out = F.linear(inputs, weight, bias)
         else:
-            out = th.baddbmm(
-                bias.flatten(0, -2).unsqueeze(-2),
-                inputs.flatten(0, own_axes - 1),
-                weight.flatten(0, own_axes - 1).mT,
-            )
+            product = _product_by_group if _is_by_group() else _product
+            rows = inputs.flatten(0, own_axes - 1)
+            out = product(rows, weight.flatten(0, own_axes - 1), bias.flatten(0, -2).unsqueeze(-2))
         if own_axes == 1 == len(self.batch_shape):  # the usual case: [E, B, out] is what the product gave
             return out
         out = out.view(*inputs.shape[:-1], *self.batch_shape[own_axes:], -1)
@@ -79,6 +79,83 @@ class BatchedLinear(nn.Module):
     def extra_repr(self) -> str:
         *_, out_features, in_features = self.weight.shape
         return f"{'x'.join(map(str, self.batch_shape))} layers, in_features={in_features}, out_features={out_features}"
+
+
+#: Whether a network is evaluated under ``torch.func.vmap``, see :func:`by_group`.
+_BY_GROUP = ContextVar("by_group", default=False)
+
+
+@contextlib.contextmanager
+def by_group() -> Iterator[None]:
+    """For evaluating networks under ``torch.func.vmap``, mapped over groups of rows that share the weights.
+
+    By itself, vmap makes a batched product of each group with a copy of the weights: many products of few rows.
+    """
+    token = _BY_GROUP.set(True)
+    try:
+        yield
+    finally:
+        _BY_GROUP.reset(token)
+
+
+def _is_by_group() -> bool:
+    return not th.compiler.is_compiling() and _BY_GROUP.get()
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``[n, b, in]``, ``[n, out, in]`` and ``[n, 1, out]`` to ``[n, b, out]``."""
+    return th.baddbmm(bias, rows, weight.mT)
+
+
+def _product_by_group(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if th.is_autocast_enabled(rows.device.type):  # which knows torch's own products only
+        dtype = th.get_autocast_dtype(rows.device.type)
+        rows, weight, bias = rows.to(dtype), weight.to(dtype), bias.to(dtype)
+    return _SharedWeight.apply(rows, weight) + bias
+
+
+class _SharedWeight(th.autograd.Function):
+    """``rows @ weight.mT``; the rows of G groups make one product of G b rows."""
+
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor) -> Tensor:
+        return rows @ weight.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight = ctx.needs_input_grad
+        return (
+            _SharedWeight.apply(grad, weight.mT) if of_rows else None,
+            _WeightOfEach.apply(grad.mT, rows) if of_weight else None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], rows: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None
+        assert in_dims[1] is None
+        rows = rows.movedim(in_dims[0], 1)  # [n, G, b, in]
+        return _SharedWeight.apply(rows.flatten(1, 2), weight).unflatten(1, rows.shape[1:3]), 1
+
+
+class _WeightOfEach(th.autograd.Function):
+    """The gradient of a weight, ``[n, out, b]`` times ``[n, b, in]``; that of each group, ``[G, n, out, in]``."""
+
+    @staticmethod
+    def forward(grad: Tensor, rows: Tensor) -> Tensor:
+        return grad @ rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], grad: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        return grad.movedim(in_dims[0], 0) @ rows.movedim(in_dims[1], 0), 0  # type: ignore[arg-type]
 
 
 class BatchedMLP(nn.Module):

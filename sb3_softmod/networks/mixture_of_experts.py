@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths, with_task
 from sb3_softmod.networks.layers import BatchedMLP, Normalization, softmax
@@ -23,6 +24,14 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        reads_task=("experts.layers.0", "gating.layers.0"),
+        words={
+            "routing": ("gating",),
+            "task": ("experts.layers.0.task_weight", "gating.layers.0.task_weight"),
+            "heads": ("experts.layers.-1",),
+        },
+    )
 
     def __init__(
         self,
@@ -43,6 +52,10 @@ class MixtureOfExpertsNetwork(MultiTaskNetwork):
         gating = (width, *require_widths("gating_arch", gating_arch), num_experts)
         self.experts = BatchedMLP((ensemble_size, num_experts), experts, normalization=normalization)
         self.gating = BatchedMLP((ensemble_size,), gating, normalization=normalization)
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.experts.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         outputs = self.experts(with_task(inputs, task))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
 from sb3_softmod.networks.layers import BatchedMLP, Normalization
@@ -19,6 +20,10 @@ class MlpNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        reads_task=("mlp.layers.0",),
+        words={"task": ("mlp.layers.0.task_weight",), "heads": ("mlp.layers.-1",)},
+    )
 
     def __init__(
         self,
@@ -35,6 +40,10 @@ class MlpNetwork(MultiTaskNetwork):
         self.mlp = BatchedMLP(
             (ensemble_size,), (input_dim + num_tasks, *hidden, output_dim), normalization=normalization
         )
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.mlp.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         return self.mlp(with_task(inputs, task))

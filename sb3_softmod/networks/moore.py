@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class MOORENetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_weights": 1, "heads": 1},
+        words={"routing": ("task_weights",), "task": ("task_weights",), "heads": ("heads",)},
+    )
 
     def __init__(
         self,
@@ -45,6 +50,10 @@ class MOORENetwork(MultiTaskNetwork):
         self.experts = BatchedMLP((ensemble_size, num_experts), (input_dim, *hidden))
         self.task_weights = nn.Parameter(th.randn(ensemble_size, num_tasks, num_experts) / math.sqrt(num_experts))
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.experts.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         combined = th.einsum("ebk,ekbd->ebd", task @ self.task_weights, self.features(inputs))

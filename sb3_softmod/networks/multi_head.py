@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_widths, with_task
 from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Normalization, normalize, relu
@@ -22,6 +23,11 @@ class MultiHeadNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"heads": 1},
+        reads_task=("trunk.layers.0",),
+        words={"task": ("trunk.layers.0.task_weight",), "heads": ("heads",)},
+    )
 
     def __init__(
         self,
@@ -37,6 +43,10 @@ class MultiHeadNetwork(MultiTaskNetwork):
         hidden = require_widths("net_arch", net_arch, at_least=1)
         self.trunk = BatchedMLP((ensemble_size,), (input_dim + num_tasks, *hidden), normalization=normalization)
         self.heads = TaskHeads(ensemble_size, num_tasks, hidden[-1], output_dim)
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.trunk.layers[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         features = normalize(self.trunk(with_task(inputs, task)), self.trunk.normalization)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class PaCoNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"composition": 1},
+        words={"routing": ("composition",), "task": ("composition",), "heads": ("parameter_sets.-1",)},
+    )
 
     def __init__(
         self,
@@ -44,6 +49,10 @@ class PaCoNetwork(MultiTaskNetwork):
         self.parameter_sets = BatchedMLP((E, K), widths).layers
         # Of variance 1 / K, so that a combination of the sets is as large as each of them.
         self.composition = nn.Parameter(th.randn(E, num_tasks, K) / math.sqrt(K))
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.parameter_sets[-1]
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         weights = task @ self.composition  # [E, B, K]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch as th
 from torch import Tensor
@@ -23,6 +24,9 @@ class SingleTaskNetwork(MultiTaskNetwork):
     :param normalization: "layer": layer normalisation before each ReLU, without learned scale and shift
     :param ensemble_size: E; for it and the first three arguments see :class:`.MultiTaskNetwork`
     """
+
+    tunable_parts: ClassVar[dict[str, Any]] = dict(by_task={"mlps": 1}, words={"heads": ("mlps.layers.-1",)})
+    mixes_tasks = False
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch as th
 from torch import Tensor, nn
@@ -145,6 +145,14 @@ class SoftModularNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    tunable_parts: ClassVar[dict[str, Any]] = dict(
+        by_task={"task_encoder.weight": -1},
+        words={
+            "routing": ("task_encoder", "routing_encoder", "routing_down", "routing_up"),
+            "task": ("task_encoder",),
+            "heads": ("head",),
+        },
+    )
 
     def __init__(
         self,
@@ -199,6 +207,10 @@ class SoftModularNetwork(MultiTaskNetwork):
             BatchedLinear((*E, n), width, d, hidden_init) for width in module_widths[: L if routed else L - 1]
         )
         self.head = BatchedLinear(E if routed else (*E, n), d, output_dim, last_init)
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        return self.head
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         embedding = self._embed(inputs)

@@ -16,6 +16,7 @@ from torch.distributions import Normal
 
 from sb3_softmod.common.task_observation import split
 from sb3_softmod.networks import MultiTaskNetwork
+from sb3_softmod.networks.adapted import TaskGroup, make_network
 from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
 
 
@@ -43,6 +44,7 @@ class MultiTaskActor(Actor):
     :param num_tasks: M
     :param network_class: the network
     :param network_kwargs: its options
+    :param groups: of the tasks, where it was adapted to new ones, see :class:`.AdaptedNetwork`
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class MultiTaskActor(Actor):
         num_tasks: int,
         network_class: type[MultiTaskNetwork],
         network_kwargs: dict[str, Any],
+        groups: list[TaskGroup] | None = None,
     ) -> None:
         super().__init__(
             observation_space,
@@ -63,9 +66,10 @@ class MultiTaskActor(Actor):
         del self.latent_pi, self.mu, self.log_std  # SB3's own layers, replaced by the network
         self.action_dist = _SquashedGaussian(get_action_dim(action_space))  # type: ignore[assignment]
         self.num_tasks = num_tasks
-        self.network_kwargs = network_kwargs
-        self.network = network_class(
-            self.features_dim - num_tasks, 2 * get_action_dim(action_space), num_tasks, **network_kwargs
+        self.network_class, self.network_kwargs, self.groups = network_class, network_kwargs, groups
+        outputs = 2 * get_action_dim(action_space)
+        self.network = make_network(
+            network_class, self.features_dim - num_tasks, outputs, num_tasks, groups, **network_kwargs
         )
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
@@ -102,6 +106,7 @@ class MultiTaskCritic(ContinuousCritic):
         network_kwargs: dict[str, Any],
         n_critics: int = 2,
         value_atoms: tuple[int, float, float] | None = None,
+        groups: list[TaskGroup] | None = None,
     ) -> None:
         features_dim = get_flattened_obs_dim(observation_space)
         super().__init__(
@@ -115,14 +120,16 @@ class MultiTaskCritic(ContinuousCritic):
         )
         self.n_critics = n_critics
         self.num_tasks = num_tasks
-        self.network_kwargs = network_kwargs
+        self.network_class, self.network_kwargs, self.groups = network_class, network_kwargs, groups
         self.value_atoms = value_atoms
         if value_atoms is not None:
             self.register_buffer("atoms", ValueAtoms(*value_atoms).values(), persistent=False)
-        self.network = network_class(
+        self.network = make_network(
+            network_class,
             features_dim - num_tasks + get_action_dim(action_space),
             1 if value_atoms is None else value_atoms[0],
             num_tasks,
+            groups,
             ensemble_size=n_critics,
             **network_kwargs,
         )
@@ -158,6 +165,7 @@ def _constructor_parameters(module: MultiTaskActor | MultiTaskCritic) -> dict[st
         observation_space=module.observation_space,
         action_space=module.action_space,
         num_tasks=module.num_tasks,
-        network_class=type(module.network),
+        network_class=module.network_class,
         network_kwargs=module.network_kwargs,
+        groups=module.groups,
     )

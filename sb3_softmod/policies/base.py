@@ -20,6 +20,7 @@ from sb3_softmod.common.files import as_path
 from sb3_softmod.common.saved_files import naming
 from sb3_softmod.common.task_observation import check_space
 from sb3_softmod.networks import MultiTaskNetwork
+from sb3_softmod.networks.adapted import check_groups
 from sb3_softmod.networks.base import require_positive
 from sb3_softmod.policies.actor_critic import MultiTaskActor, MultiTaskCritic
 from sb3_softmod.policies.value_atoms import require_atoms
@@ -44,6 +45,7 @@ class MultiTaskSACPolicy(SACPolicy):
         decoupled_weight_decay=True)`` makes AdamW of Adam
     :param critic_options: options of the critics' network, where they are others than the actor's
     :param value_atoms: of the critics, see :class:`.MultiTaskCritic`; an algorithm of this package says it
+    :param groups: of the tasks, where the policy was adapted to new ones; :meth:`.MultiTaskSAC.adapt` says it
     :param network_kwargs: options of the network, see :attr:`network_class`
     :raises ConfigurationError: for an unknown option, or without ``num_tasks``
     """
@@ -62,6 +64,7 @@ class MultiTaskSACPolicy(SACPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         critic_options: dict[str, Any] | None = None,
         value_atoms: tuple[int, float, float] | None = None,
+        groups: list[dict[str, Any]] | None = None,
         **network_kwargs: Any,
     ) -> None:
         if num_tasks is None:
@@ -85,6 +88,7 @@ class MultiTaskSACPolicy(SACPolicy):
         self.critic_options = critic_options
         self.value_atoms: tuple[int, float, float] | None = value_atoms and (*require_atoms(*value_atoms),)
         self.n_critics = n_critics
+        self.groups = check_groups(groups, num_tasks, self.network_class, type(self).__name__)
         super().__init__(
             observation_space,
             action_space,
@@ -92,6 +96,17 @@ class MultiTaskSACPolicy(SACPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        if self.groups is not None:  # what does not learn is not the optimizers'
+            for module in (self.actor, self.critic):
+                module.optimizer = self._make_optimizer(module, lr_schedule)
+
+    def _make_optimizer(self, module: th.nn.Module, lr_schedule: Schedule) -> th.optim.Optimizer:
+        """An optimizer of what learns in a module."""
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MultiTaskActor:
         """A new actor; there is no features extractor to share."""
@@ -108,7 +123,7 @@ class MultiTaskSACPolicy(SACPolicy):
 
     def _parts(self) -> dict[str, Any]:
         """What actor and critics are both made of."""
-        names = ("observation_space", "action_space", "num_tasks", "network_class")
+        names = ("observation_space", "action_space", "num_tasks", "network_class", "groups")
         return {name: getattr(self, name) for name in names}
 
     @th.inference_mode()  # SB3's no_grad still keeps the books that gradients need: a tenth of the time
@@ -137,6 +152,7 @@ class MultiTaskSACPolicy(SACPolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             critic_options=self.critic_options,
             value_atoms=self.value_atoms,
+            groups=self.groups,
             **self.network_kwargs,
         )
 

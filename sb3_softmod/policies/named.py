@@ -5,6 +5,7 @@ from __future__ import annotations
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_softmod import networks
+from sb3_softmod.networks.adapted import groups_of
 from sb3_softmod.policies.base import MultiTaskSACPolicy
 
 
@@ -81,16 +82,12 @@ class BROPolicy(MultiTaskSACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        actor, critic = self.actor.network, self.critic.network
-        assert isinstance(actor, networks.BroNetwork)
-        assert isinstance(critic, networks.BroNetwork)
-        actor.read_embedding_of(critic)
+        for actor, critic in zip(groups_of(self.actor.network), groups_of(self.critic.network), strict=True):
+            assert isinstance(actor, networks.BroNetwork)
+            assert isinstance(critic, networks.BroNetwork)
+            actor.read_embedding_of(critic)
         # Anew, without the embedding that the actor owned until now.
-        self.actor.optimizer = self.optimizer_class(
-            self.actor.parameters(),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+        self.actor.optimizer = self._make_optimizer(self.actor, lr_schedule)
 
 
 #: The policies by the name that :class:`.MultiTaskSAC` knows them under.

@@ -24,7 +24,7 @@ from sb3_softmod.report.curves import METRICS, Label, Line, Metric, labels_of, l
 from sb3_softmod.report.pictures import routing_pictures, videos
 from sb3_softmod.report.sheet import duration, packages_of, sheet_of
 from sb3_softmod.routing.routes import routed_networks
-from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
+from sb3_softmod.runs.evaluation import env_options, evaluation_after, goals_seed, last_of_training, load_model
 from sb3_softmod.runs.run import FINAL, Run, load_run
 from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
@@ -95,8 +95,8 @@ def write_report(
     runs = [attempt(partial(load_run, run.folder)) or run for run in runs]
     shown = []
     for run, label in zip(runs, labels_of(runs), strict=True):
-        final = attempt(partial(_evaluated, run)) if (run.folder / FINAL).exists() else None
-        shown.append(Shown(run, label, final or _last_of_training(run)))
+        final = attempt(partial(evaluation_after, run)) if (run.folder / FINAL).exists() else None
+        shown.append(Shown(run, label, final or last_of_training(run)))
         if shown[-1].success is None:
             problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
     run = runs[0]
@@ -125,24 +125,6 @@ def write_report(
     with replacing(out) as draft:
         draft.write_text(text, encoding="utf-8")
     return out, list(dict.fromkeys(problems))
-
-
-def _evaluated(run: Run) -> TaskEvaluation:
-    """The evaluation after training."""
-    path = run.folder / FINAL
-    found = TaskEvaluation.from_json(path)
-    if found.task_names != run.task_names:
-        raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
-    return found
-
-
-def _last_of_training(run: Run) -> TaskEvaluation | None:
-    """The last evaluation of training; it did not note how episodes ended."""
-    if not run.steps:
-        return None
-    names, success, returns = run.task_names, run.success[-1].tolist(), run.returns[-1].tolist()
-    unknown, settings = [math.nan] * len(names), {"during_training_at": run.steps}
-    return TaskEvaluation(names, [run.episodes] * len(names), success, unknown, returns, unknown, settings)
 
 
 def _title(runs: Sequence[Run]) -> str:

@@ -12,9 +12,11 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_softmod.algorithm.mixed_model import MixedModel
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import split, task_ids
 from sb3_softmod.networks import SoftModularNetwork
+from sb3_softmod.networks.adapted import groups_of
 from sb3_softmod.policies import MultiTaskCritic
 
 #: A connection is strong when its probability is at least this many times the even share 1/n: a network of one module,
@@ -134,7 +136,8 @@ def routed_networks(model: Any) -> dict[str, tuple[nn.Module, SoftModularNetwork
     found = {}
     for name, part in (parts or {"policy": policy}).items():
         for holder in (part, getattr(part, "features_extractor", None)):
-            if isinstance(network := getattr(holder, "network", None), SoftModularNetwork):
+            network = getattr(holder, "network", None)
+            if network is not None and isinstance(groups_of(network)[0], SoftModularNetwork):
                 found[name] = (part, network)
     if not found:
         raise ConfigurationError(
@@ -150,7 +153,7 @@ def sample_routing(
 ) -> list[RoutingSamples]:
     """The routing of the actor and of each critic along rollouts.
 
-    :param model: any algorithm of SB3 with a soft-modular network
+    :param model: any algorithm of SB3 with a soft-modular network, or a :class:`.MixedModel` of one
     :param observations: ``[..., O + M]``, of any tasks
     :param actions: ``[..., action_dim]``, as the env takes them, which critics route by too; None leaves critics out
     :param task_names: of all tasks
@@ -163,6 +166,8 @@ def sample_routing(
     out = []
     for name, (part, network) in networks.items():
         inputs, task = split(flat, len(task_names))
+        if isinstance(model, MixedModel):
+            task = task @ model.routes
         if isinstance(part, MultiTaskCritic):
             if actions is None:
                 continue

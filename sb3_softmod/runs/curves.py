@@ -107,7 +107,7 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
             success = curve.success[:, :, index] if by_task else np.nanmean(curve.success, -1)
             mean, interval = mean_and_interval(100 * success)
             band = None if interval is None else tuple(np.clip(bound, 0, 100) for bound in interval)
-            draw_band(axis, place, curve.steps, mean, band, linewidth=1.6, label=curve.label)  # type: ignore[arg-type]
+            draw_band(axis, place, curve.steps, mean, band, linewidth=1.6, label=curve.label)
         axis.set_title(name, fontsize=9)
         axis.set_ylim(-3, 103)
         quieten(axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,39 @@ def evaluate_run(
     )
     found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
     found.to_json(run.folder / (FINAL if minutes is None else evaluation_name(minutes)))
+    return found
+
+
+def evaluation_after(run: Run) -> TaskEvaluation:
+    """What :func:`evaluate_run` wrote of a run.
+
+    :raises FileError: naming the file, if it is missing or broken
+    :raises ConfigurationError: if it is of other tasks
+    """
+    path = run.folder / FINAL
+    found = TaskEvaluation.from_json(path)
+    if found.task_names != run.task_names:
+        raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
+    return found
+
+
+def last_of_training(run: Run) -> TaskEvaluation | None:
+    """The last evaluation of training, which did not note how episodes ended; None where there was none."""
+    if not run.steps:
+        return None
+    names, success, returns = run.task_names, run.success[-1].tolist(), run.returns[-1].tolist()
+    unknown, settings = [math.nan] * len(names), {"during_training_at": run.steps}
+    return TaskEvaluation(names, [run.episodes] * len(names), success, unknown, returns, unknown, settings)
+
+
+def final_evaluation(run: Run) -> TaskEvaluation:
+    """The one after training where there is one, else the last of training.
+
+    :raises ConfigurationError: for a run with neither
+    """
+    found = evaluation_after(run) if (run.folder / FINAL).exists() else last_of_training(run)
+    if found is None:
+        raise ConfigurationError(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
     return found
 
 

@@ -89,6 +89,11 @@ class Run:
         return list(self.manifest["tasks"])
 
     @property
+    def learning_tasks(self) -> list[str]:
+        """Those that learned: all, or the new ones of a policy that was adapted while the others stayed."""
+        return list(self.manifest.get("learning_tasks", self.manifest["tasks"]))
+
+    @property
     def planned_steps(self) -> int:
         """Environment steps over all tasks at which the run ends, if it does not end before, see :attr:`budget`."""
         return int(self.manifest["planned_env_steps"])

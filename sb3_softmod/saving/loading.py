@@ -24,7 +24,7 @@ from sb3_softmod.learner.temperatures import initial_temperatures
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.
 _NOT_FOR_LOAD = {"self", "policy", "env", "device", "_init_setup_model"}
 #: What a model adds to its ``policy_kwargs``.
-_ADDED = ("num_tasks", "use_sde", "value_atoms")
+_ADDED = ("num_tasks", "use_sde", "value_atoms", "groups")
 #: Arguments of the class that a model has under another name, since SB3 has other things under theirs.
 ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind", "critic_target": "critic_target_kind"}
 #: What RL Zoo has custom objects for whatever the algorithm.
@@ -86,7 +86,7 @@ def make(
     :param force_reset: whether the env begins new episodes
     :raises ConfigurationError: for spaces, options or parameters that do not fit
     """
-    data, kwargs = {**saved.data, "largest_returns": None}, dict(kwargs)
+    data, kwargs = {**saved.data, "largest_returns": None, "loss_weighting_progress": None}, dict(kwargs)
     if env is not None:
         env = cls._wrap_env(env, data["verbose"])
         for name in ("observation_space", "action_space"):
@@ -115,16 +115,19 @@ def make(
 
 
 def restore(model: Any, saved: Saved, kwargs: Mapping[str, Any]) -> None:
-    """Give a model the parameters, the state of optimizers, the temperatures and the scale of rewards of a file.
+    """Give a model the parameters, the state of optimizers and of gradient surgery, the temperatures, the scale of
+    rewards and the learned weights of a file.
 
     Temperatures that the caller wants otherwise than the file has them begin anew; so does a scale of rewards, where
-    it is of another discount.
+    it is of another discount, and so do weights that are learned in another way.
 
     :param kwargs: arguments of the caller
     :raises ConfigurationError: if they do not fit
-    :raises FileError: if there are no temperatures for its tasks, or no returns
+    :raises FileError: if there are no temperatures for its tasks, or no returns, or no weights
     """
     _restore_reward_scale(model, saved)
+    _restore_learned_weights(model, saved)
+    model._surgery, model._surgery_to_continue = None, saved.variables.get("surgery_state") or {}
     parameters, optimizer = dict(saved.parameters), model.ent_coef_optimizer
     anew = "ent_coef" in kwargs and not _same_temperatures(kwargs["ent_coef"], saved.data.get("ent_coef"), model)
     if anew:
@@ -148,6 +151,22 @@ def _restore_reward_scale(model: Any, saved: Saved) -> None:
     if not isinstance(largest, list) or len(largest) != model.num_tasks or not all(map(_is_size, largest)):
         raise FileError(f"The file {saved.path} does not hold the largest return of each of {model.num_tasks} tasks.")
     model.reward_scale.set_largest_returns(largest)
+
+
+def _restore_learned_weights(model: Any, saved: Saved) -> None:
+    model._update_learned_weights()
+    if model.learned_weights is None or model.loss_weighting != saved.data.get("loss_weighting"):
+        return
+    progress = saved.data.get("loss_weighting_progress")
+    if progress is None:  # of a model that was never to learn here
+        return
+    try:
+        model.learned_weights.set_progress(progress)
+    except ValueError as error:
+        raise FileError(
+            f"The file {saved.path} does not hold what loss_weighting={model.loss_weighting!r} has learned for "
+            f"{model.num_tasks} tasks: {error}."
+        ) from error
 
 
 def _is_size(value: Any) -> bool:

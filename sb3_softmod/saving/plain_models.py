@@ -73,6 +73,7 @@ def save_plain(model: Any, path: str | Path) -> None:
         "normalization": None if statistics is None else plain_statistics(statistics),
         **{name: getattr(model, name) for name in (*_attributes(type(model)), *COUNTS)},
         "largest_returns": None if model.reward_scale is None else model.reward_scale.largest_returns().tolist(),
+        "loss_weighting_progress": None if model.learned_weights is None else model.learned_weights.progress(),
         "learning_rate": float(model.lr_schedule(model._current_progress_remaining)),  # RL Zoo makes a schedule of any
     }
     for name, value in data.items():
@@ -81,7 +82,8 @@ def save_plain(model: Any, path: str | Path) -> None:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"A file in plain text cannot hold {name}={value!r} ({error}).") from error
     weights = {key: value for key, value in model.policy.state_dict().items() if not key.startswith(_TARGET)}
-    variables = {name: recursive_getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
+    variables = {name: recursive_getattr(model, name) for name in model._get_torch_save_params()[1]}
+    variables = {name: value.detach() for name, value in variables.items() if isinstance(value, th.Tensor)}
     with writing(path, "zip") as file:
         save_to_zip_file(file, data=data, params={"policy": weights}, pytorch_variables=variables)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,11 @@ from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
+from sb3_softmod.envs.some_tasks import SomeTasks, among
+from sb3_softmod.learner.aggregators import Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
+from sb3_softmod.learner.learned_weights import LearnedWeights
+from sb3_softmod.learner.loss_weights import LossWeighting
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.saving.checkpoints import Checkpoint
@@ -44,10 +48,13 @@ _OF_THIS_PROCESS = (
     "_turns",
     "_gradient_step",
     "reward_scale",  # see SavingSAC.largest_returns
+    "learned_weights",  # see SavingSAC.loss_weighting_progress
     "resumed_from",
     "_checkpoints",
     "_state_to_continue",
     "_settings",
+    "_surgery",  # see SavingSAC.surgery_state
+    "_surgery_to_continue",
     "is_learning",
 )
 
@@ -61,12 +68,22 @@ class SavingSAC(SAC):
     normalization: dict[str, Any] | None  # of a MultiTaskVecNormalize, while saved
     reward_scale: RewardScale | None
     largest_returns: list[float] | None  # of the reward_scale, while saved
+    loss_weighting: LossWeighting
+    loss_weighting_kwargs: dict[str, Any]
+    learned_weights: LearnedWeights | None  # of the critics' losses
+    loss_weighting_progress: dict[str, Any] | None  # of these, while saved
     _gradient_step: GradientStep | None
+    _surgery: Surgery | None = None  # None until it learns
+    _surgery_to_continue: Mapping[str, Any] = {}  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
     _checkpoints: dict[Path, Written]  # the last one in each folder, of this training
     _settings: dict[BaseCallback, dict[str, Any]]  # of the callbacks, which no checkpoint overrides
     _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
+
+    @abstractmethod
+    def _update_learned_weights(self) -> None:
+        """Let ``learned_weights`` be those of ``loss_weighting`` and its options."""
 
     @abstractmethod
     def _learning_progress(self) -> dict[str, Any]:
@@ -75,6 +92,11 @@ class SavingSAC(SAC):
     @abstractmethod
     def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
         """Take over what another model's :meth:`_learning_progress` gave."""
+
+    @property
+    @abstractmethod
+    def surgery_state(self) -> Mapping[str, Any]:
+        """What the aggregators of the gradients remember; empty where they remember nothing."""
 
     def check_updates(self) -> None:
         """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
@@ -100,6 +122,10 @@ class SavingSAC(SAC):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_THIS_PROCESS]
 
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        states, variables = super()._get_torch_save_params()
+        return states, [*variables, *(["surgery_state"] if self.surgery_state else [])]
+
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
@@ -120,7 +146,7 @@ class SavingSAC(SAC):
         self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
         """Save to a zip file, with the statistics of a :class:`.MultiTaskVecNormalize` and the largest return of each
-        task (``reward_scaling``); arguments as in SB3.
+        task (``reward_scaling``), and weights that are learned (``loss_weighting``); arguments as in SB3.
 
         :raises FileError: if it cannot be written; a file that was there then stays as it was
         :raises NonFiniteError: see :meth:`check_updates`; nothing is then written
@@ -130,11 +156,13 @@ class SavingSAC(SAC):
         self.normalization = None if statistics is None else plain_statistics(statistics)
         if self.reward_scale is not None:
             self.largest_returns = self.reward_scale.largest_returns().tolist()
+        if self.learned_weights is not None:
+            self.loss_weighting_progress = self.learned_weights.progress()
         try:
             with writing(path, "zip") as file:
                 super().save(file, exclude, include)
         finally:
-            self.normalization, self.largest_returns = kept, None
+            self.normalization, self.largest_returns, self.loss_weighting_progress = kept, None, None
 
     def observation_statistics(self) -> dict[str, Any] | None:
         """Those of the :class:`.MultiTaskVecNormalize` that this model learns in, or was saved with; None without."""
@@ -172,7 +200,7 @@ class SavingSAC(SAC):
     def load(
         cls: type[SelfSavingSAC],
         path: str | Path | Any,
-        env: GymEnv | VectorEnv | str | None = None,
+        env: GymEnv | VectorEnv | str | Sequence[str] | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -209,7 +237,9 @@ class SavingSAC(SAC):
         facts = saved_facts(path)
         made = as_env(env, kwargs.get("seed"))
         if made is not None:
-            saved, found = facts.get("num_tasks"), num_tasks_of(cls._wrap_env(made))
+            wrapped = among(cls._wrap_env(made), facts.get("task_names"))
+            made = wrapped if isinstance(wrapped, SomeTasks) else made
+            saved, found = facts.get("num_tasks"), num_tasks_of(wrapped)
             if saved is not None and saved != found:
                 raise ConfigurationError(f"The model in {path} was saved for {saved} tasks, but the env has {found}.")
         passed = [*(["env"] if made is not None else []), *kwargs]
@@ -236,7 +266,7 @@ class SavingSAC(SAC):
     def resume(
         cls: type[SelfSavingSAC],
         path: str | Path,
-        env: GymEnv | VectorEnv | str,
+        env: GymEnv | VectorEnv | str | Sequence[str],
         device: th.device | str = "auto",
         **kwargs: Any,
     ) -> SelfSavingSAC:

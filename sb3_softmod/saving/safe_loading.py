@@ -44,6 +44,9 @@ def load_safely(
     for name, value, fact in (("env", env, "observation_space"), ("policy", policy, "policy_class")):
         if value is None and not is_plain(facts[fact]):
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
+    for name in ("gradient_surgery", "gradient_surgery_kwargs"):  # it would learn otherwise, and nobody would notice
+        if name not in kwargs and not is_plain(facts.get(name)):
+            raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
     plain = safe_arguments(cls, facts)
     if "policy_kwargs" in plain:
         check_networks(plain["policy_kwargs"], kwargs)
@@ -62,7 +65,7 @@ def load_safely(
     parameters, variables = saved_weights(path, model.device)
     if is_plain_model(facts):
         parameters = completed(parameters, model)
-    known = {**plain, "largest_returns": facts.get("largest_returns")}
+    known = {**plain, **{name: facts.get(name) for name in ("largest_returns", "loss_weighting_progress")}}
     restore(model, Saved(path, known, parameters, variables), kwargs)
     for count in COUNTS:
         if isinstance(facts.get(count), int):

@@ -8,7 +8,7 @@ import sys
 from sb3_softmod.zoo.registration import register_methods, short_env_ids
 
 PLOTS = ("all_plots", "plot_from_file", "plot_train")
-SCRIPTS = {"record_video": "record_video", "push_to_hub": "push_to_hub", "rl_zoo3_enjoy": "enjoy"}
+SCRIPTS = {"record_video": "record_video", "rl_zoo3_enjoy": "enjoy"}
 
 
 def run(script: str) -> None:

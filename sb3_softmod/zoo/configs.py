@@ -28,6 +28,7 @@ from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
+from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
@@ -148,20 +149,30 @@ def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:
 
 
 def complete(
-    hyperparams: Mapping[str, Any], method: Method, task_set: TaskSet, config: Mapping[str, Any]
+    hyperparams: Mapping[str, Any],
+    method: Method,
+    task_set: TaskSet,
+    config: Mapping[str, Any],
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """Add what a method is to what a file says.
+
+    Weights of the losses that are learned are what their method is: no file replaces them, but the command line may.
 
     :param hyperparams: those of the file for this env, changed by those of the command line
     :param method: its policy and options stand behind them; ``policy_kwargs`` are joined, one by one
     :param task_set: for which the method may know the number of steps and the size of its network
     :param config: the whole file
+    :param given: the names of those of the command line
     :raises ConfigurationError: if nobody says how long to train
     """
     policy = method.policy
     if not isinstance(policy, str):  # RL Zoo imports the class by its name
         policy = f"{policy.__module__}.{policy.__qualname__}"
     out = {"policy": policy, **method.options, **hyperparams}
+    weighting = method.options.get("loss_weighting")
+    if weighting in LEARNED_WEIGHTINGS and "loss_weighting" not in given:
+        out["loss_weighting"] = weighting
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:
             raise ConfigurationError(

@@ -102,7 +102,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             if self.args.minutes:
                 hyperparams["n_timesteps"] = UNLIMITED
             if self.method is not None:
-                hyperparams = complete(hyperparams, self.method, self.task_set, config)
+                hyperparams = complete(hyperparams, self.method, self.task_set, config, self.custom_hyperparams or {})
         if self.method is not None:
             print(f"{self.algo} ({self.method.title}): {hyperparams['policy']}, {hyperparams['policy_kwargs']}")
         hyperparams.setdefault("n_envs", len(self.task_names))
@@ -148,7 +148,8 @@ class MultiTaskExperimentManager(ExperimentManager):
     def _suggest(self, trial: optuna.Trial, *_: Any) -> dict[str, Any]:
         """A candidate of Optuna, with the rest of the network's options as they are."""
         policy = MultiTaskSAC.policy_aliases.get(self._hyperparams["policy"], self._hyperparams["policy"])
-        params = tuning.suggest(trial, policy_options(policy) if issubclass(policy, MultiTaskSACPolicy) else [])
+        options = policy_options(policy) if issubclass(policy, MultiTaskSACPolicy) else []
+        params = tuning.suggest(trial, options, self._hyperparams.get("loss_weighting"))
         candidate = tuning.to_hyperparams(params, len(self.task_names))
         candidate["policy_kwargs"] = {**self._hyperparams["policy_kwargs"], **candidate["policy_kwargs"]}
         return candidate

@@ -15,14 +15,15 @@ import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.registered import make_env, task_names
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.evaluation.evaluate import evaluate_tasks
 from sb3_softmod.evaluation.video import Filmed, VideoFile
@@ -150,20 +151,26 @@ def _make_env(
     """One env, wrapped and normalised as in training."""
     try:
         with redirect_stdout(io.StringIO()):
-            env = create_test_env(
-                name,
-                stats_path=saved,
-                seed=env_kwargs["seed"],
-                should_render=False,
-                hyperparams=dict(hyperparams),
-                env_kwargs=env_kwargs,
+            env = (
+                DummyVecEnv(
+                    [lambda: Monitor(make_env(name, **env_kwargs))]
+                )  # of a policy that was adapted: no id of gymnasium
+                if "+" in name
+                else create_test_env(
+                    name,
+                    stats_path=saved,
+                    seed=env_kwargs["seed"],
+                    should_render=False,
+                    hyperparams=dict(hyperparams),
+                    env_kwargs=env_kwargs,
+                )
             )
     except ConfigurationError:
         raise
     except ValueError as error:  # no statistics: the run ended before it saved any
         raise ConfigurationError(str(error)) from error
     normalize, statistics = unwrap_vec_normalize(env), getattr(model, "normalization", None)
-    if saved is None and statistics is not None:
+    if normalize is None and statistics is not None:
         env = normalize = MultiTaskVecNormalize(env, training=False, norm_reward=False)
     if isinstance(normalize, MultiTaskVecNormalize) and statistics is not None:
         normalize.set_statistics(statistics)  # the file has those of the last model, this may be another

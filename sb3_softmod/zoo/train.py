@@ -25,6 +25,7 @@ from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
+from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.experiment import EVAL_EPISODES, EVAL_EVERY, MultiTaskExperimentManager
@@ -79,10 +80,13 @@ What is different from RL Zoo:
 """
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(
+    arguments: Sequence[str], manager_class: type[MultiTaskExperimentManager] = MultiTaskExperimentManager
+) -> None:
     """Run the command.
 
     :param arguments: of the command line, after "train"
+    :param manager_class: of the experiment
     :raises ConfigurationError: for bad input, before anything is made
     """
     register_methods()
@@ -100,7 +104,7 @@ def train(arguments: Sequence[str]) -> None:
             defaults = ["--vec-env", "subproc", "--n-eval-envs", str(num_tasks)]
             defaults += ["--eval-freq", str(EVAL_EVERY * num_tasks), "--eval-episodes", str(EVAL_EPISODES)]
             stack.enter_context(short_env_ids())
-            manager = partial(MultiTaskExperimentManager, resumed_run=resumed_run)
+            manager = partial(manager_class, resumed_run=resumed_run)
             stack.enter_context(_replaced(rl_zoo3.train, "ExperimentManager", manager))
         stack.enter_context(_replaced(rl_zoo3.train, "StoreDict", KeyValues))
         stack.enter_context(_replaced(rl_zoo3.train, "argparse", SimpleNamespace(ArgumentParser=_ZooParser)))
@@ -129,8 +133,8 @@ class _ZooParser(Parser):
         for folder in (found.log_folder, found.tensorboard_log, found.optimization_log_path):
             if folder:
                 check_folder(folder)
-        if found.track and find_spec("wandb") is None:
-            raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
+        if found.track:
+            check_tracking()
         if found.trial_id is not None and not (found.storage and found.study_name):
             raise ConfigurationError("--trial-id needs the --storage and the --study-name of the trial.")
         if found.storage:
@@ -138,6 +142,12 @@ class _ZooParser(Parser):
         if found.minutes is not None:
             _check_minutes(found)
         return found, rest
+
+
+def check_tracking() -> None:
+    """Refuse --track where it would find no wandb."""
+    if find_spec("wandb") is None:
+        raise ConfigurationError("--track needs a package that is not installed: pip install wandb")
 
 
 def _check_minutes(given: argparse.Namespace) -> None:
@@ -173,8 +183,11 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
     :raises ConfigurationError: for a folder that is no run, a run that is finished, or options that would change it
     """
     manifest = read_json(run / "run.json")
-    if manifest.get("status") == "finished":
+    # One that was killed while it wrote its last model has its checkpoints still.
+    if manifest.get("status") == "finished" and not any((run / CHECKPOINTS).glob("[0-9]*")):
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
+    if "adapted_from" in manifest:
+        raise ConfigurationError(f"{run} adapts a policy: go on with sb3-softmod adapt --resume {run}")
     if "arguments" not in manifest:
         raise ConfigurationError(f"{run} was made by an older version, which wrote no checkpoints.")
     before, seed = manifest["arguments"], manifest.get("seed")

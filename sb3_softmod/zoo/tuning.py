@@ -24,6 +24,14 @@ _SIZES: dict[str, list[int]] = {
 }
 
 
+#: Options of the learned weights of the losses, from and to, by weighting.
+_OF_WEIGHTING: dict[str, dict[str, tuple[float, float]]] = {
+    "gradnorm": {"learning_rate": (1e-3, 1e-1), "asymmetry": (1e-2, 2.0)},
+    "famo": {"learning_rate": (1e-3, 1e-1), "weight_decay": (1e-4, 1e-1)},
+    "uncertainty": {},
+}
+
+
 def check_storage(storage: str) -> None:
     """Refuse a storage of studies that Optuna cannot open: a file that ends in ``.log``, or the URL of a database."""
     if storage.endswith(".log"):
@@ -38,10 +46,11 @@ def check_storage(storage: str) -> None:
         ) from error
 
 
-def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, options: list[str], weighting: str | None = None) -> dict[str, Any]:
     """Draw the next candidate.
 
     :param options: what the policy's ``policy_kwargs`` may hold
+    :param weighting: ``loss_weighting`` of the method: weights that are learned stay, and their options are drawn
     :return: as Optuna names and stores it; :func:`to_hyperparams` makes hyperparameters of it
     """
     params: dict[str, Any] = {
@@ -49,8 +58,13 @@ def suggest(trial: optuna.Trial, options: list[str]) -> dict[str, Any]:
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.005, 0.05, log=True),
         "batch_per_task": trial.suggest_categorical("batch_per_task", [32, 64, 128, 256]),
         "max_grad_norm": trial.suggest_categorical("max_grad_norm", [None, 1.0, 10.0]),
-        "loss_weighting": trial.suggest_categorical("loss_weighting", ["uniform", "alpha", "log_alpha"]),
     }
+    if weighting in _OF_WEIGHTING:
+        for name, (least, most) in _OF_WEIGHTING[weighting].items():
+            name = f"{weighting}_{name}"
+            params[name] = trial.suggest_float(name, least, most, log=True)
+    else:
+        params["loss_weighting"] = trial.suggest_categorical("loss_weighting", ["uniform", "alpha", "log_alpha"])
     for name, sizes in _SIZES.items():
         if name in options:
             params[name] = trial.suggest_categorical(name, sizes)
@@ -69,12 +83,16 @@ def to_hyperparams(params: dict[str, Any], num_tasks: int) -> dict[str, Any]:
     policy_kwargs = {name: params[name] for name in _SIZES if name in params}
     if "depth" in params:
         policy_kwargs["net_arch"] = [params["width"]] * params["depth"]
+    weighting: dict[str, Any] = {name: params[name] for name in ("loss_weighting",) if name in params}
+    for learned, options in _OF_WEIGHTING.items():
+        if found := {name: params[f"{learned}_{name}"] for name in options if f"{learned}_{name}" in params}:
+            weighting = {"loss_weighting": learned, "loss_weighting_kwargs": found}
     return {
         "learning_rate": params["learning_rate"],
         "gamma": 1 - params["one_minus_gamma"],
         "batch_size": params["batch_per_task"] * num_tasks,
         "max_grad_norm": params["max_grad_norm"],
-        "loss_weighting": params["loss_weighting"],
+        **weighting,
         "policy_kwargs": policy_kwargs,
     }
 

@@ -69,6 +69,9 @@ def test_a_policy_that_cannot_see_the_task_cannot() -> None:
     [
         ("MTMlpPolicy", dict(), dict()),
         ("MTMlpPolicy", dict(), dict(gradient_surgery="pcgrad")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="gradnorm")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="famo")),
+        ("MTMlpPolicy", dict(), dict(loss_weighting="uncertainty")),
         ("MultiHeadPolicy", dict(), dict(loss_weighting="alpha")),
         ("SingleTaskPolicy", dict(), dict()),
         ("MixtureOfExpertsPolicy", dict(gating_arch=[16]), dict()),
@@ -80,6 +83,13 @@ def test_a_policy_that_cannot_see_the_task_cannot() -> None:
 )
 def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], options: dict[str, Any]) -> None:
     result = learn(MultiTaskSAC, policy, policy_kwargs=dict(net_arch=[32, 32], **policy_kwargs), **options)
+    assert min(result.success_rate) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aligned_mtl", "cagrad", "imtl_g", "mgda", "nash_mtl", "upgrad"])
+def test_aggregators_solve_them(name: str) -> None:
+    result = learn(MultiTaskSAC, "MTMlpPolicy", policy_kwargs=dict(net_arch=[32, 32]), gradient_surgery=name)
     assert min(result.success_rate) >= 0.95
 
 

@@ -18,6 +18,7 @@ from point_mass import PointMass
 from worker_envs import M, make_troubled, make_troubled_env
 
 from sb3_softmod import EnvError, MultiTaskVecEnv, make_multitask_env
+from sb3_softmod.envs.worker_pool import WORKERS
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -173,6 +174,14 @@ def test_in_a_pool() -> None:
         assert len({own, *pids}) == 3
     own, pids = processes_of(None)
     assert own not in pids
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_number_from_the_environment(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a grid says it to each of its runs."""
+    monkeypatch.setenv(WORKERS, str(number))
+    own, pids = processes_of(None)
+    assert len({*pids} - {own}) == number
 
 
 def test_where_signals_lack_the_names_of_posix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from sb3_softmod import ConfigurationError
+from sb3_softmod import ConfigurationError, make_metaworld_env
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
@@ -21,7 +21,7 @@ MT3 = ["reach-v3", "drawer-close-v3", "button-press-topdown-v3"]
 
 
 def test_names() -> None:
-    single = [name for name in TASK_SETS if not name.startswith(("MT", "DMC"))]
+    single = [name for name in TASK_SETS if not name.startswith(("MT", "ML", "DMC"))]
     assert single == list(ALL_V3_ENVIRONMENTS)
     for tasks in (10, 25, 50):
         for goals in ("Fixed", "Conditioned"):
@@ -31,6 +31,54 @@ def test_names() -> None:
     assert get_task_set("SoftMod/reach-v3") is get_task_set("reach-v3")
     with pytest.raises(ConfigurationError, match="Unknown env 'MT10-Conditoned': did you mean 'MT10-Conditioned'"):
         get_task_set("MT10-Conditoned")
+
+
+def test_the_splits_of_meta_world() -> None:
+    """ML10 and ML45 as the benchmark cuts them, by each way to an env."""
+    splits = {name: task_names(TASK_SETS[name]) for name in ("ML10-train", "ML10-test", "ML45-train", "ML45-test")}
+    assert [len(names) for names in splits.values()] == [10, 5, 45, 5]
+    assert not set(splits["ML10-train"]) & set(splits["ML10-test"])
+    assert {*splits["ML45-train"], *splits["ML45-test"]} == set(ALL_V3_ENVIRONMENTS)
+    ten = ("drawer-open-v3", "door-close-v3", "shelf-place-v3", "sweep-into-v3", "lever-pull-v3")
+    assert splits["ML10-test"] == ten
+    forty_five = {"bin-picking-v3", "box-close-v3", "hand-insert-v3", "door-lock-v3", "door-unlock-v3"}
+    assert set(splits["ML45-test"]) == forty_five
+    env = make_metaworld_env("ML10-test", seed=0, n_workers=0)
+    assert env.get_attr("task_names")[0] == ten
+    assert env.reset().shape == (5, 39 + 5)
+    env.close()
+    info = gym.make("SoftMod/ML45-test-v3", task="door-lock-v3", seed=0).reset()[1]
+    assert info["task_name"] == "door-lock-v3"
+    with pytest.raises(
+        ConfigurationError, match="Unknown task or task set 'ML10': did you mean 'MT10' or 'ML10-test' or 'ML10-train'"
+    ):
+        make_metaworld_env("ML10")
+    with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):
+        get_task_set("ML45_train")
+
+
+def test_a_name_means_the_same_everywhere() -> None:
+    def goals_of(env: Any) -> list[set[tuple[float, ...]]]:
+        """The goals of three episodes of each task."""
+        goals: list[set[tuple[float, ...]]] = [set() for _ in range(env.num_envs)]
+        for _ in range(3):
+            for found, observation in zip(goals, env.reset(), strict=True):
+                found.add(tuple(observation[36:39].tolist()))
+        env.close()
+        return goals
+
+    conditioned, fixed = (make_metaworld_env(f"MT10-{kind}", seed=0, n_workers=0) for kind in ("Conditioned", "Fixed"))
+    short = make_metaworld_env("MT10", seed=0, n_workers=0)
+    of_short = goals_of(short)
+    assert of_short == goals_of(conditioned)
+    assert max(map(len, of_short)) > 1
+    assert {len(found) for found in goals_of(fixed)} == {1}
+    assert get_task_set("MT10") is get_task_set("SoftMod/MT10-Conditioned-v3")
+    assert gym.spec("SoftMod/MT10-v3").kwargs == gym.spec("SoftMod/MT10-Conditioned-v3").kwargs
+    hint = "'MT10' or 'MT10-Conditioned' or 'MT10-Fixed'"
+    for refused in (get_task_set, make_metaworld_env):
+        with pytest.raises(ConfigurationError, match=hint):
+            refused("MT11")
 
 
 def test_importing_the_package_registers_the_ids_and_no_simulator() -> None:

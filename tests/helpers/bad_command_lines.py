@@ -169,6 +169,8 @@ def places() -> Iterator[tuple[str, str]]:
     yield f"report {RUN} --out file/report.html", "file"
     yield f"report {RUN} --out .", "Cannot write .: it is a folder."
     yield f"export {RUN} --out file/policy.pt", "file"
+    yield f"hub {RUN} --out file", "file"
+    yield f"hub {RUN} --upload mine", "is called 'you/name', not 'mine'"
     yield f"export {RUN} --out policy.h5", "ends in .onnx (ONNX) or .pt (TorchScript)"
 
 
@@ -179,11 +181,14 @@ def runs() -> Iterator[tuple[str, str]]:
             yield f"{command} {logs}", f"There is no folder {logs}."
     for command in ("table capacity", "plot curves", "plot profiles"):
         yield f"{command} logs --env MT50-Fixed", "run on MT50-Fixed"
-    for command in ("plot routing", "evaluate", "report", "export"):
+    for command in ("plot routing", "evaluate", "report", "export", "hub"):
         yield f"{command} nothing", "nothing is no run of sb3-softmod train"
         yield f"{command} logs", "logs is no run of sb3-softmod train"
         yield f"{command} file", "Cannot read file/run.json"
         yield command, "the following arguments are required: run"
+    yield "mixture nothing --task push-v3", "nothing is no run of sb3-softmod train"
+    yield f"mixture {RUN}", "the following arguments are required: --task"
+    yield f"mixture {RUN} --task push-v3", "holds no MT10-Fixed.zip"
     for command in ("plot routing", "evaluate", "export"):
         yield f"{command} {RUN}", "holds no MT10-Fixed.zip"
         yield f"{command} {RUN} --best", "holds no best_model.zip"

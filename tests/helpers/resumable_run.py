@@ -91,6 +91,8 @@ def everything(model: MultiTaskSAC) -> dict[str, bytes]:
         assert model.log_ent_coef is not None
         optimizers.append(("temperatures", model.ent_coef_optimizer))
         found["log_ent_coef"] = model.log_ent_coef.detach().numpy().tobytes()
+    if model.learned_weights is not None:
+        found["learned weights"] = repr(model.learned_weights.progress()).encode()
     for owner, optimizer in optimizers:
         found[f"learning rate of {owner}"] = np.float64(optimizer.param_groups[0]["lr"]).tobytes()
         for number, state in optimizer.state_dict()["state"].items():

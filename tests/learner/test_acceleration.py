@@ -147,8 +147,8 @@ print(faults())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_learning_leaves_the_memory_of_the_process_as_it_is(by_environment: bool) -> None:
-    """What commands do for themselves, the variables of README's Speed section do for others."""
-    variables = re.findall(r"(MALLOC_\w+)=(\d+)", (Path(__file__).parents[2] / "README.md").read_text())
+    """What commands do for themselves, the variables on the page Speed do for others."""
+    variables = re.findall(r"(MALLOC_\w+)=(\d+)", (Path(__file__).parents[2] / "docs" / "speed.md").read_text())
     assert len(variables) == 2
     environment = {
         **os.environ,

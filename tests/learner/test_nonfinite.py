@@ -23,7 +23,7 @@ from sb3_softmod.policies import POLICIES
 # ----------------------------------------------------------------- each stage, "raise"
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "MlpPolicy", "MTMlpPolicy with pcgrad"])
+@pytest.mark.parametrize("policy", [*POLICIES, "MlpPolicy", "MTMlpPolicy with pcgrad", "MTMlpPolicy with gradvac"])
 def test_an_infinite_reward_stops_before_anything_is_learned_from_it(policy: str, tmp_path: Path) -> None:
     policy, _, surgery = policy.partition(" with ")
     options: dict[str, Any] = dict(policy=policy, gradient_surgery=surgery or None, max_grad_norm=1.0)

@@ -26,6 +26,7 @@ from sb3_softmod.evaluation import TaskEvaluation
 from sb3_softmod.report.charts import chart, javascript, styles_of
 from sb3_softmod.report.curves import METRICS, Label, Line, lines_of
 from sb3_softmod.report.write import write_report
+from sb3_softmod.routing.routes import RoutingSamples, RoutingStatistics
 from sb3_softmod.runs.progress import read_progress
 
 VOID = {"meta", "img", "link", "br", "input", "hr"}
@@ -132,6 +133,26 @@ def test_a_routed_run(routed: tuple[Path, Page]) -> None:
         assert ET.fromstring(base64.b64decode(content)).tag.endswith("svg")
     assert not page.videos
     assert not list(folder.glob("*.tmp"))
+
+
+def test_plot_routing_gives_the_same_numbers(
+    routed: tuple[Path, Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = routed
+    seen: dict[str, RoutingSamples] = {}
+    of = RoutingStatistics.of
+
+    def spy(cls: type[RoutingStatistics], samples: RoutingSamples) -> RoutingStatistics:
+        seen[samples.network] = samples
+        return of(samples)
+
+    monkeypatch.setattr(RoutingStatistics, "of", classmethod(spy))
+    assert main(["report", str(folder), "--out", str(tmp_path / "report.html")]) == 0
+    of_report, seen = seen, {}
+    assert main(["plot", "routing", str(folder), "--out", str(tmp_path)]) == 0
+    assert of_report.keys() == seen.keys() == {"actor", "critic 1", "critic 2"}
+    for network, samples in seen.items():
+        np.testing.assert_array_equal(samples.routes(), of_report[network].routes())
 
 
 def test_a_method_without_routing(runs: Path, tmp_path: Path) -> None:

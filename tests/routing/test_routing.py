@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from known_routing import ACTOR, CRITICS, NAMES, model, states
-from point_mass import make_point_mass_env
+from point_mass import PointMass, make_point_mass_env
+from small_networks import TINY
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModPolicy, SoftModularExtractor
+from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModPolicy, SoftModularExtractor, TaskEnv
+from sb3_softmod.evaluation.evaluate import rollout
+from sb3_softmod.routing.figures import plot_routing
 from sb3_softmod.routing.routes import RoutingSamples, RoutingStatistics, sample_routing
 
 EVEN = np.full((2, 2), 0.5)
@@ -23,6 +32,29 @@ def test_mean_and_spread_of_known_probabilities() -> None:
     np.testing.assert_allclose(actor.std["corner-0"][0], np.abs(ACTOR[0] - EVEN) / 2, atol=1e-6)
     np.testing.assert_allclose(actor.mean["corner-1"][0], (2 * ACTOR[1] + EVEN) / 3, atol=1e-6)
     np.testing.assert_allclose(actor.std["corner-1"][0], np.abs(ACTOR[1] - EVEN) * np.sqrt(2) / 3, atol=1e-6)
+
+
+def test_a_mixture_beside_the_tasks_that_it_is_of(tmp_path: Path) -> None:
+    """In one figure, each task over its own states."""
+    options: dict[str, Any] = dict(policy_kwargs=TINY["SoftModPolicy"], buffer_size=100, seed=0, device="cpu")
+    trained = MultiTaskSAC("SoftModPolicy", make_point_mass_env(2), **options)
+    both = trained.with_route({"corner-0": 0.25, "corner-1": 0.75}, as_task="new")
+    names = [*NAMES, "new"]
+    env = DummyVecEnv([partial(_task, goal, names) for goal in range(3)])
+    observations, actions = rollout(both, env, 4)
+    actor, critic, _ = sample_routing(both, observations, actions, names)
+    assert [name for name, _ in actor.tasks()] == names
+    inputs = th.as_tensor(observations[:, 2, :2])
+    scaled = th.cat([inputs, th.as_tensor(actions[:, 2])], -1)  # the point masses take actions from -1 to 1
+    for samples, network, rows in ((actor, trained.actor.network, inputs), (critic, trained.critic.network, scaled)):
+        expected = network.routing(rows, th.tensor([[0.25, 0.75]]).expand(4, 2))[0][0]  # type: ignore[operator, union-attr]
+        np.testing.assert_allclose(samples.layers[0][samples.task_ids == 2], expected.detach(), atol=1e-6)
+    assert RoutingStatistics.of(actor).similarity.shape == (3, 3)
+    assert "routing-actor-map.svg" in [path.name for path in plot_routing(both, env, tmp_path, steps=4)]
+
+
+def _task(goal: int, names: list[str]) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(PointMass(goal), 5), goal, names)
 
 
 def test_critics_route_by_the_action_too() -> None:

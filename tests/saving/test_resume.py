@@ -75,6 +75,9 @@ TRAININGS: dict[str, tuple[Callable[[], Any], Callable[[Any], MultiTaskSAC]]] = 
     "normalised": (lambda: MultiTaskVecNormalize(make_env()), partial(make_model, overlap=True)),
     "normalised by task": (lambda: MultiTaskVecNormalize(make_env(n_envs=2), obs_statistics="per-task"), make_model),
     "returns of several steps": (partial(make_env, envs_per_task=2), partial(make_model, n_steps=3, overlap=True)),
+    "GradNorm": (make_env, partial(make_model, loss_weighting="gradnorm")),
+    "FAMO, taking turns": (partial(make_env, n_envs=2), partial(make_model, loss_weighting="famo", overlap=True)),
+    "uncertainty": (make_env, partial(make_model, loss_weighting="uncertainty", learning_rate=changing_rate)),
     "gradient surgery": (make_env, partial(make_model, gradient_surgery="pcgrad")),
     "action noise, learning rate": (
         make_env,

@@ -202,9 +202,9 @@ def test_wrappers_of_rl_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_method_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one that the README adds, in a module of the user's."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TaskMaskPolicy" in block]
+    """The one that the page of the methods adds, in a module of the user's."""
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "TaskMaskPolicy" in block]
     (tmp_path / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     package = ["--gym-packages", "my_methods"]
@@ -259,7 +259,7 @@ def test_enjoy_one_task(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         ("--algo softmod_deep --env MT3 --task reach", "Unknown task 'reach' of MT3: did you mean 'reach-v3'?"),
-        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3'?"),
+        ("--algo softmod_deep --env MT30", "Unknown env 'MT30': did you mean 'MT3' or"),
         ("--algo softmod_dep --env MT3", "Unknown algo 'softmod_dep': did you mean 'softmod_deep'"),
         ("--algo mt_sac --env MT3", "Runs in {logs}: {logs}/softmod_deep/MT3_1, {logs}/softmod_deep/MT3_2."),
         ("--algo softmod_deep --env MT3 --exp-id 9", "MT3_9 folder was not found"),

@@ -109,6 +109,9 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
     found = complete(given, METHODS["softmod_deep"], *here)
     assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=8)
     assert found["loss_weighting"] == "uniform"
+    # Weights that are learned are the method; only the command line replaces them.
+    assert complete(given, METHODS["mt_sac_famo"], *here)["loss_weighting"] == "famo"
+    assert complete(given, METHODS["mt_sac_famo"], *here, ["loss_weighting"])["loss_weighting"] == "uniform"
     # Python code, as RL Zoo's files have it.
     found = complete({**given, "policy_kwargs": "dict(num_layers=1 + 2)"}, METHODS["softmod_deep"], *here)
     assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=32, num_layers=3)

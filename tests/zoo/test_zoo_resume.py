@@ -125,8 +125,13 @@ def test_without_checkpoints_in_between(tmp_path: Path, capsys: pytest.CaptureFi
     assert train(tmp_path, "--save-freq", "0", params=[callback]) == 0
     run = run_of(tmp_path, "softmod_deep")
     assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["000000000090"]
+    # As one that is killed between its last step and its last model: its checkpoints are there still.
+    said = (run / "run.json").read_text().replace('"status": "stopped"', '"status": "finished"')
+    (run / "run.json").write_text(said)
+    (run / "MT3.zip").unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert manifest(run)["status"] == "finished"
+    assert (run / "MT3.zip").exists()
     assert main(["train", "--resume", str(run)]) == 2
     assert f"{run} is finished: there is nothing to resume." in capsys.readouterr().err
 

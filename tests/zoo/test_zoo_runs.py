@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from zoo_runs import MT3, TINY, manifest, run_of, train
 
 from sb3_softmod import MultiTaskSAC
+from sb3_softmod.cli import main
 
 
 def start_training(logs: Path, steps: int, *hyperparameters: str) -> subprocess.Popen[bytes]:
@@ -98,3 +100,19 @@ def test_a_run_that_fails(tmp_path: Path) -> None:
     assert facts["status"] == "failed"
     assert facts["error"] == "ZeroDivisionError: on purpose"
     assert facts["env_steps"] == 60
+
+
+def test_a_mixture_for_an_unseen_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path) == 0
+    run = run_of(tmp_path)
+    capsys.readouterr()
+    assert main(f"mixture {run} --task push-v3 --episodes 1 --trials 5 --seed 2".split()) == 0
+    printed = capsys.readouterr().out
+    assert "push-v3 by mixtures of other tasks" in printed
+    assert str(run / "mixture_push-v3.json") in printed
+    found = json.loads((run / "mixture_push-v3.json").read_text())
+    assert set(found["mixture"]) == set(MT3)
+    assert len(found["tried"]) == 5
+    assert found["settings"] == dict(episodes=1, trials=5, final_episodes=50, seed=2, horizon=5, reward_version="v2")
+    assert main(f"mixture {run} --task push-v3 --trials 3".split()) == 2
+    assert "trials must be at least 4, not 3" in capsys.readouterr().err

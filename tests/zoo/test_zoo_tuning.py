@@ -20,6 +20,7 @@ from zoo_runs import TINY, TINY_ENV, TINY_PARAMS
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
+from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import POLICIES, policy_options
 from sb3_softmod.zoo.tuning import MultiTaskTrialCallback, suggest, to_hyperparams
@@ -31,6 +32,10 @@ SMALL: dict[str, Any] = dict(
     batch_per_task=32,
     max_grad_norm=None,
     loss_weighting="alpha",
+    gradnorm_learning_rate=0.01,
+    gradnorm_asymmetry=0.5,
+    famo_learning_rate=0.02,
+    famo_weight_decay=0.001,
     num_layers=2,
     num_modules=2,
     module_dim=64,
@@ -129,15 +134,22 @@ def test_the_pruner_sees_the_success_rate() -> None:
 def test_candidates_of_every_method(algo: str) -> None:
     """What Optuna draws fits the policy."""
     options = policy_options(POLICIES[str(METHODS[algo].policy)])
+    weighting = METHODS[algo].options.get("loss_weighting")
     study = optuna.create_study()
     for _ in range(3):
-        params = suggest(study.ask(), options)
+        params = suggest(study.ask(), options, weighting)
         assert params.keys() <= SMALL.keys()
-    small = suggest(optuna.trial.FixedTrial(SMALL), options)  # type: ignore[arg-type]
+    small = suggest(optuna.trial.FixedTrial(SMALL), options, weighting)  # type: ignore[arg-type]
     hyperparams = to_hyperparams(small, num_tasks=4)
     assert hyperparams["batch_size"] == 128
     assert hyperparams["gamma"] == 0.99
     kwargs = {**METHODS[algo].policy_kwargs, **hyperparams.pop("policy_kwargs")}
     model = METHODS[algo].make(make_point_mass_env(4), **{**hyperparams, "policy_kwargs": kwargs})
     assert {*kwargs} - {*METHODS[algo].policy_kwargs} != set() or "net_arch" in kwargs
+    if algo == "mt_sac_famo":
+        assert model.loss_weighting_kwargs == dict(learning_rate=0.02, weight_decay=0.001)
+    if algo == "mt_sac_gradnorm":
+        assert model.loss_weighting_kwargs == dict(learning_rate=0.01, asymmetry=0.5)
+    if weighting in LEARNED_WEIGHTINGS:
+        assert model.loss_weighting == weighting
     assert np.isfinite(model.predict(np.eye(6, dtype=np.float32)[-4:])[0]).all()

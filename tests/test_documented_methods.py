@@ -1,4 +1,4 @@
-"""What the README says of the methods: a new one is added as shown there, and all are listed."""
+"""What the page of the methods says: a new one is added as shown there, and all are listed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sb3_softmod import MultiTaskSAC
 from sb3_softmod.methods import METHODS
 from sb3_softmod.runs.parameters import count_parameters
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
 
 
 def code_below(heading: str) -> str:
     """The first Python block below a heading."""
-    match = re.search(rf"^#+ {heading}\n.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    match = re.search(rf"^#+ {heading}\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
     assert match is not None
     return match[1]
 
@@ -26,7 +26,7 @@ def code_below(heading: str) -> str:
 def test_adding_a_method(tmp_path: Path) -> None:
     code = code_below("Adding a method")
     assert len(code.splitlines()) < 40
-    names: dict[str, Any] = {"__name__": "readme"}
+    names: dict[str, Any] = {"__name__": "page"}
     exec(code, names)
     method = names["METHODS"]["task_mask"]
     env = make_point_mass_env(4)
@@ -41,7 +41,7 @@ def test_adding_a_method(tmp_path: Path) -> None:
 
 
 def test_every_method_is_listed() -> None:
-    section = README[README.index("## Methods") : README.index("### Adding a method")]
+    section = PAGE[: PAGE.index("## Adding a method")]
     for name, method in METHODS.items():
         assert name in section or f"`{name.removeprefix('mt_mh_sac')}`" in section, name
         assert f"`{method.policy}`" in section

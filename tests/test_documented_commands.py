@@ -1,4 +1,4 @@
-"""Every command of the README runs, in the order in which they stand there, with a small budget."""
+"""Every command of README and documentation runs, page by page, with a small budget."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from documentation import ROOT, blocks, pages
 from zoo_runs import TINY
 
 from sb3_softmod.cli import main
@@ -21,35 +22,38 @@ from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.zoo.__main__ import PLOTS
 from sb3_softmod.zoo.__main__ import run as run_script
 
-ROOT = Path(__file__).parents[1]
-
 #: By how they begin: what is run elsewhere, or not at all.
 ELSEWHERE = {
+    "pip install": "by hand: it takes a network",
+    "make docs": "part of make test",
+    "make lint": "part of make test",
     "make demo": "its path: test_demo.py",
     "make test": "runs this test",
     "make test-slow": "",
     "python benchmarks/vec_env.py": "by hand: it measures for minutes",
+    "sb3-softmod grid": "tests/grid",
     "make bench": "by hand: it measures for minutes",
     "python benchmarks/end_to_end.py": "by hand: it measures for minutes",
     "python benchmarks/memory.py": "by hand: it measures for minutes",
     "python benchmarks/precision.py": "by hand: it trains for an hour",
     "sb3-softmod train --resume": "test_zoo_resume.py: the run must be unfinished",
+    "python benchmarks/best_model.py": "by hand: it simulates for minutes",
     "python benchmarks/methods.py": "by hand: it measures for minutes",
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python benchmarks/faults.py": "by hand; small versions: test_faults.py",
-    "python -m sb3_softmod.zoo push_to_hub": "needs a network and an account",
 }
 OPENGL = ("--video", "record_video")
 
 
 def commands() -> list[str]:
-    """The lines of all blocks that are no Python, and commands in the text."""
-    text = (ROOT / "README.md").read_text()
-    blocks = [code for language, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if not language]
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"[^`]`((?:sb3-softmod|python|make) [^`]+)`[^`]", text)
-    return [line for line in lines if not any(re.match(rf"{re.escape(start)}(\s|$)", line) for start in ELSEWHERE)]
+    """The lines of all blocks that name no language, and commands in the text; each once."""
+    lines = []
+    for text in pages().values():
+        lines += [line.partition("  #")[0].strip() for block in blocks(text, "") for line in block.splitlines()]
+        lines += re.findall(r"[^`]`((?:sb3-softmod|python|make) [^`]+)`[^`]", text)
+    there = [line for line in lines if not any(re.match(rf"{re.escape(start)}(\s|$)", line) for start in ELSEWHERE)]
+    return list(dict.fromkeys(there))
 
 
 def small(arguments: list[str]) -> list[str]:

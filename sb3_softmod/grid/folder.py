@@ -1,0 +1,96 @@
+"""The folder of a cell: how far its run has come, and what comes next. Nothing here imports torch.
+
+::
+
+    METHOD/SET/seed-0-1a2b3c4d/
+        cell.json       what the cell is
+        claims/         who works at it
+        train.log       what its processes said
+        failed.json     why it was given up
+        tensorboard/
+        METHOD/SET_1/   the run, as train leaves it
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import read_json
+from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+
+LOG, FAILURE, IDENTITY = "train.log", "failed.json", "cell.json"
+#: A line of the log that begins so stands above what one attempt said.
+ATTEMPT = "#### "
+_MANIFEST = "run.json"
+
+
+def in_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Arguments of ``train`` with the folders of a cell."""
+    return [*arguments, "-f", str(folder), "-tb", str(folder / "tensorboard")]
+
+
+def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[str]) -> list[str]:
+    """What ``train`` is to be called with now: to begin, or to go on.
+
+    :param folder: of a cell that is not finished
+    :param arguments: of a run that begins
+    :param resources: those among them that a run may go on with
+    """
+    run = run_of(folder)
+    if run is None or not any((run / CHECKPOINTS).glob("[0-9]*")):
+        return in_folder(folder, arguments)
+    return ["--resume", str(run), *resources]
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder of a cell; None before there is one."""
+    found = sorted(path.parent for path in folder.glob(f"*/*/{_MANIFEST}"))
+    return found[-1] if found else None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of a cell has reached its budget, and its model is there, whole."""
+    run = run_of(folder)
+    if run is None:
+        return False
+    with suppress(ConfigurationError):  # broken, or gone meanwhile
+        manifest = read_json(run / _MANIFEST)
+        return manifest.get("status") == "finished" and zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip")
+    return False
+
+
+def clear_beginning(folder: Path) -> None:
+    """Remove what a run that never wrote a checkpoint has left in the folder of a cell: the next one begins anew.
+
+    The caller has claimed the folder.
+    """
+    for run in (path for path in folder.glob("*/*_[0-9]*") if path.is_dir()):
+        if not any((run / CHECKPOINTS).glob("[0-9]*")):
+            shutil.rmtree(run)
+
+
+def failure_of(folder: Path) -> Mapping[str, Any] | None:
+    """Why a cell was given up, and when; None where it was not."""
+    if not (folder / FAILURE).exists():
+        return None
+    with suppress(ConfigurationError):
+        return read_json(folder / FAILURE)
+    return None
+
+
+def last_lines(folder: Path, count: int) -> list[str]:
+    """The last lines that a process of the cell has said."""
+    path = folder / LOG
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 20_000, 0))
+        lines = file.read().decode(errors="replace").splitlines()
+    started = [number for number, line in enumerate(lines) if line.startswith(ATTEMPT)]
+    return [line.rstrip() for line in lines[started[-1] + 1 if started else 0 :] if line.strip()][-count:]

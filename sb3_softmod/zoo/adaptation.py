@@ -1,0 +1,273 @@
+"""What ``sb3-softmod adapt`` does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch as th
+import yaml
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_softmod.algorithm.adapting import INITS
+from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
+from sb3_softmod.common.checks import require_choice
+from sb3_softmod.common.devices import check_device
+from sb3_softmod.common.errors import ConfigurationError, FileError
+from sb3_softmod.common.files import check_folder, read_json, replacing
+from sb3_softmod.envs.make import make_task_set_env
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
+from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
+from sb3_softmod.methods import METHODS
+from sb3_softmod.networks.tunable import TUNES
+from sb3_softmod.runs.evaluation import load_model
+from sb3_softmod.runs.manifest import RunManifest
+from sb3_softmod.runs.progress import ProgressFileCallback
+from sb3_softmod.runs.run import load_run
+from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
+from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.zoo.experiment import EVAL_EVERY
+from sb3_softmod.zoo.monitor_file import MonitorFile
+
+#: What ``run.json`` must say of a run that is resumed.
+_NEEDED = (
+    "method",
+    "task_set",
+    "played",
+    "env_kwargs",
+    "seed",
+    "n_envs",
+    "planned_env_steps",
+    "adapted_from",
+    "options",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained policy.
+
+    :param title: where it is from
+    :param method: its name in the registry
+    :param task_set: what it was trained on
+    :param env_kwargs: that its envs were made with
+    :param model: with its weights
+    """
+
+    title: str
+    method: str
+    task_set: str
+    env_kwargs: dict[str, Any]
+    model: MultiTaskSAC
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """One run of the command.
+
+    :param facts: what ``run.json`` says of it
+    :param args: of the command
+    :param folder: of a run that is resumed; None makes one
+    :param source: what is adapted; None for a run that is resumed
+    """
+
+    facts: dict[str, Any]
+    args: argparse.Namespace
+    folder: Path | None
+    source: Source | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Adaptation:
+        """What a command line asks for.
+
+        :raises ConfigurationError: for what cannot work
+        """
+        check_device("--device", args.device)
+        if args.num_threads:
+            th.set_num_threads(args.num_threads)
+        if args.resume is not None:
+            return cls(_facts_of(args.resume), args, args.resume, None)
+        require_choice("--tune", args.tune, TUNES)
+        require_choice("--init", args.init, INITS)
+        check_folder(args.log_folder)
+        for task in args.tasks:
+            require_choice("task", task, [name for name in TASK_SETS if name in task_names(TASK_SETS[name])])
+        source = _source(args)
+        kept = [] if args.drop_tasks else [source.task_set]
+        return cls(_facts(args, source, get_task_set("+".join([*kept, *args.tasks])).name), args, None, source)
+
+    def run(self) -> None:
+        """Adapt, learn and save; or go on."""
+        folder = self.folder or _new_folder(self.args.log_folder / self.facts["method"], self.facts["task_set"])
+        try:
+            env = MonitorFile(self._envs(self.facts["played"]), str(folder), go_on=self.source is None)
+            model = self._model(env, folder)
+        except BaseException:
+            if self.folder is None:
+                shutil.rmtree(folder)
+            raise
+        _write_config(folder, self.facts)
+        self._learn(model, folder)
+
+    def _envs(self, tasks: list[str], **options: Any) -> VecEnv:
+        task_set = get_task_set("+".join(tasks))
+        kwargs = {**self.facts["env_options"], **self.facts["env_kwargs"], **options}
+        workers = 0 if self.args.vec_env == "dummy" else None
+        return make_task_set_env(task_set, len(task_names(task_set)), options=kwargs, n_workers=workers)
+
+    def _model(self, env: VecEnv, folder: Path) -> MultiTaskSAC:
+        if self.source is None:
+            return MultiTaskSAC.resume(folder, env, self.args.device, verbose=self.args.verbose)
+        model, options = self.source.model, self.facts["options"]
+        model.seed, model.verbose = self.facts["seed"], self.args.verbose
+        adapted = model.adapt(
+            env.venv,  # type: ignore[attr-defined]  # what the search for the nearest task plays is no episode of the run
+            tune=options["tune"],
+            keep_tasks=options["keep_tasks"],
+            init=options["init"],
+        )
+        adapted.set_env(env)
+        self.facts["adapted_from"] = {**self.facts["adapted_from"], **(adapted.adapted_from or {})}
+        return adapted
+
+    def _learn(self, model: MultiTaskSAC, folder: Path) -> None:
+        facts, options, name = self.facts, self.facts["options"], self.facts["task_set"]
+        eval_env = self._envs([name])
+        if model.get_vec_normalize_env() is not None:
+            eval_env = MultiTaskVecNormalize(eval_env, training=False, norm_reward=False)
+        per_env = facts["n_envs"]
+        evaluation = MultiTaskEvalCallback(
+            eval_env,
+            n_eval_episodes=options["eval_episodes"],
+            eval_freq=max(options["eval_freq"] // per_env, 1),
+            log_path=str(folder),
+            best_model_save_path=str(folder),
+            verbose=self.args.verbose,
+        )
+        checkpoints = CheckpointCallback(
+            folder,
+            save_freq=max(options["save_freq"] // per_env, 1),
+            how_to_resume=f"sb3-softmod adapt --resume {folder}",
+            verbose=max(self.args.verbose - 1, 0),
+        )
+        callbacks: list[BaseCallback] = [checkpoints, evaluation, ProgressFileCallback(str(folder))]
+        checkpoint = model.resumed_from
+        seconds = None if checkpoint is None else checkpoint.facts["seconds"]
+        manifest = RunManifest(folder / "run.json", model, facts, seconds)
+        status = "failed"
+        results: dict[str, Any] = {}
+        try:
+            model.learn(None if checkpoint else facts["planned_env_steps"], callbacks, progress_bar=self.args.progress)
+            status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"
+            model.save(folder / f"{name}.zip")
+        except BaseException as error:
+            results["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            results |= evaluation.summary()
+            for each in (eval_env, model.get_env()):
+                if each is not None:
+                    each.close()
+            manifest.finish(status, model, results)
+        if status == "finished":
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        if self.args.verbose:
+            print(f"{folder}: {status} at step {model.num_timesteps:,}")
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """The policy that is adapted."""
+    if args.pretrained is not None:
+        card = pretrained_card(args.pretrained)
+        model = pretrained(args.pretrained, device=args.device)
+        title = f"{args.pretrained} (pretrained)"
+        return Source(
+            title, card.get("method", model.policy_class.__name__), card["task_set"], card["env_kwargs"], model
+        )
+    run = load_run(args.run)
+    if not isinstance(run.manifest.get("env_kwargs"), dict):
+        raise FileError(f"{run.folder / 'run.json'} does not say what its envs were made with (env_kwargs).")
+    model = load_model(run, best=args.best)
+    return Source(str(run.folder), run.method, run.benchmark, run.manifest["env_kwargs"], model)
+
+
+def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any]:
+    """What the manifest says of a new run; the goals are those of the policy's training."""
+    task_set = get_task_set(name)
+    of_source = dict(get_task_set(source.task_set).options)
+    names = list(task_names(task_set))
+    learning = names if args.tune == "all" else list(args.tasks)
+    # Where everything learns, tasks that are kept and not played would be forgotten.
+    played = [name] if args.tune == "all" else list(args.tasks)
+    every = EVAL_EVERY * len(learning)
+    return {
+        "method": source.method,
+        "title": METHODS[source.method].title if source.method in METHODS else source.method,
+        "task_set": name,
+        "tasks": names,
+        "new_tasks": list(args.tasks),
+        "learning_tasks": learning,
+        "played": played,
+        **task_set.settings({**of_source, **source.env_kwargs}),
+        "env_options": of_source,
+        "env_kwargs": dict(source.env_kwargs),
+        "seed": args.seed,
+        "n_envs": len(learning),
+        "planned_env_steps": args.n_timesteps,
+        "planned_minutes": None,
+        "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},
+        "options": {
+            "tune": args.tune,
+            "init": args.init,
+            "keep_tasks": not args.drop_tasks,
+            "eval_freq": args.eval_freq or every,
+            "eval_episodes": args.eval_episodes,
+            "save_freq": args.save_freq or every,
+        },
+        "command": " ".join(sys.orig_argv),
+    }
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What the manifest of a run says that is to be resumed.
+
+    :raises ConfigurationError: for a folder that is no such run, or one that is finished
+    """
+    manifest = read_json(folder / "run.json")
+    if manifest.get("status") == "finished":
+        raise ConfigurationError(f"{folder} is finished: there is nothing to resume.")
+    if "adapted_from" not in manifest:
+        raise ConfigurationError(f"{folder} was not adapted: go on with sb3-softmod train --resume {folder}")
+    missing = [name for name in _NEEDED if name not in manifest]
+    if missing:
+        raise FileError(f"{folder / 'run.json'} is broken: it does not say {', '.join(missing)}.")
+    return dict(manifest)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that no other run has."""
+    number = 1
+    while True:
+        folder = parent / f"{name}_{number}"
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _write_config(folder: Path, facts: dict[str, Any]) -> None:
+    """What ``sb3-softmod enjoy`` reads of a run."""
+    path = folder / facts["task_set"] / "config.yml"
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(yaml.safe_dump({"env_kwargs": facts["env_kwargs"]}))

@@ -1,0 +1,373 @@
+"""New tasks on a trained model: what grows, what learns, and that the old tasks stay as they are, to the bit."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from point_mass import PointMass, make_point_mass_env
+from small_networks import TINY
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_softmod import (
+    CheckpointCallback,
+    ConfigurationError,
+    MultiTaskSAC,
+    MultiTaskVecEnv,
+    MultiTaskVecNormalize,
+    SoftModSAC,
+    TaskEnv,
+)
+from sb3_softmod.evaluation.evaluate import evaluate_tasks, rollout
+from sb3_softmod.networks import AdaptedNetwork, SoftModularNetwork
+from sb3_softmod.networks.adapted import groups_of
+from sb3_softmod.networks.tunable import TunableParts
+from sb3_softmod.policies import POLICIES
+from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
+
+M = 3
+NEW = ("new-0", "new-1")
+CASES = [(name, word) for name, policy in POLICIES.items() for word in TunableParts.of(policy.network_class).known()]
+
+
+def make_new(index: int, names: Sequence[str], goals: Sequence[int], copy: int = 0) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(PointMass(goals[index]), 20), index, list(names))
+
+
+def new_env(names: Sequence[str] = NEW, goals: Sequence[int] = (3, 1)) -> VecEnv:
+    return DummyVecEnv([partial(make_new, index, names, goals) for index in range(len(names))])
+
+
+def trained(policy: str = "SoftModPolicy", env: VecEnv | None = None, steps: int = 60, **kwargs: Any) -> MultiTaskSAC:
+    options: dict[str, Any] = dict(batch_size=4 * M, learning_starts=15, buffer_size=600, seed=0, device="cpu")
+    env = make_point_mass_env(M) if env is None else env
+    return MultiTaskSAC(policy, env, **{**options, "policy_kwargs": TINY[policy], **kwargs}).learn(steps)
+
+
+def old_observations(extra: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    tasks = np.eye(M + extra, dtype=np.float32)[np.arange(9) % M]
+    return np.concatenate([rng.uniform(-1, 1, (9, 2)).astype(np.float32), tasks], 1)
+
+
+def of_old_tasks(model: MultiTaskSAC) -> list[np.ndarray]:
+    """Actions, Q-values and temperatures."""
+    observations = old_observations(model.num_tasks - M)
+    model.policy.set_training_mode(False)
+    actions = model.predict(observations, deterministic=True)[0]
+    with th.no_grad():
+        q_values = [q.numpy() for q in model.critic(th.tensor(observations), th.tensor(actions))]
+    assert model.log_ent_coef is not None
+    return [actions, *q_values, model.log_ent_coef.detach().numpy()[:M].copy()]
+
+
+def assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("policy", "tune"), CASES)
+def test_the_old_tasks_stay(policy: str, tune: Any) -> None:
+    wide = {"embedding_dim": 16} if policy in ("CAREPolicy", "FiLMPolicy") else {}  # a ReLU may silence a mean of 3
+    model = trained(policy, policy_kwargs=TINY[policy] | wide)
+    before = of_old_tasks(model)
+    new = model.adapt(new_env(), tune=tune, init="mean")
+    assert new.task_names == [*model.task_names, *NEW]
+    assert_same(of_old_tasks(new), before)
+    parameters = {name: p.clone() for name, p in new.policy.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # that no env plays the old tasks is as it should be
+        new.learn(60)
+    assert new._n_updates > 0
+    changed = {name for name, p in new.policy.named_parameters() if not th.equal(p, parameters[name])}
+    learning = {name for name, p in new.policy.named_parameters() if p.requires_grad}
+    assert changed <= learning
+    assert any(name.startswith("actor") for name in changed)
+    assert any(name.startswith("critic.") for name in changed)
+    assert any(name.startswith("critic_target") for name in changed)
+    if tune != "all":
+        assert_same(of_old_tasks(new), before)
+    assert_same(of_old_tasks(model), before)
+
+
+def test_frozen_parameters_cost_nothing() -> None:
+    new = trained().adapt(new_env(), init="mean")
+    new.learn(60)
+    for module in (new.actor, new.critic):
+        learning = [p for p in module.parameters() if p.requires_grad]
+        assert [p for group in module.optimizer.param_groups for p in group["params"]] == learning
+        assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
+        assert sum(p.numel() for p in learning) < sum(p.numel() for p in module.parameters()) / 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "tune"),
+    [("MTMlpPolicy", "routing"), ("FiLMPolicy", "routing"), ("BROPolicy", "task"), ("SingleTaskPolicy", "task")],
+)
+def test_words_without_a_meaning(policy: str, tune: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"tune='{tune}' has no meaning for {policy}: take .*'all'"):
+        trained(policy, steps=0).adapt(new_env(), tune=tune)
+
+
+class WideEnv(PointMass):
+    def __init__(self, size: int = 3, actions: int = 2) -> None:
+        super().__init__(0)
+        self.observation_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kwargs", "message"),
+    [
+        ([], {}, "at least one task, and the list is empty"),
+        (["reach-v2"], {}, "'reach-v2'.*reach-v3"),
+        (None, {}, "tasks must be names of Meta-World tasks, or a vectorised env"),
+        (
+            lambda: new_env(),
+            {"tune": "modules"},
+            "tune='modules' is none of the parts of SoftModPolicy: take 'routing'",
+        ),
+        (lambda: new_env(), {"init": "best"}, "init.*'best'"),
+        (lambda: new_env(), {"keep_tasks": 1}, "keep_tasks must be True or False"),
+        (lambda: new_env(), {"learning_rat": 1}, "learning_rate"),
+        (lambda: new_env(), {"policy_kwargs": {}}, "adapt takes no policy_kwargs"),
+        (lambda: new_env(("corner-1", "new")), {}, "knows the task 'corner-1' already"),
+        (
+            lambda: DummyVecEnv([lambda: TaskEnv(WideEnv(), 0, ["wide"])]),
+            {},
+            "have 2 entries.*those of the new tasks 3",
+        ),
+        (lambda: DummyVecEnv([lambda: TaskEnv(WideEnv(2, 4), 0, ["many"])]), {}, r"actions are Box.*\(2,\).*\(4,\)"),
+        (lambda: MultiTaskVecNormalize(new_env()), {}, "must not be normalised by itself"),
+    ],
+)
+def test_bad_input(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
+    model = trained(steps=0)
+    with pytest.raises(ConfigurationError, match=message):
+        model.adapt(tasks() if callable(tasks) else tasks, **{"init": "mean", **kwargs})
+
+
+def test_needs_a_policy_of_this_package() -> None:
+    model = MultiTaskSAC("MlpPolicy", make_point_mass_env(M), device="cpu")
+    with pytest.raises(ConfigurationError, match="adapt needs a policy of this package, not SACPolicy"):
+        model.adapt(new_env())
+
+
+def test_old_tasks_are_not_played_in_vain() -> None:
+    new = trained().adapt(new_env(), init="mean")
+    names = new.task_names
+    new.set_env(DummyVecEnv([partial(make_new, index, names, range(5)) for index in (0, 3)]))
+    with pytest.raises(ConfigurationError, match="The envs play task 'corner-0', of which nothing learns"):
+        new.learn(10)
+
+
+def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(env=make_point_mass_env(4), policy_kwargs=TINY["SoftModPolicy"], batch_size=16)
+    assert model.log_ent_coef is not None
+    model.log_ent_coef.data = th.arange(4.0)
+    towards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)
+    monkeypatch.setattr(model, "predict", lambda obs, **_: (obs[:, -4:] @ towards, None))
+    new = model.adapt(new_env(goals=(3, 1)))
+    assert new.adapted_from == {
+        "tasks": model.task_names,
+        "env_steps": 60,
+        "new_tasks": list(NEW),
+        "tune": "routing",
+        "keep_tasks": True,
+        "init": {"new-0": "corner-3", "new-1": "corner-1"},
+    }
+    assert new.log_ent_coef is not None
+    assert new.log_ent_coef.tolist() == [0, 1, 2, 3, 3, 1]
+    states = np.random.default_rng(1).uniform(-1, 1, (2, 2)).astype(np.float32)
+    as_new, as_old = (np.concatenate([states, np.eye(6, dtype=np.float32)[ids]], 1) for ids in ([4, 5], [3, 1]))
+    actions = [new.predict(obs, deterministic=True)[0] for obs in (as_new, as_old)]
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
+
+
+def test_fresh_routing_is_another() -> None:
+    model = trained()
+    th.manual_seed(1)
+    fresh, mean = (groups_of(model.adapt(new_env(), init=init).actor.network)[1] for init in ("fresh", "mean"))
+    assert isinstance(fresh, SoftModularNetwork)
+    assert isinstance(mean, SoftModularNetwork)
+    assert not th.equal(fresh.get_parameter("routing_down.0.weight"), mean.get_parameter("routing_down.0.weight"))
+    assert th.equal(fresh.get_parameter("module_layers.0.weight"), mean.get_parameter("module_layers.0.weight"))
+    (network,) = groups_of(model.actor.network)
+    assert isinstance(network, SoftModularNetwork)
+    old = network.task_encoder.weight
+    th.testing.assert_close(mean.task_encoder.weight, old.mean(-1, keepdim=True).expand(-1, -1, 2))
+
+
+@pytest.mark.parametrize("policy", ["SoftModPolicy", "MultiHeadPolicy"])
+def test_without_the_old_tasks(policy: str) -> None:
+    model = trained(policy)
+    new = model.adapt(new_env(), tune="heads", keep_tasks=False, init="mean")
+    assert (new.num_tasks, new.task_names) == (2, list(NEW))
+    new.learn(60)
+    names = [name for name, p in new.actor.named_parameters() if p.requires_grad]
+    assert names == [name for name, _ in new.actor.named_parameters() if ".head" in name]
+
+
+def test_again() -> None:
+    model = trained()
+    before = of_old_tasks(model)
+    second = model.adapt(new_env(), init="mean").learn(60)
+    observations = np.concatenate([old_observations(0)[:, :2], np.eye(5, dtype=np.float32)[[3, 4, 3] * 3]], 1)
+    actions = second.predict(observations, deterministic=True)[0]
+    third = second.adapt(new_env(("later",), (2,)), tune="heads").learn(60)
+    assert third.task_names == [*model.task_names, *NEW, "later"]
+    assert_same(of_old_tasks(third), before)
+    more = np.concatenate([observations, np.zeros((9, 1), np.float32)], 1)
+    np.testing.assert_array_equal(third.predict(more, deterministic=True)[0], actions)
+
+
+def test_normalisation_of_the_old_tasks_stays() -> None:
+    env = MultiTaskVecNormalize(make_point_mass_env(M))
+    model = trained(env=env)
+    raw = old_observations()
+    before = env.normalize_obs(raw)
+    new = model.adapt(new_env(), init="mean").learn(60)
+    after = new.get_vec_normalize_env()
+    assert isinstance(after, MultiTaskVecNormalize)
+    assert after.obs_statistics == "per-task"
+    np.testing.assert_array_equal(after.normalize_obs(old_observations(2))[:, : 2 + M], before)
+    counts = [rms.count for rms in after.obs_rms]
+    assert counts[0] == counts[2] < counts[3]
+    pooled = model.adapt(new_env(), tune="all", init="mean").get_vec_normalize_env()
+    assert isinstance(pooled, MultiTaskVecNormalize)
+    assert pooled.obs_statistics == "pooled"
+
+
+def test_the_replay_buffer_grows() -> None:
+    model = trained()
+    new = model.adapt(new_env(), tune="all", init="mean")
+    assert new.replay_buffer is not None
+    assert new.replay_buffer.capacity_per_task == 200  # type: ignore[attr-defined]
+    assert new.replay_buffer.added_per_task.tolist() == [20, 20, 20, 0, 0]  # type: ignore[attr-defined]
+    states = {tuple(row) for row in new.replay_buffer.sample(300).observations[:, :2].tolist()}
+    old = {tuple(row) for row in model.replay_buffer.sample(300).observations[:, :2].tolist()}  # type: ignore[union-attr]
+    assert states & old
+    frozen = model.adapt(new_env(), init="mean")
+    assert frozen.replay_buffer is not None
+    assert frozen.replay_buffer.size() == 0
+    assert (frozen.batch_size, new.batch_size) == (10, 20)  # 4 of each task that learns, as far as 5 tasks divide it
+
+
+def test_listed_temperatures_and_reward_scales_grow() -> None:
+    model = trained(ent_coef=[0.1, 0.2, 0.3], reward_scaling="per-task")
+    new = model.adapt(new_env(), init="mean")
+    np.testing.assert_allclose(new.ent_coef_tensor.numpy(), [0.1, 0.2, 0.3, 0.2, 0.2], rtol=1e-6)
+    assert new.reward_scale is not None
+    assert model.reward_scale is not None
+    np.testing.assert_array_equal(new.reward_scale.largest_returns(), [*model.reward_scale.largest_returns(), 0, 0])
+    new.learn(60)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "tune"), [("SoftModPolicy", "routing"), ("BROPolicy", "heads"), ("MTMlpPolicy", "all")]
+)
+def test_saved_and_loaded(policy: str, tune: Any, safe: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tune="all": no env plays the old tasks
+        new = trained(policy, steps=0).adapt(new_env(), tune=tune, init="mean").learn(60)
+        file = io.BytesIO()
+        new.save(file)
+        file.seek(0)
+        options: dict[str, Any] = dict(safe=True, policy=policy) if safe else {}
+        again = MultiTaskSAC.load(file, env=new_env(), device="cpu", **options)
+        assert again.task_names == new.task_names
+        assert_same(of_old_tasks(again), of_old_tasks(new))
+        assert again.learning_tasks == new.learning_tasks
+        again.learn(30)
+
+
+def restartable(names: Sequence[str], goals: Sequence[int]) -> MultiTaskVecEnv:
+    return MultiTaskVecEnv([partial(make_new, index, names, goals) for index in range(len(names))], n_workers=0)
+
+
+def test_resumed_bit_for_bit(tmp_path: Path) -> None:
+    def adapted() -> MultiTaskSAC:
+        env = restartable([f"corner-{i}" for i in range(M)], range(M))
+        env.seed(1)
+        new = restartable(NEW, (3, 1))
+        new.seed(2)
+        return trained(env=env).adapt(new, init="mean")
+
+    whole = adapted().learn(120)
+    adapted().learn(60, CheckpointCallback(tmp_path, save_freq=25))
+    resumed = MultiTaskSAC.resume(tmp_path, restartable(NEW, (3, 1)), device="cpu")
+    assert resumed.num_timesteps == 50
+    resumed.learn(70, reset_num_timesteps=False)
+    assert resumed.num_timesteps == whole.num_timesteps == 120
+    for ours, theirs in zip(resumed.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+
+
+def test_mixtures_of_old_and_new_tasks() -> None:
+    model = trained(steps=0)
+    network = model.adapt(new_env(), init="fresh").actor.network
+    assert isinstance(network, AdaptedNetwork)
+    rng = np.random.default_rng(0)
+    states = th.tensor(rng.uniform(-1, 1, (4, 2)), dtype=th.float32)
+    old, new, both = (th.zeros(4, 5) for _ in range(3))
+    old[:, 1], new[:, 4] = 1, 1
+    both[:, 1], both[:, 4] = 0.25, 0.75
+    with th.no_grad():
+        wanted = 0.25 * network(states, old) + 0.75 * network(states, new)
+        th.testing.assert_close(network(states, both), wanted)
+        rows = th.cat([old[:2], new[2:]])
+        th.testing.assert_close(network(states, rows)[:, :2], network(states, old)[:, :2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["SoftModPolicy", "HardRoutingPolicy"])
+def test_all_tasks_with_surgery(policy: str) -> None:
+    model = trained(policy, gradient_surgery="pcgrad")
+    names = [*model.task_names, *NEW]
+    env = DummyVecEnv([partial(make_new, index, names, range(5)) for index in range(5)])
+    new = model.adapt(env, tune="all", init="mean")
+    assert len(set(new.get_env().get_attr("task_id"))) == 5  # type: ignore[union-attr]
+    new.learn(60)
+    assert new._n_updates > 0
+    assert new.nonfinite_updates == 0
+
+
+def test_evaluated_and_drawn_with_the_old_tasks() -> None:
+    new = SoftModSAC(
+        "SoftModPolicy", make_point_mass_env(M), policy_kwargs=TINY["SoftModPolicy"], batch_size=12, device="cpu"
+    ).adapt(new_env(), init="mean")
+    env = new.get_env()
+    assert env is not None
+    found = evaluate_tasks(new, env, n_eval_episodes=2)
+    assert found.task_names == new.task_names
+    assert found.episodes == [0, 0, 0, 2, 2]
+    names = new.task_names
+    everything = DummyVecEnv([partial(make_new, index, names, range(5)) for index in range(5)])
+    observations, actions = rollout(new, everything, 3)
+    samples = sample_routing(new, observations, actions, names)
+    assert [each.network for each in samples] == ["actor", "critic 1", "critic 2"]
+    assert RoutingStatistics.of(samples[0]).similarity.shape == (5, 5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_to_the_bit_for_networks_of_real_size(rows: int) -> None:
+    """Products of few rows are rounded by how the rows lie in memory, which the number of tasks changes."""
+    model = trained(steps=0, policy_kwargs=dict(preset="deep", embedding_dim=128, module_dim=128))
+    new = model.adapt(new_env(), init="mean")
+    rng = np.random.default_rng(0)
+    states, tasks = rng.normal(size=(rows, 2)), np.eye(M)[np.arange(rows) % M]
+    before, after = (
+        np.concatenate([states, tasks, np.zeros((rows, extra))], 1).astype(np.float32) for extra in (0, len(NEW))
+    )
+    np.testing.assert_array_equal(
+        new.predict(after, deterministic=True)[0], model.predict(before, deterministic=True)[0]
+    )

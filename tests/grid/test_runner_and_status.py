@@ -1,0 +1,241 @@
+"""What the local runner starts when, with processes that do nothing; and what is read from the folders of cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grid_points  # noqa: F401  # makes the set known
+import pytest
+from grid_runs import cells_of, write_grid
+from rich.console import Console
+from run_folders import write_run
+
+from sb3_softmod.common.csv_files import last_rows
+from sb3_softmod.grid import driver, local
+from sb3_softmod.grid.cells import Cell, Resources
+from sb3_softmod.grid.claims import Claim
+from sb3_softmod.grid.driver import StoppedError, run_grid
+from sb3_softmod.grid.folder import clear_beginning, is_finished, last_lines, next_arguments, run_of
+from sb3_softmod.grid.local import LocalRunner
+from sb3_softmod.grid.process import Order, Outcome
+from sb3_softmod.grid.resources import Capacity
+from sb3_softmod.grid.status import DONE, FAILED, RUNNING, WAITING, status_of, table_of
+
+GB = 10**9
+
+
+class FakeProcess:
+    """Ends when it is told to."""
+
+    started: list[FakeProcess]
+
+    def __init__(self, order: Order, gpus: str | None = None) -> None:
+        self.order, self.gpus = order, gpus
+        self.outcome: Outcome | None = None
+        self.stopped = False
+        FakeProcess.started.append(self)
+
+    def poll(self) -> Outcome | None:
+        return self.outcome
+
+    def wait(self) -> Outcome:
+        assert self.stopped
+        return Outcome.STOPPED
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def reason(self) -> str:
+        return "killed by SIGKILL"
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
+    FakeProcess.started = []
+    monkeypatch.setattr(local, "RunProcess", FakeProcess)
+    monkeypatch.setattr(driver, "TICK", 0.01)
+    return FakeProcess.started
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    (cell,) = cells_of(write_grid(tmp_path_factory.mktemp("grid"), algos=["mt_sac"], seeds=0))
+    return cell
+
+
+def cells_with(cell: Cell, tmp_path: Path, number: int, *, retries: int = 0, **resources: Any) -> list[Cell]:
+    needs = Resources(**{"memory": GB, **resources})
+    return [replace(cell, seed=n, root=tmp_path, resources=needs, retries=retries) for n in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "needs", "at_once"),
+    [
+        (Capacity(4, 100 * GB, ()), dict(threads=1), 4),
+        (Capacity(5, 100 * GB, ()), dict(threads=2), 2),
+        (Capacity(8, 5 * GB, ()), dict(memory=2 * GB), 2),
+        (Capacity(8, 100 * GB, ("0", "3")), dict(gpus=0.5), 4),
+        (Capacity(8, 100 * GB, ("0", "3")), dict(gpus=0.4), 4),
+        (Capacity(8, 100 * GB, ("0", "1", "2")), dict(gpus=2), 1),
+    ],
+)
+def test_room(
+    capacity: Capacity, needs: dict[str, Any], at_once: int, cell: Cell, tmp_path: Path, processes: list[FakeProcess]
+) -> None:
+    """As many as fit, and the next one when one has ended."""
+    runner = LocalRunner(capacity)
+    cells = cells_with(cell, tmp_path, 6, **needs)
+    assert [runner.start(each) for each in cells] == [n < at_once for n in range(6)]
+    assert not runner.ended()
+    processes[0].outcome = Outcome.FINISHED
+    assert [end.cell for end in runner.ended()] == [cells[0]]
+    assert runner.start(cells[at_once])
+    assert not runner.start(cells[-1])
+
+
+def test_gpus_are_shared_out(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
+    runner = LocalRunner(Capacity(8, 100 * GB, ("0", "3")))
+    for each in cells_with(cell, tmp_path, 4, gpus=0.5):
+        runner.start(each)
+    assert [process.gpus for process in processes] == ["0", "3", "0", "3"]
+    (without,) = cells_with(cell, tmp_path, 1)
+    assert runner.start(without)
+    assert processes[-1].gpus == ""
+
+
+def test_retries(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
+    runner = LocalRunner(Capacity(1, 100 * GB, ()))
+    (one,) = cells_with(cell, tmp_path, 1, retries=2)
+    runner.start(one)
+    for outcome in (Outcome.FAILED, Outcome.STOPPED):
+        processes[-1].outcome = outcome
+        assert not runner.ended()
+    assert len(processes) == 3
+    processes[-1].outcome = Outcome.FAILED
+    (end,) = runner.ended()
+    assert (end.cell, end.outcome, end.why) == (one, Outcome.FAILED, "killed by SIGKILL")
+
+
+def test_claimed_by_somebody_else(
+    cell: Cell, tmp_path: Path, processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell that somebody has is waited for, and counts as theirs when they have finished it."""
+    monkeypatch.setattr(driver, "LOOK_AGAIN", 0.05)
+    (one,) = cells_with(cell, tmp_path, 1)
+    claim = Claim.take(one.folder, lambda: None)
+    assert claim is not None
+    finish = threading.Timer(0.5, lambda: finished_run(one))
+    finish.start()
+    lines: list[str] = []
+    assert run_grid([one], LocalRunner(Capacity(1, 100 * GB, ())), lines.append) == {}
+    claim.release()
+    assert lines == [f"{one.name}: finished elsewhere"]
+    assert not processes
+
+
+def test_signal(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
+    """Every run is stopped before the driver ends."""
+    cells = cells_with(cell, tmp_path, 2)
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGTERM)).start()
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        run_grid(cells, LocalRunner(Capacity(2, 100 * GB, ())), lambda line: None)
+    assert [process.stopped for process in processes] == [True, True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def finished_run(cell: Cell) -> Path:
+    """The run of a cell as train leaves it."""
+    run = write_run(cell.folder, "mt_sac", 1, {100: [0.0, 1.0], 200: [1.0, 0.5]}, benchmark="Points")
+    with zipfile.ZipFile(run / "Points.zip", "w") as file:
+        file.writestr("data", "")
+    return run
+
+
+def running_run(cell: Cell, steps: int) -> Path:
+    run = write_run(cell.folder, "mt_sac", 1, {100: [0.0, 1.0]}, benchmark="Points", status="running")
+    with (run / "progress.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["time/total_timesteps", "time/fps", "time/time_elapsed"])
+        rows.writerow([steps, 2, steps // 2])
+        file.write("15")  # half of a row
+    return run
+
+
+def test_status(cell: Cell, tmp_path: Path) -> None:
+    waiting, done, running, ended = cells_with(cell, tmp_path, 4)
+    assert status_of(waiting).state == WAITING
+    finished_run(done)
+    found = status_of(done)
+    assert (found.state, found.steps, found.fraction, found.success) == (DONE, 200, 1.0, 0.75)
+    running_run(running, 120)
+    assert status_of(running).state == WAITING
+    assert status_of(running).note == "goes on from its checkpoint"
+    claim = Claim.take(running.folder, lambda: None)
+    assert claim is not None
+    found = status_of(running)
+    assert (found.state, found.steps, found.fraction, found.success) == (RUNNING, 120, 0.6, 0.5)
+    assert found.seconds_left == 40.0  # 80 steps at 2 a second
+    ended.folder.mkdir(parents=True)
+    (ended.folder / "failed.json").write_text(json.dumps({"at": time.time(), "why": "first\nthe reason"}))
+    assert status_of(ended).state == FAILED
+    assert status_of(ended).note == "the reason"
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table_of([waiting, done, running, ended]))
+    claim.release()
+    text = captured.get()
+    assert "1 done, 1 running, 1 waiting, 1 failed" in text
+    (line,) = [line for line in text.splitlines() if running.name in line]
+    assert "120" in line
+    assert "50.0 %" in line
+    assert "0:00:40" in line
+
+
+def test_what_counts_as_finished(cell: Cell, tmp_path: Path) -> None:
+    """The manifest says so, and the last model is whole."""
+    one, two = cells_with(cell, tmp_path, 2)
+    run = finished_run(one)
+    assert is_finished(one.folder)
+    content = (run / "Points.zip").read_bytes()
+    (run / "Points.zip").write_bytes(content[:20])
+    assert not is_finished(one.folder)
+    (run / "Points.zip").unlink()
+    assert not is_finished(one.folder)
+    running_run(two, 50)
+    assert not is_finished(two.folder)
+
+
+def test_begins_anew_or_goes_on(cell: Cell, tmp_path: Path) -> None:
+    (one,) = cells_with(cell, tmp_path, 1)
+    begin = ["--algo", "mt_sac", "-f", str(one.folder), "-tb", str(one.folder / "tensorboard")]
+    assert next_arguments(one.folder, ["--algo", "mt_sac"], ["-P"]) == begin
+    run = running_run(one, 50)
+    assert next_arguments(one.folder, ["--algo", "mt_sac"], ["-P"]) == begin
+    (run / "checkpoints" / "000000000040").mkdir(parents=True)
+    assert next_arguments(one.folder, ["--algo", "mt_sac"], ["-P"]) == ["--resume", str(run), "-P"]
+    clear_beginning(one.folder)
+    assert run_of(one.folder) == run
+    (run / "checkpoints" / "000000000040").rmdir()
+    clear_beginning(one.folder)
+    assert run_of(one.folder) is None
+
+
+def test_last_lines_and_rows(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("#### one\nold\n#### two\nfirst\n\nsecond\n")
+    assert last_lines(tmp_path, 5) == ["first", "second"]
+    assert last_lines(tmp_path, 1) == ["second"]
+    assert last_lines(tmp_path / "none", 1) == []
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n" + "".join(f"{n},{2 * n}\n" for n in range(1000)) + "7,")
+    assert last_rows(table, 100)[-1] == {"a": "999", "b": "1998"}
+    assert len(last_rows(table)) == 1000
+    assert last_rows(tmp_path / "none.csv") == []

@@ -1,0 +1,103 @@
+"""``sb3-softmod adapt``: a run that adapts another one's policy, its folder, and how it goes on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from zoo_runs import MT3, manifest, run_of, train
+
+from sb3_softmod import MultiTaskSAC
+from sb3_softmod.cli import main
+from sb3_softmod.runs.progress import ProgressFileCallback
+
+SET = "MT3+coffee-button-v3"
+#: Few evaluations, all in this process.
+TINY = "--eval-episodes 1 --eval-freq 40 --save-freq 20 --vec-env dummy --verbose 0 --num-threads 1"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on three tasks."""
+    folder = tmp_path_factory.mktemp("source")
+    assert train(folder, steps=60) == 0
+    return run_of(folder)
+
+
+def adapt(source: Path, folder: Path, options: str = "", steps: int = 80) -> int:
+    return main(f"adapt {source} --tasks coffee-button-v3 -n {steps} -f {folder} {TINY} {options}".split())
+
+
+def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapt(source, tmp_path) == 0
+    run = run_of(tmp_path, env=SET)
+    found = manifest(run)
+    assert found["status"] == "finished"
+    assert found["tasks"] == [*MT3, "coffee-button-v3"]
+    assert found["env_steps_by_task"] == {**dict.fromkeys(MT3, 0), "coffee-button-v3": 80}
+    assert found["horizon"] == 5
+    origin = found["adapted_from"]
+    assert (origin["run"], origin["task_set"], origin["tune"]) == (str(source), "MT3", "routing")
+    assert origin["init"]["coffee-button-v3"] in MT3
+    before, after = MultiTaskSAC.load(source / "MT3.zip"), MultiTaskSAC.load(run / f"{SET}.zip")
+    states, task = np.random.default_rng(0).normal(size=(3, 39)), np.eye(4)[:3]
+    raw = np.concatenate([states, task], 1).astype(np.float32)
+    ours, theirs = (model.predict(obs, deterministic=True)[0] for model, obs in ((after, raw), (before, raw[:, :-1])))
+    np.testing.assert_array_equal(ours, theirs)
+
+    assert main(["report", str(run)]) == 0
+    assert "left out" not in capsys.readouterr().err
+    assert main(f"evaluate {run} --episodes 1".split()) == 0
+    assert main(f"enjoy --algo softmod_deep --env {SET} -f {tmp_path} --episodes 1".split()) == 0
+    assert "coffee-button-v3" in capsys.readouterr().out
+
+
+def test_goes_on_exactly(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert adapt(source, tmp_path / "whole") == 0
+
+    def end(callback: ProgressFileCallback) -> bool:
+        return bool(1 / (50 - callback.num_timesteps))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressFileCallback, "_on_step", end)
+        with pytest.raises(ZeroDivisionError):
+            adapt(source, tmp_path / "ended")
+    run = run_of(tmp_path / "ended", env=SET)
+    assert manifest(run)["status"] == "failed"
+    assert main(f"train --resume {run}".split()) == 2
+    assert main(f"adapt --resume {run} --vec-env dummy --verbose 0 --num-threads 1".split()) == 0
+    assert manifest(run)["status"] == "finished"
+    ours, theirs = (
+        MultiTaskSAC.load(folder / f"{SET}.zip").get_parameters()["policy"]
+        for folder in (run, run_of(tmp_path / "whole", env=SET))
+    )
+    assert all(th.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tune modules", "--tune.*modules"),
+        ("--init best", "--init.*best"),
+        ("--pretrained MT10", "name either a run, or --pretrained NAME, or --resume RUN"),
+    ],
+)
+def test_bad_input(
+    source: Path, tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(source, tmp_path, options) == 2
+    text = capsys.readouterr().err
+    assert re.search(message, text), text
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_tasks(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tasks, message in (("reach-v3", "reach-v3"), ("coffee-buton-v3", "did you mean 'coffee-button-v3'")):
+        assert main(f"adapt {source} --tasks {tasks} -n 10 -f {tmp_path}".split()) == 2
+        assert message in capsys.readouterr().err
+    assert main(f"adapt {source} -n 10".split()) == 2
+    assert "--tasks" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
