@@ -264,7 +264,7 @@ def test_seeds_of_a_method(tmp_path: Path) -> None:
     *of_runs, mean = page.charts["success"]["lines"]
     assert [line["series"] for line in of_runs] == ["seed 0", "seed 1", "seed 2"]
     assert (mean["name"], mean["mean"], mean["values"][0]) == ("mean of 3 runs", True, [0, 0.4])
-    np.testing.assert_allclose([mean["low"][1], mean["high"][1]], [[0, 0], [0, 0.8968]], atol=1e-4)
+    np.testing.assert_allclose(np.array([mean["low"][1], mean["high"][1]]), [[0.0, 0.0], [0.0, 0.8968]], atol=1e-4)
     assert all(str(folder) in " ".join(problems) for folder in folders)  # they hold no progress.csv
 
 
@@ -310,7 +310,7 @@ def test_runs_that_cannot_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_sheet_says_all_that_the_manifest_says(tmp_path: Path) -> None:
-    facts = dict(
+    facts: dict[str, Any] = dict(
         wall_time_s=3900.0,
         last_success_rate=0.25,
         env_kwargs=dict(seed=1234, horizon=20),
