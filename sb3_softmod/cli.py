@@ -124,10 +124,12 @@ def _parser() -> Parser:
     mixture.add_argument("--seed", type=int, default=0, help="of the search and of the goals (default: 0)")
     mixture.add_argument("--best", action="store_true", help="the best model of training instead of the last")
 
-    report = _command(commands, "report", _report, "all that is known of a run, as one HTML file")
+    does = "all that is known of a run, or of several side by side, as one HTML file"
+    report = _command(commands, "report", _report, does)
+    report.add_argument("runs", type=Path, metavar="run", nargs="+", help="run folders, for instance logs/mt_sac/MT3_*")
     report.add_argument("--best", action="store_true", help="the routing of the best model instead of the last")
     report.add_argument("--video", action="store_true", help="with a video of each task")
-    report.add_argument("--out", type=Path, help="the file (default: report.html in the run folder)")
+    report.add_argument("--out", type=Path, help="the file (default: report.html in the folder that holds all of it)")
 
     export = _command(commands, "export", _export, "the policy of a run as one file that acts without this package")
     export.add_argument("--best", action="store_true", help="the best model of training instead of the last")
@@ -139,7 +141,7 @@ def _parser() -> Parser:
     hub.add_argument("--video", action="store_true", help="with a video of each task")
     hub.add_argument("--out", type=Path, help="the folder (default: hub in the run folder)")
     hub.add_argument("--upload", metavar="YOU/NAME", help="upload it, by the account of hf auth login")
-    for command in (routing, report, mixture, export, hub):
+    for command in (routing, mixture, export, hub):
         command.add_argument(
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
@@ -327,9 +329,11 @@ def _mixture(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from sb3_softmod.report.write import write_report
-
-    out, problems = write_report(args.folder, args.out, best=args.best, video=args.video)
+    try:
+        from sb3_softmod.report.write import write_report
+    except ModuleNotFoundError as error:
+        raise SoftModError(f"A report needs {error.name}: pip install 'sb3-softmod[plots]'.") from error
+    out, problems = write_report(args.runs, args.out, best=args.best, video=args.video)
     print(out)
     _complain(problems)
 

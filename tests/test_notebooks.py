@@ -34,7 +34,7 @@ BUDGETS: dict[str, dict[str, object]] = {
 
 #: What the output must hold: text, or the number of pictures.
 FINDINGS = {
-    "01_quickstart": (r"1 episodes a task.*reach-v3", 2),
+    "01_quickstart": (r"95 % interval.*reach-v3.*(<video.*<video|No video: Rendering failed.*MUJOCO_GL)", 1),
     "02_inside_the_routing": (r"largest difference \d\.\de-0[678]", 6),
     "03_compare_methods": (r"Ours \(Shallow\).*1 seed of 1 episodes a task.*IQM \d\.\d+", 3),
     "04_your_own_tasks": (r"did you mean 'window-open-v3'.*moon.*MT-SAC.*differ in their action space", 1),
@@ -110,6 +110,16 @@ def test_paper_figures_from_the_runs_of_the_comparison(compared: tuple[Path, nbf
     folder, _ = compared
     check("05_paper_figures", execute("05_paper_figures", folder))
     assert {path.suffix for path in (folder / "runs" / "figures").iterdir()} == {".svg", ".csv"}
+
+
+def test_the_quickstart_has_few_imports_and_ends_with_an_interval_and_a_video() -> None:
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [line for cell in code for line in cell.source.splitlines()]
+    assert sum(line.startswith(("import ", "from ")) for line in lines) <= 5
+    *_, evaluated, filmed = code
+    assert "95 % interval" in evaluated.outputs[0].text
+    assert ["<video" in output.data["text/html"] for output in filmed.outputs] == [True, True]
 
 
 def test_a_failing_cell_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

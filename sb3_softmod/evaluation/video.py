@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.files import check_file
+from sb3_softmod.common.files import as_path, check_file
 from sb3_softmod.common.task_observation import task_ids, task_names_of
 from sb3_softmod.evaluation.evaluate import act
 
@@ -120,7 +120,7 @@ def check_pictures(env: VecEnv) -> None:
         raise ConfigurationError(f'A video needs an env with render_mode="rgb_array", not {env.render_mode!r}.')
 
 
-def record_episodes(model: Any, env: VecEnv, out: Path) -> list[Path]:
+def record_episodes(model: Any, env: VecEnv, out: str | Path) -> list[Path]:
     """Film an episode of each task by the deterministic policy.
 
     :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
@@ -129,6 +129,7 @@ def record_episodes(model: Any, env: VecEnv, out: Path) -> list[Path]:
     :raises ConfigurationError: for an env without pictures, or without imageio-ffmpeg
     """
     check_pictures(env)
+    out = as_path(out)
     files = {task: out / f"{task}.mp4" for task in task_names_of(env)}
     for task, file in files.items():
         with VideoFile(file) as video:

@@ -1,133 +1,153 @@
-"""Curves of each task as small panels with the same axes: numbers for the template to draw.
-
-A panel is 100 units wide and high and is stretched to the width of the page, while the labels, which are text of the
-page, keep their size.
-"""
+"""The charts of the page, by Vega-Lite: their specifications, and the JavaScript that draws them without a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+import vl_convert
 
-#: Points of a curve.
-_POINTS = 200
+from sb3_softmod.report.curves import Line, Metric
 
+#: Colours that can be told apart with colour-blind eyes, on white and on black; then the same with dashes.
+_COLOURS = ("#2a87c8", "#cc7a00", "#12a37a", "#c86a9b", "#7b6fd0", "#d0582a", "#9a8420")
+_DASHES = ((1, 0), (6, 3), (2, 2))
+#: Of the mean of several runs of one method, which stand in colours beside it.
+_GREY = "#858585"
 
-@dataclass(frozen=True)
-class Axis:
-    """An axis from 0 to 100.
-
-    :param ticks: where the ticks stand, and their labels
-    :param place: where numbers lie on it
-    """
-
-    ticks: list[tuple[float, str]]
-    place: Callable[[np.ndarray], np.ndarray]
+#: Name of the rows that the page passes to a chart: run, series, mean, steps, value, low, high.
+ROWS = "rows"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One curve.
-
-    :param title: above it
-    :param last: the last value as text; empty without one
-    :param path: of an SVG path
-    :param end: the last point, as a path that a round line cap makes a dot
-    """
-
-    title: str
-    last: str
-    path: str
-    end: str
+@functools.cache
+def javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed, to stand in a script element."""
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub wants a snippet, it does not
+    return bundle.replace("</script", r"<\/script")
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Curves over the environment steps.
+class Style:
+    """An entry of the legend.
 
-    :param mean: of all tasks
-    :param panels: of each task
-    :param x: the steps
-    :param y: the values
+    :param colour: as "#2a87c8"
+    :param dashes: lengths of dash and gap in pixels
     """
 
-    mean: Panel
-    panels: list[Panel]
-    x: Axis
-    y: Axis
+    colour: str
+    dashes: tuple[int, int]
+
+
+def styles_of(lines: Sequence[Line]) -> dict[str, Style]:
+    """The legend: a style for each series. A mean whose runs have styles of their own is grey."""
+    own = list(dict.fromkeys(line.series for line in lines if not line.is_mean))
+    styles = {
+        name: Style(_COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)])
+        for place, name in enumerate(own)
+    }
+    return {**{line.series: Style(_GREY, _DASHES[0]) for line in lines if line.series not in styles}, **styles}
 
 
 def chart(
-    steps: np.ndarray,
-    values: np.ndarray,
-    task_names: Sequence[str],
-    *,
-    y: Axis,
-    text: Callable[[float], str],
-) -> Chart:
-    """Draw the values of each task, and their mean.
+    metric: Metric, lines: Sequence[Line], panels: slice, styles: Mapping[str, Style], *, height: int
+) -> dict[str, Any]:
+    """A chart of :data:`ROWS` over environment steps, with the value under the pointer, as wide as its place.
 
-    :param steps: ``[n]``, n at least 1
-    :param values: ``[n, M]``; NaN is left out
-    :param task_names: M names
-    :param y: the axis of the values
-    :param text: how to write a value
+    :param metric: what it shows
+    :param lines: what they show of the tasks
+    :param panels: which columns of their values are drawn with these axes
+    :param styles: see :func:`styles_of`
+    :param height: in pixels
+    :return: a Vega-Lite specification
     """
-    rows = np.unique(np.linspace(0, len(steps) - 1, min(_POINTS, len(steps))).round().astype(int))
-    steps, values = steps[rows], values[rows]
-    end = float(steps[-1])
-    x = linear(0, end, short)
-    # The end has a label too, and those that would touch it have none.
-    x = Axis([*(tick for tick in x.ticks if tick[0] < 90), (100, short(end))], x.place)
-    known = np.isfinite(values)
-    mean = np.where(known, values, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+    has_means, has_bands = any(line.is_mean for line in lines), any(line.band for line in lines)
+    number = ".0%" if metric.percent else ",.3~r"
+    domain, ticks = _domain_and_ticks(metric, lines, panels)
+    scale = {"type": "log" if metric.logarithmic else "linear", "domain": domain, "nice": True, "clamp": True}
+    quiet = {"title": None, "labelOverlap": True}
+    y = {"scale": scale, "axis": {**quiet, **ticks, "format": number, "domain": False, "ticks": False}}
+    last = max(int(line.steps[-1]) for line in lines)
+    steps = {
+        "tickCount": 4,
+        "grid": False,
+        "labelFlush": True,
+        "labelExpr": "datum.value ? format(datum.value, '~s') : '0'",
+    }
+    x = _field("steps", scale={"domain": [0, last], "nice": False}, axis={**quiet, **steps})
+    look = {"domain": list(styles), "range": [style.colour for style in styles.values()]}
+    dashes = {**look, "range": [list(style.dashes) for style in styles.values()]}
+    curves = {
+        "mark": {"type": "line", "strokeJoin": "round", "strokeCap": "round"},
+        "encoding": {
+            "y": _field("value", **y),
+            "strokeDash": _name("series", scale=dashes, legend=None),
+            # Runs stand back where there is their mean.
+            "strokeWidth": _if("datum.mean", 3, 1.25 if has_means else 1.75),
+            "opacity": _if("datum.mean", 1, 0.6 if has_means else 1),
+        },
+    }
+    nearest = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True, "fields": ["run", "steps"]}
+    bounds = [_field(bound, title=f"95 % {word}", format=number) for bound, word in (("low", "from"), ("high", "to"))]
+    points = {
+        "params": [{"name": "pointer", "select": nearest}],
+        "mark": {"type": "point", "filled": True, "size": 60, "strokeWidth": 0},
+        "encoding": {
+            "y": _field("value", **y),
+            "opacity": {"condition": {"param": "pointer", "empty": False, "value": 1}, "value": 0},
+            "tooltip": [
+                _name("run"),
+                _field("steps", title="environment steps", format=",.0f"),
+                _field("value", title=metric.title.lower(), format=number),
+                *(bounds if has_bands else []),
+            ],
+        },
+    }
+    bands = {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "area", "opacity": 0.15},
+        "encoding": {"y": _field("low", **y), "y2": {"field": "high"}},
+    }
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "data": {"name": ROWS},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "encoding": {"x": x, "color": _name("series", scale=look, legend=None), "detail": {"field": "run"}},
+        "layer": [*([bands] if has_bands else []), curves, points],
+        "config": {"background": "transparent", "font": "system-ui, sans-serif", "view": {"stroke": None}},
+    }
 
-    def panel(title: str, curve: np.ndarray) -> Panel:
-        seen = np.isfinite(curve)
-        if not seen.any():
-            return Panel(title, "", "", "")
-        points = [f"{a:.4g},{b:.4g}" for a, b in zip(x.place(steps[seen]), 100 - y.place(curve[seen]), strict=True)]
-        return Panel(title, text(float(curve[seen][-1])), "M" + " ".join(points), f"M{points[-1]}h0")
 
-    return Chart(panel("mean", mean), [panel(*pair) for pair in zip(task_names, values.T, strict=True)], x, y)
+def _field(name: str, **options: Any) -> dict[str, Any]:
+    return {"field": name, "type": "quantitative", **options}
 
 
-def linear(low: float, high: float, text: Callable[[float], str], *, ends_at_tick: bool = False) -> Axis:
-    """An axis of equal steps.
+def _name(name: str, **options: Any) -> dict[str, Any]:
+    return {"field": name, "type": "nominal", **options}
 
-    :param low: where it begins
-    :param high: where it ends
-    :param text: how to write a value
-    :param ends_at_tick: lengthen it to whole ticks
+
+def _if(test: str, value: float, otherwise: float) -> dict[str, Any]:
+    return {"condition": {"test": test, "value": value}, "value": otherwise}
+
+
+def _domain_and_ticks(metric: Metric, lines: Sequence[Line], panels: slice) -> tuple[list[float], dict[str, Any]]:
+    """From the smallest to the largest value, 0 to 1 for rates; a logarithmic axis has whole powers of ten around those
+    that are positive, and grid lines at no more than five of them.
     """
-    if high <= low:
-        high = low + 1
-    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    if ends_at_tick:
-        low, high = ticks[0], ticks[-1]
-    place = lambda values: 100 * (np.asarray(values) - low) / (high - low)
-    return Axis([(float(place(t)), text(float(t))) for t in ticks if low <= t <= high], place)
-
-
-def logarithmic(values: np.ndarray) -> Axis:
-    """An axis of powers of ten around positive values.
-
-    :param values: of any shape; NaN and what is not positive do not count
-    """
-    logs = np.log10(values[np.isfinite(values) & (values > 0)])
-    low, high = (int(np.floor(logs.min())), int(np.ceil(logs.max()))) if logs.size else (0, 1)
-    high = max(high, low + 1)
-    every = -(-(high - low) // 4)
-    place = lambda values: 100 * (np.log10(np.clip(values, 10.0**low, None)) - low) / (high - low)
-    return Axis([(100 * (k - low) / (high - low), f"{10.0**k:g}") for k in range(low, high + 1, every)], place)
-
-
-def short(value: float) -> str:
-    """A number in a few characters: 360k, 1.5M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.3g}"
+    ticks = {"tickCount": 4}
+    if metric.percent:
+        return [0.0, 1.0], ticks
+    values = np.concatenate([part[:, panels].ravel() for line in lines for part in (line.values, *(line.band or ()))])
+    values = values[np.isfinite(values)]
+    if metric.logarithmic:
+        logs = np.log10(values[values > 0])
+        first, last = (int(np.floor(logs.min())), int(np.ceil(logs.max()))) if len(logs) else (0, 1)
+        last = max(last, first + 1)
+        powers = range(first, last + 1, -(-(last - first) // 4))
+        return [10.0**first, 10.0**last], {"values": [10.0**power for power in powers]}
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    return [low, high] if low < high else [low - 0.5, high + 0.5], ticks

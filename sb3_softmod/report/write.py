@@ -1,10 +1,13 @@
-"""Collect what a run folder holds, and write it as one HTML file."""
+"""Collect what run folders hold, and write it as one HTML file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,30 +16,71 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
-from sb3_softmod.common.files import check_file, replacing
+from sb3_softmod.common.files import as_path, check_file, replacing
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
-from sb3_softmod.report.charts import Chart, chart, linear, logarithmic, short
+from sb3_softmod.evaluation.result import TaskEvaluation
+from sb3_softmod.report.charts import Style, chart, javascript, styles_of
+from sb3_softmod.report.curves import METRICS, Label, Line, Metric, labels_of, lines_of, measured
 from sb3_softmod.report.pictures import routing_pictures, videos
+from sb3_softmod.report.sheet import duration, packages_of, sheet_of
 from sb3_softmod.routing.routes import routed_networks
 from sb3_softmod.runs.evaluation import env_options, evaluation_after, goals_seed, last_of_training, load_model
-from sb3_softmod.runs.progress import read_progress
 from sb3_softmod.runs.run import FINAL, Run, load_run
+from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
 T = TypeVar("T")
 
+#: Heights of the charts in pixels.
+_LARGE, _SMALL = 200, 110
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run on the page.
+
+    :param run: itself
+    :param label: what it is called
+    :param success: the evaluation after training or, without one, the last during training; None without either
+    """
+
+    run: Run
+    label: Label
+    success: TaskEvaluation | None
+
 
 def write_report(
-    folder: str | Path, out: str | Path | None = None, *, best: bool = False, video: bool = False
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    best: bool = False,
+    video: bool = False,
 ) -> tuple[Path, list[str]]:
-    """Write the report of a run. What is missing or broken in its folder is missing in the report, which says so.
+    """Write the report of a run, or of several on the same tasks side by side. What is missing or broken in a folder is
+    missing in the report, which says so.
 
-    :param folder: of the run
-    :param out: the file; default ``report.html`` in the run folder
-    :param best: show the routing and the videos of the best model of training instead of the last
-    :param video: film an episode of each task
+    :param folders: of the run, or of each run
+    :param out: the file; default ``report.html`` in the run folder, or in the folder that all of them lie in
+    :param best: show the routing and the videos of the best model of training instead of the last; of one run
+    :param video: film an episode of each task; of one run
     :return: the file, and what is missing in it
-    :raises ConfigurationError: for a folder that is no run, or a file that cannot be written
+    :raises ConfigurationError: for a folder that is no run, runs of different tasks, or a file that cannot be written
     """
+    given = [as_path(folder) for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
+    paths = {os.path.abspath(folder): folder for folder in given}
+    runs = [Run.unevaluated(folder) for folder in paths.values()]
+    if not runs:
+        raise ConfigurationError("A report needs the folder of a run.")
+    for run in runs:
+        if (run.benchmark, run.task_names) != (runs[0].benchmark, runs[0].task_names):
+            raise ConfigurationError(
+                f"{runs[0].folder} is on {runs[0].benchmark}, {run.folder} on {run.benchmark}, or with other tasks of "
+                "that name: a report for each."
+            )
+    if len(runs) > 1 and (best or video):
+        raise ConfigurationError("Routing and videos are in the report of one run: --best and --video, too.")
+    out = Path(os.path.commonpath(paths), "report.html") if out is None else as_path(out)
+    check_file(out)
+
     problems: list[str] = []
 
     def attempt(make: Callable[[], T]) -> T | None:
@@ -48,52 +92,94 @@ def write_report(
             problems.append(f"{type(error).__name__}: {error}")
         return None
 
-    run = Run.unevaluated(folder)
-    out = run.folder / "report.html" if out is None else Path(out)
-    check_file(out)
-    run = attempt(lambda: load_run(folder)) or run
-    after = attempt(lambda: evaluation_after(run)) if (run.folder / FINAL).exists() else None
-    success = after or last_of_training(run)
-    if success is None:
-        problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
-    model = attempt(lambda: load_model(run, best=best))
+    runs = [attempt(partial(load_run, run.folder)) or run for run in runs]
+    shown = []
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        final = attempt(partial(evaluation_after, run)) if (run.folder / FINAL).exists() else None
+        shown.append(Shown(run, label, final or last_of_training(run)))
+        if shown[-1].success is None:
+            problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
+    run = runs[0]
+    model = attempt(lambda: load_model(run, best=best)) if len(runs) == 1 else None
+    charts, styles = _charts(shown, attempt)
     text = _template().render(
+        title=_title(runs),
+        shown=shown,
         run=run,
-        success=success,
-        curves=_curves(run),
-        progress=attempt(lambda: _progress(run)),
+        folders=[Path(path).name for path in paths],
+        groups=_groups(shown),
+        evaluated=[each for each in shown if each.success is not None],
+        protocols=list(dict.fromkeys(_protocol(each.success) for each in shown if each.success is not None)),
+        episodes=sorted({run.episodes for run in runs if run.episodes}),
+        enough_seeds=ENOUGH_SEEDS,
+        charts=charts,
+        styles=styles,
+        sheet=sheet_of([run.manifest for run in runs]),
+        packages=packages_of([run.manifest for run in runs]),
+        javascript=javascript() if charts else "",
         model="best" if best else "last",
         routing=attempt(lambda: _routing(run, model)) if model is not None and _is_routed(model) else None,
         videos=attempt(lambda: _videos(run, model)) if video and model is not None else None,
-        problems=problems,
+        problems=list(dict.fromkeys(problems)),
     )
     with replacing(out) as draft:
         draft.write_text(text, encoding="utf-8")
-    return out, problems
+    return out, list(dict.fromkeys(problems))
 
 
-def _curves(run: Run) -> tuple[str, Chart] | None:
-    """Success over the training, or the return where no task reports success."""
-    if not run.steps:
-        return None
-    if np.isfinite(run.success).any():
-        y = linear(0, 100, "{:.0f} %".format)
-        return "success", chart(run.timesteps, 100 * run.success, run.task_names, y=y, text="{:.0f} %".format)
-    returns = run.returns[np.isfinite(run.returns)]
-    y = linear(returns.min(initial=0.0), returns.max(initial=0.0), short, ends_at_tick=True)
-    return "return", chart(run.timesteps, run.returns, run.task_names, y=y, text=short)
+def _title(runs: Sequence[Run]) -> str:
+    titles = list(dict.fromkeys(run.title for run in runs))
+    return " and ".join(titles) if len(titles) < 4 else f"{len(titles)} methods"
 
 
-def _progress(run: Run) -> dict[str, Chart]:
-    """Temperatures and loss weights."""
-    names = run.learning_tasks
-    found = read_progress(run.folder, ("ent_coef", "loss_weight"), names)
-    (steps, alpha), (weight_steps, weight) = found["ent_coef"], found["loss_weight"]
-    y = linear(0, max(1.25, float(np.nanmax(weight))), "{:g}".format, ends_at_tick=True)
-    return {
-        "temperatures": chart(steps, alpha, names, y=logarithmic(alpha), text="{:.3g}".format),
-        "weights": chart(weight_steps, weight, names, y=y, text="{:.3g}".format),
-    }
+@dataclass(frozen=True)
+class _Group:
+    """Runs of one method and setting: mean success, its 95 % interval over enough runs, and how many they are."""
+
+    name: str
+    mean: float
+    interval: tuple[float, float] | None
+    runs: int
+
+
+def _groups(shown: Sequence[Shown]) -> list[_Group]:
+    """Those whose tasks report success, of the runs that were evaluated."""
+    rates: dict[str, list[float]] = {}
+    for each in shown:
+        if each.success is not None and not _unknown(each.success.mean_success_rate):
+            rates.setdefault(each.label.group, []).append(each.success.mean_success_rate)
+    groups = []
+    for name, of_runs in rates.items():
+        mean, interval = mean_and_interval(np.array(of_runs)[:, None])
+        bounds = None if interval is None else (max(0.0, float(interval[0][0])), min(1.0, float(interval[1][0])))
+        groups.append(_Group(name, float(mean[0]), bounds, len(of_runs)))
+    return groups
+
+
+def _charts(
+    shown: Sequence[Shown], attempt: Callable[[Callable[[], Any]], Any]
+) -> tuple[list[dict[str, Any]], dict[str, Style]]:
+    """For each metric that a run has, the charts of the mean over tasks and of each task; and the legend."""
+    found: list[tuple[Metric, list[Line]]] = []
+    for metric in METRICS:
+        of_runs = [(each.label, attempt(partial(measured, each.run, metric))) for each in shown]
+        if known := [(label, *curve) for label, curve in of_runs if curve is not None]:
+            found.append((metric, lines_of(metric, known)))
+    styles = styles_of([line for _, lines in found for line in lines])
+    charts = [
+        dict(
+            key=metric.key,
+            title=metric.title,
+            explanation=metric.explanation,
+            percent=metric.percent,
+            has_mean=metric.has_mean,
+            mean=chart(metric, lines, slice(1), styles, height=_LARGE),
+            task=chart(metric, lines, slice(1, None), styles, height=_SMALL),
+            lines=[line.as_json() for line in lines],
+        )
+        for metric, lines in found
+    ]
+    return charts, styles
 
 
 def _is_routed(model: MultiTaskSAC) -> bool:
@@ -126,33 +212,40 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # the curves are most of the page
     page.filters |= {
         "percent": lambda rate: "–" if _unknown(rate) else f"{100 * rate:.0f} %",  # noqa: RUF001
         "whole": lambda value: "–" if _unknown(value) else f"{value:,.0f}",  # noqa: RUF001
-        "duration": _duration,
-        "short": short,
-        "plain": _plain,
+        "duration": duration,
+        "short": _short,
+        "protocol": _protocol,
     }
     page.tests["known"] = lambda value: not _unknown(value)
     return page.get_template("report.html")
+
+
+def _protocol(found: TaskEvaluation) -> str:
+    """How an evaluation was made, in words."""
+    settings, counts = found.settings, sorted(set(found.episodes))
+    text = f"{' or '.join(map(str, counts))} episode{'s' * (counts[-1] != 1)} a task"
+    if "during_training_at" in settings:
+        return f"{text}, the last evaluation during training, at {settings['during_training_at']:,} environment steps"
+    parts = [
+        f"{text} after training",
+        *([f"the {settings['model']} model"] if "model" in settings else []),
+        *([f"{settings['protocol']} protocol"] if settings.get("protocol") else []),
+        *([f"goals of seed {settings['seed']}"] if settings.get("seed") is not None else []),
+    ]
+    return ", ".join(parts)
 
 
 def _unknown(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 
-def _plain(value: Any) -> str:
-    """A value of the manifest."""
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    """As 1 h 5 min, 31 min or 12 s."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+def _short(value: float) -> str:
+    """A number in a few characters: 360k, 1.5M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.3g}"

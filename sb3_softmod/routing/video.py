@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.common.checks import require_choice
+from sb3_softmod.common.files import as_path
 from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.video import VideoFile, check_pictures, episode_frames
 from sb3_softmod.routing.network_figure import NetworkDrawing, draw_legend
@@ -61,7 +62,7 @@ class RoutingPanel:
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
 
-def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] | None = None) -> list[Path]:
+def record_routing(model: Any, env: VecEnv, out: str | Path, *, tasks: Sequence[str] | None = None) -> list[Path]:
     """Film an episode of each task by the deterministic policy, with the actor's routing of each moment beside it.
 
     :param model: any algorithm of SB3 with a soft-modular network
@@ -77,6 +78,7 @@ def record_routing(model: Any, env: VecEnv, out: Path, *, tasks: Sequence[str] |
     names = task_names_of(env)
     for name in tasks or ():
         require_choice("task", name, names)
+    out = as_path(out)
     files = {name: out / f"routing-{name}.mp4" for name in (names if tasks is None else tasks)}
     for name, file in files.items():
         with VideoFile(file) as video:

@@ -53,19 +53,12 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
     curves = []
     for group in groups:
         same_method = [other[0].setting for other in groups if other[0].method == group[0].method]
-        end = min(run.steps for run in group)
-        begin = max(run.timesteps[0] for run in group)
-        if begin > end:
+        found = aligned([(run.timesteps, run.success) for run in group])
+        if found is None:
             raise ConfigurationError(
                 f"The runs of {group[0].title} on {benchmark} have no steps in common: {group[0].folder} and others."
             )
-        steps = np.unique(np.concatenate([run.timesteps for run in group]))
-        steps = steps[(steps >= begin) & (steps <= end)]
-        if len(steps) > POINTS:
-            steps = np.linspace(begin, end, POINTS)
-        success = np.stack(
-            [np.stack([np.interp(steps, run.timesteps, task) for task in run.success.T], 1) for run in group]
-        )
+        steps, success = found
         count, episodes = len(group), min(run.episodes for run in group)
         facts = [
             f"{count} seed{'s' * (count > 1)} of {episodes} episodes a task",
@@ -75,6 +68,23 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
         label = f"{group[0].title} ({', '.join(facts)})"
         curves.append(Curve(label, steps, success, group[0].task_names, group[0].goals))
     return curves
+
+
+def aligned(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Curves of several runs at the same steps, from where all of them begin to where the first of them ends.
+
+    :param curves: of each run the steps ``[n]``, ascending, and the values ``[n, M]``
+    :return: steps ``[m]`` and the interpolated values ``[runs, m, M]``; None if they have no steps in common
+    """
+    begin, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    if begin > end:
+        return None
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    steps = steps[(steps >= begin) & (steps <= end)]
+    if len(steps) > POINTS:
+        steps = np.linspace(begin, end, POINTS)
+    values = [np.stack([np.interp(steps, at, task) for task in values.T], 1) for at, values in curves]
+    return steps, np.stack(values)
 
 
 def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -> Figure:

@@ -60,11 +60,11 @@ def mean_and_interval(of_seeds: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarra
     :param of_seeds: ``[seeds, n]``
     :return: ``[n]``, and lower and upper bound ``[n]``; None instead of fewer than :data:`ENOUGH_SEEDS`
     """
-    from scipy.stats import t
-
     count, mean = len(of_seeds), of_seeds.mean(0)
     if count < ENOUGH_SEEDS:
         return mean, None
+    from scipy.stats import t  # an extra
+
     half = t.ppf(0.975, count - 1) * of_seeds.std(0, ddof=1) / np.sqrt(count)
     return mean, (mean - half, mean + half)
 

@@ -1,4 +1,4 @@
-"""The report of a run is one HTML file that says what the run was, how it went, and what is missing."""
+"""The report of runs is one HTML file that says what they were, how they went, and what is missing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 from run_folders import TASKS, write_run
 from zoo_runs import train
 
 from sb3_softmod import ConfigurationError
 from sb3_softmod.cli import main
 from sb3_softmod.evaluation import TaskEvaluation
-from sb3_softmod.report.charts import chart, linear, logarithmic, short
+from sb3_softmod.report.charts import chart, javascript, styles_of
+from sb3_softmod.report.curves import METRICS, Label, Line, lines_of
 from sb3_softmod.report.write import write_report
 from sb3_softmod.routing.routes import RoutingSamples, RoutingStatistics
 from sb3_softmod.runs.progress import read_progress
@@ -42,6 +44,8 @@ class Page(HTMLParser):
         self.images: list[dict[str, str]] = []
         self.videos: list[str] = []
         self.drawings: list[tuple[str, str]] = []
+        self.script = ""
+        self.charts: dict[str, Any] = {}
         self.words = ""
         self.feed(self.html)
         self.close()
@@ -60,6 +64,8 @@ class Page(HTMLParser):
             self.images.append(values)
         if tag == "video":
             self.videos.append(values["src"])
+        if tag == "script":
+            self.script = values.get("id", "")
         if "data-network" in values:
             self.drawings.append((values["data-network"], values["data-task"]))
         if tag not in VOID:
@@ -72,7 +78,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("style", "script"):
+        if self.open and self.open[-1] == "script" and self.script:
+            if self.script == "curves":
+                self.charts = {chart["key"]: chart for chart in json.loads(data)}
+            else:
+                assert data == javascript()
+        elif self.open and self.open[-1] in ("style", "script"):
             assert not re.search(r"https?:|url\(|@import|fetch", data)
         else:
             self.words += f" {data}"
@@ -106,12 +117,13 @@ def test_a_routed_run(routed: tuple[Path, Page]) -> None:
     assert "Missing in this report" not in page.words
     for name, version in manifest["packages"].items():
         assert f"{name} {version}" in page.words
-    # The last temperatures and weights that were logged.
-    logged = read_progress(folder, ["ent_coef", "loss_weight"], tasks)
-    for heading, metric in (("Temperature of each task", "ent_coef"), ("Loss weight of each task", "loss_weight")):
-        section = page.words.split(heading)[1]
-        for task, value in zip(tasks, logged[metric][1][-1], strict=True):
-            assert re.search(rf"{task} {value:.3g}\b", section)
+    assert list(page.charts) == [metric.key for metric in METRICS]
+    for key in ("q_value", "critic_loss", "ent_coef", "loss_weight"):
+        steps, logged = read_progress(folder, [key], tasks)[key]
+        (line,) = page.charts[key]["lines"]
+        assert line["steps"] == steps.tolist()
+        np.testing.assert_allclose(np.array(line["values"][1:], float), logged.T, rtol=1e-3)
+        np.testing.assert_allclose(line["values"][0], logged.mean(1), rtol=1e-3)
     assert page.drawings == [(network, task) for network in ("actor", "critic 1", "critic 2") for task in tasks]
     assert len(page.images) == 9 + 3  # t-SNE, similarity, pairs
     for image in page.images:
@@ -148,7 +160,7 @@ def test_a_method_without_routing(runs: Path, tmp_path: Path) -> None:
     page = Page(out)
     assert out == tmp_path / "new" / "mt_sac.html"
     assert not problems
-    assert "Temperature of each task" in page.words
+    assert "ent_coef" in page.charts
     assert not {"routing", "alike"}.intersection(page.ids)
     assert not page.images
 
@@ -167,7 +179,7 @@ def test_videos(runs: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     page = Page(out)
-    assert "Temperature of each task" in page.words
+    assert "ent_coef" in page.charts
     if not draws:
         assert "left out: Rendering failed" in done.stderr
         assert "Rendering failed" in page.words
@@ -196,8 +208,11 @@ def test_success_of_the_evaluation_after_training(tmp_path: Path) -> None:
     assert "pull 50 % 37 % to 63 % 42 % 20 200" in page.words
     assert "mean success 70 %" in page.words
     assert "width:90.0%" in page.html
-    assert "Success during training" in page.words
-    assert "push 60 %" in page.words.split("Each task")[1]
+    assert page.charts["success"]["lines"] == [
+        dict(
+            name="seed 1", series="seed 1", mean=False, steps=[1000, 2000], values=[[0.3, 0.8], [0.2, 0.6], [0.4, 1.0]]
+        )
+    ]
 
 
 def test_success_of_the_last_evaluation_of_training(tmp_path: Path) -> None:
@@ -209,37 +224,184 @@ def test_success_of_the_last_evaluation_of_training(tmp_path: Path) -> None:
 
 
 def test_tasks_that_report_no_success_have_returns(tmp_path: Path) -> None:
-    page = Page(write_report(write_run(tmp_path, "mt_sac", 1, {1000: [np.nan] * 2}))[0])
-    assert "Return during training" in page.words
     folder = write_run(tmp_path, "mt_sac", 2, {1000: [np.nan] * 2})
     text = (folder / "evaluations.csv").read_text().replace("nan,nan,nan", "nan,nan,-30")
     (folder / "evaluations.csv").write_text(text)
     page = Page(write_report(folder)[0])
-    assert "push -30" in page.words.split("Each task")[1]
+    assert list(page.charts) == ["returns"]
+    assert page.charts["returns"]["lines"][0]["values"] == [[-30], [-30], [-30]]
     assert "mean success" not in page.words
+    page = Page(write_report(write_run(tmp_path, "mt_sac", 1, {1000: [np.nan] * 2}))[0])
+    assert not page.charts
 
 
-def test_charts() -> None:
-    steps, values = np.array([50, 100]), np.array([[0.0, np.nan], [50.0, 100.0]])
-    drawn = chart(steps, values, ["a", "b"], y=linear(0, 100, short), text=short)
-    assert [(panel.title, panel.last, panel.path) for panel in (drawn.mean, *drawn.panels)] == [
-        ("mean", "75", "M50,100 100,25"),
-        ("a", "50", "M50,100 100,50"),
-        ("b", "100", "M100,0"),
+# --------------------------------------------------------------------------------- several runs
+
+
+def write_seeds(
+    logs: Path, method: str = "mt_sac", rates: tuple[float, ...] = (0.2, 0.4, 0.6), **options: Any
+) -> list[Path]:
+    """Runs whose success goes from 0 to a rate of each."""
+    evaluations = ({1000: [0.0, 0.0], 2000: [rate, rate]} for rate in rates)
+    return [write_run(logs, method, seed, each, **options) for seed, each in enumerate(evaluations)]
+
+
+def test_seeds_of_a_method(tmp_path: Path) -> None:
+    folders = write_seeds(tmp_path)
+    out, problems = write_report(folders)
+    page = Page(out)
+    assert out == tmp_path / "mt_sac" / "report.html"
+    assert "MT10-Fixed, 3 runs side by side" in page.words
+    # 40 % ± t(0.975, 2) * 20 % / sqrt(3)
+    assert "mean success 40 % 3 runs, 0 % to 90 %" in page.words
+    for text in (
+        "seed 0 20 % 4 % to 62 %",
+        "mean of seed 2 60 %",
+        "seed seed 0 0 seed 1 1 seed 2 2",
+        "horizon, steps 200",
+    ):
+        assert text in page.words
+    *of_runs, mean = page.charts["success"]["lines"]
+    assert [line["series"] for line in of_runs] == ["seed 0", "seed 1", "seed 2"]
+    assert (mean["name"], mean["mean"], mean["values"][0]) == ("mean of 3 runs", True, [0, 0.4])
+    np.testing.assert_allclose(np.array([mean["low"][1], mean["high"][1]]), [[0.0, 0.0], [0.0, 0.8968]], atol=1e-4)
+    assert all(str(folder) in " ".join(problems) for folder in folders)  # they hold no progress.csv
+
+
+def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [*write_seeds(tmp_path, rates=(0.2, 0.4)), *write_seeds(tmp_path, "softmod_deep", (0.8,))]
+    out = tmp_path / "both.html"
+    assert main(["report", *map(str, folders), str(folders[0]), "--out", str(out)]) == 0  # one is named twice
+    page = Page(out)
+    assert "MT-SAC and Ours (Deep) MT10-Fixed, 3 runs side by side" in page.words
+    lines = page.charts["success"]["lines"]
+    assert [line["name"] for line in lines] == [
+        "MT-SAC, seed 0",
+        "MT-SAC, seed 1",
+        "Ours (Deep), seed 0",
+        "MT-SAC, mean of 2 runs",
     ]
-    assert drawn.panels[1].end == "M100,0h0"  # a dot: one point has no line
-    assert drawn.x.ticks == [(0, "0"), (25, "25"), (50, "50"), (75, "75"), (100, "100")]
-    many = chart(np.arange(5000), np.zeros((5000, 1)), ["a"], y=linear(0, 1, short), text=short)
-    assert many.panels[0].path.count(",") == 200
-    assert many.panels[0].path.endswith(" 100,100")
+    assert [line["series"] for line in lines] == ["MT-SAC", "MT-SAC", "Ours (Deep)", "MT-SAC"]
+    assert "low" not in lines[-1]  # of two seeds no interval
+    assert "MT-SAC 30 % 2 runs Ours (Deep) 80 % 1 run" in page.words
 
 
-def test_logarithmic_axis() -> None:
-    axis = logarithmic(np.array([0.003, np.nan, 2.0, 0.0]))
-    assert axis.ticks == [(0, "0.001"), (25, "0.01"), (50, "0.1"), (75, "1"), (100, "10")]
-    np.testing.assert_allclose(axis.place(np.array([0.001, 0.1, 10.0])), [0, 50, 100])
-    assert len(logarithmic(np.array([1e-9, 1.0])).ticks) <= 5
-    assert len(logarithmic(np.array([1.0])).ticks) == 2
+def test_runs_that_are_told_apart_by_budget_and_folder(tmp_path: Path) -> None:
+    short = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]}, planned_env_steps=1000)
+    same = [write_run(tmp_path / place, "mt_sac", 1, {2000: [0.2, 0.4]}) for place in "ab"]
+    page = Page(write_report([short, *same])[0])
+    assert [line["name"] for line in page.charts["success"]["lines"]] == [
+        "MT-SAC, 1,000 steps, seed 1",
+        *(f"MT-SAC, 2,000 steps, seed 1, {folder}" for folder in same),
+        "MT-SAC, 2,000 steps, mean of 2 runs",
+    ]
+
+
+def test_runs_that_cannot_stand_side_by_side(tmp_path: Path) -> None:
+    first, second = write_seeds(tmp_path, rates=(0.2, 0.4))
+    other = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]}, benchmark="MT3")
+    with pytest.raises(ConfigurationError, match=r"0 is on MT10-Fixed, .*MT3_1 on MT3, .*: a report for each\."):
+        write_report([first, other])
+    with pytest.raises(ConfigurationError, match="in the report of one run: --best and --video, too"):
+        write_report([first, second], video=True)
+    with pytest.raises(ConfigurationError, match="needs the folder of a run"):
+        write_report([])
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_the_sheet_says_all_that_the_manifest_says(tmp_path: Path) -> None:
+    facts: dict[str, Any] = dict(
+        wall_time_s=3900.0,
+        last_success_rate=0.25,
+        env_kwargs=dict(seed=1234, horizon=20),
+        arguments=["--algo", "mt_sac", "-params", "gamma:'0.9 9'"],
+        git=dict(commit="13087bc", changed=True),
+        temperature_of_the_room=[20, 21],
+        continues=None,
+    )
+    page = Page(write_report(write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]}, **facts))[0])
+    for text in (
+        "training time 1 h 5 min",
+        "success, last evaluation 25 %",
+        "environment options seed 1234 horizon 20",
+        "sb3-softmod train --algo mt_sac -params 'gamma:'\"'\"'0.9 9'\"'\"''",
+        "source commit 13087bc changed yes",
+        "Further temperature of the room 20, 21",
+        "planned environment steps 2,000",
+    ):
+        assert text in page.words
+    assert "continues" not in page.words
+
+
+# ------------------------------------------------------------------------------------- charts
+
+
+def a_line(values: list[float], **options: Any) -> Line:
+    """Of one task: the mean is its own value."""
+    column = np.array(values)
+    return Line("seed 1", "seed 1", np.arange(1, len(values) + 1) * 10, np.column_stack([column, column]), **options)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
+@pytest.mark.parametrize("values", [[0.25, np.nan, 0.5], [0.25], [np.nan], [0.0, 0.0]], ids=str)
+def test_charts_are_vega_lite(metric: Any, values: list[float]) -> None:
+    line = a_line(values)
+    lines = [line, Line("mean", "mean", line.steps, line.values, (line.values, line.values), is_mean=True)]
+    for drawn in (lines[:1], lines):
+        found = chart(metric, drawn, slice(1), styles_of(drawn), height=100)
+        vega = vl_convert.vegalite_to_vega(found)
+        scales = {scale["name"]: scale for scale in vega["scales"]}
+        assert scales["x"]["domain"] == [0, 10 * len(values)]
+        assert scales["y"]["type"] == ("log" if metric.logarithmic else "linear")
+        low, high = scales["y"]["domain"]
+        assert low < high
+        assert "url" not in json.dumps(found)
+
+
+def test_axes() -> None:
+    metrics = {metric.key: metric for metric in METRICS}
+
+    def y_of(key: str, values: list[float]) -> dict[str, Any]:
+        line = a_line(values)
+        return chart(metrics[key], [line], slice(1), styles_of([line]), height=100)["layer"][0]["encoding"]["y"]
+
+    assert y_of("success", [0.2, 0.3])["scale"]["domain"] == [0, 1]
+    assert y_of("q_value", [-2, 3])["scale"]["domain"] == [-2, 3]
+    logarithmic = y_of("ent_coef", [0.003, np.nan, 2.0, 0.0])
+    assert logarithmic["scale"]["domain"] == [0.001, 10]
+    assert logarithmic["axis"]["values"] == [0.001, 0.01, 0.1, 1, 10]
+    assert len(y_of("ent_coef", [1e-9, 1.0])["axis"]["values"]) <= 5
+
+
+def test_every_series_has_a_style_of_its_own() -> None:
+    values = np.zeros((1, 2))
+    lines = [Line(f"seed {seed}", f"seed {seed}", np.ones(1), values) for seed in range(20)]
+    mean = Line("mean", "mean", np.ones(1), values, is_mean=True)
+    styles = styles_of([*lines, mean])
+    assert len(styles) == len({(style.colour, style.dashes) for style in styles.values()}) == 21
+
+
+def test_many_tasks_and_runs_make_no_large_page() -> None:
+    logged = np.random.default_rng(0).random((5000, 50))
+    labels = [Label(f"seed {seed}", "Ours", f"seed {seed}") for seed in range(10)]
+    lines = lines_of(METRICS[1], [(label, np.arange(5000) * 1000, logged) for label in labels])
+    assert len(lines) == 11
+    assert lines[0].steps[[0, -1]].tolist() == [0, 4_999_000]
+    size = len(json.dumps([line.as_json() for line in lines]))
+    assert len(METRICS) * size + len(javascript()) < 5_000_000
+
+
+def test_means_over_seeds_are_geometric_on_a_logarithmic_axis() -> None:
+    metric = next(metric for metric in METRICS if metric.logarithmic)
+    found = [
+        (Label(name, "Ours", name), np.array([1]), np.array([[value]]))
+        for name, value in zip("abc", (1, 10, 100), strict=True)
+    ]
+    *_, mean = lines_of(metric, found)
+    assert mean.band is not None
+    np.testing.assert_allclose(mean.values, [[10, 10]])
+    np.testing.assert_allclose(mean.band[0] * mean.band[1], [[100, 100]])
+    assert (mean.band[0] > 0).all()
 
 
 # ------------------------------------------------------------------------- missing and broken
@@ -274,12 +436,12 @@ def test_a_broken_file_costs_only_its_part(tmp_path: Path, name: str, content: b
     assert str(folder) in problem
     assert problem in page.words
     assert ("push 60 % 23 % to 88 %" in page.words) == (name != "evaluations.csv")
-    assert ("Success during training" in page.words) == (name != "evaluations.csv")
+    assert ("success" in page.charts) == (name != "evaluations.csv")
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]}, command="train <script>alert(1)</script> & more")
-    assert "train <script>alert(1)</script> & more" in Page(write_report(folder)[0]).words
+    folder = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]}, error="a <script>alert(1)</script> & more")
+    assert "a <script>alert(1)</script> & more" in Page(write_report(folder)[0]).words
 
 
 def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
