@@ -24,7 +24,7 @@ TRAIN = (
 
 #: What stands in place of the values of the parameters cell.
 BUDGETS: dict[str, dict[str, object]] = {
-    "01_quickstart": dict(STEPS=600, EPISODES=1, CURVE=1),
+    "01_quickstart": dict(STEPS=600, EPISODES=1, CURVE=1, FILMED=5),
     "02_inside_the_routing": dict(STEPS=360, SNAPSHOT_EVERY=180, ROLLOUT=5, EPISODES=1),
     "03_compare_methods": dict(ALGOS=["softmod_shallow", "mt_sac"], SEEDS=[0], TRAIN=TRAIN, EPISODES=1),
     "04_your_own_tasks": dict(STEPS=600, CARTPOLE_STEPS=40, EPISODES=1),

@@ -90,19 +90,13 @@ def chart(
         },
     }
     nearest = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True, "fields": ["run", "steps"]}
-    bounds = [_field(bound, title=f"95 % {word}", format=number) for bound, word in (("low", "from"), ("high", "to"))]
     points = {
         "params": [{"name": "pointer", "select": nearest}],
-        "mark": {"type": "point", "filled": True, "size": 60, "strokeWidth": 0},
+        # The page writes the row in words.
+        "mark": {"type": "point", "filled": True, "size": 60, "strokeWidth": 0, "tooltip": {"content": "data"}},
         "encoding": {
             "y": _field("value", **y),
             "opacity": {"condition": {"param": "pointer", "empty": False, "value": 1}, "value": 0},
-            "tooltip": [
-                _name("run"),
-                _field("steps", title="environment steps", format=",.0f"),
-                _field("value", title=metric.title.lower(), format=number),
-                *(bounds if has_bands else []),
-            ],
         },
     }
     bands = {

@@ -356,6 +356,8 @@ def test_charts_are_vega_lite(metric: Any, values: list[float]) -> None:
         low, high = scales["y"]["domain"]
         assert low < high
         assert "url" not in json.dumps(found)
+        tooltips = [mark["encode"]["update"].get("tooltip") for mark in vega["marks"] if "encode" in mark]
+        assert {"signal": "datum.datum"} in tooltips  # of the nearest row
 
 
 def test_axes() -> None:
