@@ -43,18 +43,29 @@ ELSEWHERE = {
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python benchmarks/faults.py": "by hand; small versions: test_faults.py",
+    "python benchmarks/new_tasks.py": "by hand: it measures for minutes",
+    "sb3-softmod mixture": "test_zoo_runs.py: it needs a run on MT10",
+    "sb3-softmod adapt --resume": "test_zoo_adapt.py: the run must be unfinished",
 }
 OPENGL = ("--video", "record_video")
 
 
 def commands() -> list[str]:
     """The lines of all blocks that name no language, and commands in the text; each once."""
-    lines = []
+    lines: list[str] = []
     for text in pages().values():
         lines += [line.partition("  #")[0].strip() for block in blocks(text, "") for line in block.splitlines()]
-        lines += re.findall(r"[^`]`((?:sb3-softmod|python|make) [^`]+)`[^`]", text)
+        lines += [line for line in re.findall(r"[^`]`((?:sb3-softmod|python|make) [^`]+)`[^`]", text) if _whole(line)]
     there = [line for line in lines if not any(re.match(rf"{re.escape(start)}(\s|$)", line) for start in ELSEWHERE)]
     return list(dict.fromkeys(there))
+
+
+def _whole(command: str) -> bool:
+    """Whether a command in the text is one, or only speaks of an option."""
+    program, _, rest = command.partition(" ")
+    if program != "sb3-softmod" or rest.split()[0] not in ("train", "adapt") or "--help" in rest:
+        return True
+    return "--algo" in rest if rest.startswith("train") else "--tasks" in rest
 
 
 def small(arguments: list[str]) -> list[str]:
@@ -88,6 +99,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     program, *arguments = shlex.split(command)
+    arguments = [
+        each for word in arguments for each in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
     if any(word in arguments for word in OPENGL):
         render([*arguments, "--episodes", "1"] if program == "sb3-softmod" else [*arguments, "-n", "5"])
     elif program == "sb3-softmod":

@@ -43,7 +43,7 @@ def env_and_model() -> dict[str, Any]:
 
 
 def names_of_the_library() -> dict[str, Any]:
-    return dict(MultiTaskSAC=MultiTaskSAC, METHODS=METHODS)
+    return {**env_and_model(), "MultiTaskSAC": MultiTaskSAC, "METHODS": METHODS}
 
 
 def saved_model() -> dict[str, Any]:

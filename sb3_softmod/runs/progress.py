@@ -78,12 +78,14 @@ def read_progress(
     column = {name: index for index, name in enumerate(header)}
     found = {}
     for metric in metrics:
-        wanted = [_STEPS, *(f"{metric}/{task}" for task in task_names)]
-        if missing := [name for name in wanted if name not in column]:
-            raise ConfigurationError(f"{path} has no column {missing[0]}.")
-        indices = [column[name] for name in wanted]
-        table = np.array([[number(row[index]) for index in indices] for row in rows if len(row) == len(header)])
-        table = table.reshape(-1, len(wanted))
+        wanted = [f"{metric}/{task}" for task in task_names]
+        # A task that does not learn, as the old ones of an adapted model, has no column.
+        if _STEPS not in column or not any(name in column for name in wanted):
+            raise ConfigurationError(f"{path} has no column {_STEPS if _STEPS not in column else wanted[0]}.")
+        indices = [column.get(name) for name in (_STEPS, *wanted)]
+        whole = [row for row in rows if len(row) == len(header)]
+        table = np.array([[np.nan if i is None else number(row[i]) for i in indices] for row in whole])
+        table = table.reshape(-1, len(indices))
         table = table[np.isfinite(table[:, 0]) & np.isfinite(table[:, 1:]).any(1)]
         if not len(table):
             raise ConfigurationError(f"{path} holds no {metric} yet.")

@@ -50,7 +50,8 @@ def test_the_splits_of_meta_world() -> None:
     info = gym.make("SoftMod/ML45-test-v3", task="door-lock-v3", seed=0).reset()[1]
     assert info["task_name"] == "door-lock-v3"
     with pytest.raises(
-        ConfigurationError, match="Unknown task or task set 'ML10': did you mean 'MT10' or 'ML10-test' or 'ML10-train'"
+        ConfigurationError,
+        match="Unknown task or task set 'ML10': did you mean 'MT10' or .* or 'ML10-test' or 'ML10-train'",
     ):
         make_metaworld_env("ML10")
     with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import grid_points  # noqa: F401  # makes the set known
 import pytest
 import yaml
 from grid_runs import cells_of, write_grid

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grid_points  # noqa: F401  # makes the set known
 import pytest
 from grid_runs import (
     PATIENCE,

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grid_points  # noqa: F401  # makes the set known
 import pytest
 from grid_runs import cells_of, write_grid
 from rich.console import Console

@@ -182,7 +182,7 @@ def task_sets() -> Iterator[BadInput]:
         metaworld,
         {
             "tasks": "anything else",
-            "goals": "name",
+            "goals": "name or None",
             "seed": "seed",
             "max_episode_steps": "size",
             "reward_version": "name",

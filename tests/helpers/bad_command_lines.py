@@ -148,9 +148,10 @@ def values() -> Iterator[tuple[str, str]]:
     yield f"{TRAIN} --trial-id 1 --storage no.log --study-name mine", "no trial 1 of a study 'mine' in no.log"
     yield f"{TRAIN} --optimize --storage file", "--storage file is neither a file that ends in .log nor the URL"
     yield f"{TRAIN} --optimize --storage sqlit:///x.db", "--storage sqlit:///x.db is neither"
-    for command in ("demo 3", "table params MT10", "table results logs more", f"report {RUN} more", f"{TRAIN} more"):
+    for command in ("demo 3", "table params MT10", "table results logs more", f"{TRAIN} more"):
         last = command.split()[-1]
         yield command, f"takes no '{last}' there"
+    yield f"report {RUN} more", "more is no run of sb3-softmod train"
 
 
 def places() -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ def make_task_makers(tasks: str | Sequence[str], **kwargs: Any) -> list[TaskMake
 
 
 dm_control.make_task_makers = make_task_makers
-TASK_SETS["Points"] = TaskSet("Points", "dm_control", TASKS, 0)
+POINTS = TASK_SETS["Points"] = TaskSet("Points", "dm_control", TASKS, 0)
 
 
 class Once(BaseCallback):
