@@ -99,12 +99,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     program, *arguments = shlex.split(command)
-    arguments = [
-        each for word in arguments for each in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
-    ]
+    found = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in arguments]  # as a shell does
+    arguments = [word for words in found for word in words]
     if any(word in arguments for word in OPENGL):
         render([*arguments, "--episodes", "1"] if program == "sb3-softmod" else [*arguments, "-n", "5"])
     elif program == "sb3-softmod":
+        if arguments[0] == "adapt":
+            arguments += ["-n", "40", "--eval-freq", "-1", *TINY]
         if arguments[0] == "evaluate":  # whose protocol has a horizon of its own
             arguments += ["--episodes", "1"]
         assert main(["train", *small(arguments[1:])] if arguments[0] == "train" else arguments) == 0

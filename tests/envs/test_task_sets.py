@@ -51,7 +51,7 @@ def test_the_splits_of_meta_world() -> None:
     assert info["task_name"] == "door-lock-v3"
     with pytest.raises(
         ConfigurationError,
-        match="Unknown task or task set 'ML10': did you mean 'MT10' or .* or 'ML10-test' or 'ML10-train'",
+        match=r"Unknown task or task set 'ML10': did you mean 'MT10' or .* or 'ML10-test' or 'ML10-train'",
     ):
         make_metaworld_env("ML10")
     with pytest.raises(ConfigurationError, match="Unknown env 'ML45_train': did you mean 'ML45-train'"):
