@@ -105,7 +105,7 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         render([*arguments, "--episodes", "1"] if program == "sb3-softmod" else [*arguments, "-n", "5"])
     elif program == "sb3-softmod":
         if arguments[0] == "adapt":
-            arguments += ["-n", "40", "--eval-freq", "-1", *TINY]
+            arguments += ["-n", "40", "--eval-freq", "-1", "--init", "mean", *TINY]
         if arguments[0] == "evaluate":  # whose protocol has a horizon of its own
             arguments += ["--episodes", "1"]
         assert main(["train", *small(arguments[1:])] if arguments[0] == "train" else arguments) == 0

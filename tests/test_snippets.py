@@ -20,6 +20,8 @@ TASKS = ["reach-v3", "push-v3"]
 #: Instead of what would take minutes: patterns, on every page.
 SMALLER = {
     r'"coffee-button-v3", seed=1\)': '"coffee-button-v3", seed=1, n_eval_episodes=1)',
+    r'tune="routing"\)': 'tune="routing", init="mean")',
+    r'"handle-press-v3"\]\)  #': '"handle-press-v3"], n_eval_episodes=1)  #',
     r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1",
     r'(?<!pretrained\()"MT10"(?!\])': repr(TASKS),
     r"num_tasks=10": "num_tasks=2",
