@@ -52,7 +52,7 @@ class MultiTaskEvalCallback(EvalCallback):
     :param eval_env: of all tasks; not the training env, nor around the same envs
     :param callback_on_new_best: called when there is a new best model
     :param callback_after_eval: called after each evaluation
-    :param n_eval_episodes: episodes of each task; 20 of them choose a good model, 5 (as in SB3) hardly
+    :param n_eval_episodes: episodes of each task; the more, the less luck chooses the best model
     :param eval_freq: steps of the vectorised training env between two evaluations
     :param log_path: folder for ``evaluations.npz`` and ``evaluations.csv``; default writes neither
     :param best_model_save_path: folder for ``best_model.zip``; default saves none
