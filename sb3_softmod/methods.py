@@ -89,7 +89,8 @@ def join_kwargs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     """
     of_critics = {name: value for name, value in first.get("critic_options", {}).items() if name not in second}
     of_critics |= second.get("critic_options", {})
-    return {**first, **second, **({"critic_options": of_critics} if of_critics else {})}
+    joined = {name: value for name, value in {**first, **second}.items() if name != "critic_options"}
+    return {**joined, "critic_options": of_critics} if of_critics else joined
 
 
 def _published_set(env: Any) -> str | None:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, make_metaworld_env
 from sb3_softmod.cli import main
-from sb3_softmod.methods import METHODS, get_method
+from sb3_softmod.methods import METHODS, get_method, join_kwargs
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.runs.parameters import count_parameters
 
@@ -105,6 +105,19 @@ def test_make_adds_to_the_methods_options() -> None:
     assert (model.loss_weighting, model.gamma) == ("uniform", 0.5)
     again = METHODS["softmod_shallow_wo_obs_balance"].make(env)
     assert again.actor.network.options.module_dim == 256  # type: ignore[union-attr]  # the registry is not written to
+
+
+def test_sizes_of_the_network_are_those_of_its_critics() -> None:
+    """Also where they replace all that a method says of its critics alone."""
+    for sizes, expected in (
+        (dict(width=6), {"width": 6, "critic_options": {"num_blocks": 2}}),
+        (dict(width=6, num_blocks=1), {"width": 6}),
+        (dict(width=6, num_blocks=1, critic_options=dict(width=8)), {"width": 6, "critic_options": {"width": 8}}),
+    ):
+        joined = join_kwargs(METHODS["brc"].default_kwargs, sizes)
+        assert joined == {"num_blocks": 1, **expected}
+    model = METHODS["brc"].make(make_point_mass_env(2), buffer_size=10, policy_kwargs=dict(width=6, num_blocks=1))
+    assert sum(p.numel() for p in model.critic.parameters()) < 10_000
 
 
 def test_an_unknown_method_is_refused() -> None:
