@@ -139,9 +139,8 @@ class Surgery:
             gram = cosines * th.outer(norms, norms)
             size = gram.diagonal().mean() if self._kind in (*_OF_ANY_SCALE, "FairGrad") else 1.0
             weights = self._called(key, lambda aggregator: aggregator.gramian_weighting(gram / size))
-            if (
-                self._kind == "FairGrad"
-            ):  # w solves G w = w^(-1 / alpha), which its solver does for G of this size alone
+            if self._kind == "FairGrad":
+                # w solves G w = w^(-1 / alpha), which its solver does for G of this size alone.
                 alpha = float(self._copies[key].alpha)  # type: ignore[arg-type]
                 weights = weights * size ** (-alpha / (1 + alpha))
             if self._longest is not None:

@@ -151,12 +151,10 @@ def _make_env(
     """One env, wrapped and normalised as in training."""
     try:
         with redirect_stdout(io.StringIO()):
-            env = (
-                DummyVecEnv(
-                    [lambda: Monitor(make_env(name, **env_kwargs))]
-                )  # of a policy that was adapted: no id of gymnasium
-                if "+" in name
-                else create_test_env(
+            if "+" in name:  # of a policy that was adapted: no id of gymnasium
+                env: VecEnv = DummyVecEnv([lambda: Monitor(make_env(name, **env_kwargs))])
+            else:
+                env = create_test_env(
                     name,
                     stats_path=saved,
                     seed=env_kwargs["seed"],
@@ -164,7 +162,6 @@ def _make_env(
                     hyperparams=dict(hyperparams),
                     env_kwargs=env_kwargs,
                 )
-            )
     except ConfigurationError:
         raise
     except ValueError as error:  # no statistics: the run ended before it saved any
