@@ -17,7 +17,7 @@ from sb3_softmod.learner.replay_buffer import nbytes_of
 
 #: Bytes of a process that learns, without envs and replay buffer, of one that steps envs, and of an env; what was
 #: measured stands in docs/grid.md.
-_LEARNER, _WORKER, _ENV = 900e6, 250e6, 30e6
+_LEARNER, _WORKER, _ENV = 900e6, 80e6, 30e6
 #: SB3's, where a file names none.
 _BUFFER_SIZE = 1_000_000
 
