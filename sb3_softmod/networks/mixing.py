@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from sb3_softmod.networks.layers import is_by_group, is_compiling
 
@@ -43,10 +43,13 @@ class _Mix(th.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weights: Tensor, outputs: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, outputs)
+    def forward(weights: Tensor, outputs: Tensor) -> Tensor:
         targets = outputs.new_empty(len(outputs), weights.shape[2], *outputs.shape[2:])
         return _sum_into(targets, weights, outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
