@@ -92,10 +92,7 @@ def network(params: Parameters, options: SoftModularOptions, x: Array, task: Arr
     g = (jax.nn.relu(f) if options.activate_embedding else f)[None]
     for layer, p in zip(params["module_layers"], probabilities, strict=True):
         out = _modules(layer, g)
-        if options.module_activation == "before_mixing":
-            g = _mix(p, jax.nn.relu(out))
-        else:
-            g = jax.nn.relu(_mix(p, out))
+        g = _mix(p, jax.nn.relu(out)) if options.module_activation == "before_mixing" else jax.nn.relu(_mix(p, out))
     return linear(params["head"], g[0]) if options.head == "routed" else _modules(params["head"], g).sum(0)
 
 

@@ -5,9 +5,8 @@
 MT10's shapes (39 observations, 4 actions, 10 tasks), random transitions, the same weights to begin with; a batch is
 drawn from the replay buffer for either. ``jax_step.py`` is the step in JAX, ``tests/learner/test_jax_peer.py`` holds it
 equal to ours. All take a few steps in turn, round after round, with as many threads as the process has cores
-(``taskset -c 0`` for one): "ms" is the median over the rounds (least - most), "CPU ms" that of the processor's time, which
-other processes disturb less, "x JAX" the median ratio of JAX's time to this one in the same round, and of the
-processor's.
+(``taskset -c 0`` for one): "ms" is the median over the rounds (least - most), "CPU ms" that of the processor's time,
+which other processes disturb less, "x JAX" the median ratio of JAX's time to this one in the same round.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ class BatchedLayerNorm(nn.Module):
 def layer_norm(inputs: Tensor) -> Tensor:
     """Layer normalisation over the last axis, in the type of the inputs; its statistics are at least float32.
 
-    A scale of 1 and a shift of 0 say so: in float32, they keep the statistics of fewer bits in float32; and without them
-    torch's kernel for CPUs takes one number at a time.
+    A scale of 1 and a shift of 0 see to that, being float32; without them, besides, torch's kernel for CPUs takes one
+    number at a time.
     """
     shape, dtype = [inputs.shape[-1]], th.promote_types(inputs.dtype, th.float32)
     scale, shift = (make(shape, dtype=dtype, device=inputs.device) for make in (th.ones, th.zeros))

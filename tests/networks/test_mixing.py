@@ -12,7 +12,7 @@ E, D = 2, 8
 
 
 def tensors(modules: int, targets: int, rows: int, dtype: th.dtype, by_row: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, outputs and a gradient; ``by_row``: outputs lie in memory row by row, as layers of one input give them."""
+    """Weights, outputs and a gradient; ``by_row``: outputs lie row by row, as layers of one input give them."""
     generator = th.Generator().manual_seed(modules)
     shape = (E, rows, modules, D) if by_row else (E, modules, rows, D)
     weights, outputs, grad = (
@@ -28,8 +28,11 @@ def by_sums(weights: Tensor, outputs: Tensor) -> Tensor:
     return (weights.permute(0, 2, 3, 1).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
 
 
+SIZES = [(2, 2, 150), (4, 4, 150), (3, 1, 150), (1, 1, 150), (4, 4, 5)]
+
+
 @pytest.mark.parametrize("by_row", [True, False])
-@pytest.mark.parametrize(("modules", "targets", "rows"), [(2, 2, 150), (4, 4, 150), (3, 1, 150), (1, 1, 150), (4, 4, 5)])
+@pytest.mark.parametrize(("modules", "targets", "rows"), SIZES)
 def test_outputs_and_gradients(modules: int, targets: int, rows: int, by_row: bool) -> None:
     weights, outputs, grad = tensors(modules, targets, rows, th.float64, by_row)
     results = []
