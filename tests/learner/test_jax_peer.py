@@ -61,7 +61,7 @@ def test_one_step_in_jax_is_ours(variant: str, preset: str) -> None:
     for name, expected in gradients_of(model).items():
         assert_close(gradients[name], expected)
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
-    assert_close(after._replace(optimizers=()), state_of_model(model)._replace(optimizers=()))
+    assert_close(after[:4], state_of_model(model)[:4])  # all but the optimizers' own
     weights = np.exp(-np.exp(state.log_alpha)) if variant == "paper" else np.exp(-np.asarray(state.log_alpha))
     for name, found in losses.items():
         of_task = metrics["critic_loss" if name == "critics" else "actor_loss"]
