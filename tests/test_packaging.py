@@ -28,6 +28,8 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for word in ("evaluate", "export", "--protocol"):
         assert word in printed
+    for word in ("--conf-file", "--minutes", "--resume", "softmod_deep", "--load-best", "--drop-tasks", "--status"):
+        assert word in printed  # of train, enjoy, adapt and grid, whose modules read their arguments themselves
 
 
 def test_completion_of_no_shell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ _FIRST = ("README", "docs/install", "docs/zoo", "docs/results", "docs/runs")
 
 def pages() -> dict[str, str]:
     """The text of README and of each page, by its path without ending."""
-    found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    docs = ROOT / "docs"
+    found = [ROOT / "README.md", *sorted(docs.glob("*.md")), *sorted((docs / "parts").glob("*.md"))]
     texts = {path.relative_to(ROOT).with_suffix("").as_posix(): path.read_text() for path in found}
     return {name: texts[name] for name in (*_FIRST, *texts)}
 
