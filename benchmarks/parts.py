@@ -128,7 +128,7 @@ def sentences(results: dict[str, Any]) -> dict[str, str]:
         told[name] = (
             f"Measured: after {steps} steps of each of four conflicting tasks (networks of width 32), success of "
             f"{percents(found['success'])} % (seeds {seeds}; the worst task {percents(found['worst_task'])} %), at "
-            f"{speed:.0f} gradient steps a second of one core."
+            f"{speed:.0f} gradient steps a second of one core, with the steps of the envs."
         )
     for name, found in results["callbacks"].items():
         more = [with_it - without for with_it, without in zip(found["with"], found["without"], strict=True)]

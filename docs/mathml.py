@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
+
+logger = getLogger(__name__)
+#: What docutils does not know: sizes of brackets, which MathML finds itself, and the numbers of formulas.
+SIZE, NUMBER = re.compile(r"\\(?:big|Big|bigg|Bigg)[lrm]?(?![a-zA-Z])"), re.compile(r"\\tag\{(.*?)\}")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -16,7 +23,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
-    writer.body.append(tex2mathml(node.astext()))
+    writer.body.append(_mathml(node, node.astext()))
     raise nodes.SkipNode
 
 
@@ -24,5 +31,14 @@ def _block(writer: Any, node: nodes.math_block) -> None:
     code = node.astext().strip()
     if r"\\" in code and r"\begin" not in code:  # lines of Sphinx's directive
         code = rf"\begin{{aligned}}{code}\end{{aligned}}"
-    writer.body.append(f'<div class="math">{tex2mathml(code, as_block=True)}</div>\n')
+    writer.body.append(f'<div class="math">{_mathml(node, code)}</div>\n')
     raise nodes.SkipNode
+
+
+def _mathml(node: nodes.Element, code: str) -> str:
+    code = NUMBER.sub(r"\\qquad\\text{(\1)}", SIZE.sub("", code))
+    try:
+        return tex2mathml(code, as_block=isinstance(node, nodes.math_block))
+    except MathError as error:
+        logger.warning("formula %s: %s", code, error, location=node)
+        return ""

@@ -124,7 +124,8 @@ def test_a_routed_run(routed: tuple[Path, Page]) -> None:
         np.testing.assert_allclose(np.array(line["values"][1:], float), logged.T, rtol=1e-3)
         np.testing.assert_allclose(line["values"][0], logged.mean(1), rtol=1e-3)
     assert page.drawings == [(network, task) for network in ("actor", "critic 1", "critic 2") for task in tasks]
-    assert len(page.images) == 9 + 3  # t-SNE, similarity, pairs
+    assert len(page.images) == 9 + 2 + 3  # t-SNE and similarity, and three pairs
+    assert "strong in both are marked: at least 1.5/n = 0.75" in page.words
     for image in page.images:
         assert image["alt"]
         kind, _, content = image["src"].partition(",")
