@@ -43,5 +43,5 @@ nb_execution_mode = "off"  # they hold the outputs of real runs; tests/test_note
 autodoc_typehints = "none"  # the signatures say them
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-autoclass_content = "both"
+autoclass_content = "class"  # no __init__ here has a text of its own, but those of torch have
 python_use_unqualified_type_names = True

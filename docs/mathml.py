@@ -31,7 +31,7 @@ def _block(writer: Any, node: nodes.math_block) -> None:
     code = node.astext().strip()
     if r"\\" in code and r"\begin" not in code:  # lines of Sphinx's directive
         code = rf"\begin{{aligned}}{code}\end{{aligned}}"
-    writer.body.append(f'<div class="math">{_mathml(node, code)}</div>\n')
+    writer.body.append(f'<div class="math-wrapper">{_mathml(node, code)}</div>\n')
     raise nodes.SkipNode
 
 

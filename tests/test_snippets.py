@@ -90,3 +90,8 @@ def test_links_of_the_readme() -> None:
     own = [target for target in targets if not target.startswith("https://")]
     assert len(own) > 15
     assert [target for target in own if not (ROOT / target).exists()] == []
+
+
+def test_no_line_begins_as_a_comment() -> None:
+    """Sphinx leaves out lines that begin with a percent sign."""
+    assert [line for text in pages().values() for line in text.splitlines() if line.lstrip().startswith("%")] == []
