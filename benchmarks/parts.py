@@ -155,11 +155,10 @@ def written(results: dict[str, Any]) -> dict[Path, str]:
     pages = {}
     for name, sentence in sentences(results).items():
         page = DOCS / "parts" / f"{name}.md"
-        pages[page] = re.sub(r"^Measured: .*$", lambda _, text=sentence: text, page.read_text(), flags=re.M)
+        pages[page] = re.sub(r"^Measured: .*$", sentence, page.read_text(), flags=re.M)
     page = DOCS / "policies.md"
-    pages[page] = re.sub(
-        r"^\| policy \|.*?\n(?!\|)", lambda _: f"{table(results)}\n", page.read_text(), flags=re.M | re.S
-    )
+    rows = re.compile(r"^\| policy \|.*?\n(?!\|)", re.M | re.S)
+    pages[page] = rows.sub(f"{table(results)}\n", page.read_text())
     return pages
 
 
