@@ -34,7 +34,8 @@ exclude_patterns = ["_build"]
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"sb3_softmod {__version__}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["mathml.css"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
