@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from grid_runs import (
     cells_of,
     environment,
     once,
+    processes_of,
     start,
     train_alone,
     write_grid,
@@ -98,6 +100,8 @@ def test_node_that_dies(shared: bool, cluster: Any, alone: dict[tuple[str, int],
     wait_for(lambda: len(marks(tmp_path)) == 2 and all(map(checkpointed, cells)), driver)
     add_node(cluster)
     cluster.remove_node(node, allow_graceful=False)
+    for cell in cells:  # which die with their node; here they would live on until their worker has noticed its end
+        os.kill(processes_of(cell)[-1], signal.SIGKILL)
     (tmp_path / "go").touch()
     output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output

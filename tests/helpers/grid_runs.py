@@ -102,10 +102,16 @@ def cells_of(path: Path) -> list[Cell]:
     return read_grid(path).cells
 
 
+def processes_of(cell: Cell) -> list[int]:
+    """The processes that have trained a cell, by its log."""
+    log = cell.folder / "train.log"
+    text = log.read_text() if log.exists() else ""
+    return [int(pid) for pid in re.findall(r"^#### .*, process (\d+):", text, re.MULTILINE)]
+
+
 def attempts(cell: Cell) -> int:
     """How many processes have trained a cell."""
-    log = cell.folder / "train.log"
-    return len(re.findall(r"^#### ", log.read_text(), re.MULTILINE)) if log.exists() else 0
+    return len(processes_of(cell))
 
 
 def train_arguments(cell: Cell, folder: Path) -> list[str]:
