@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from every_method import EVERY_METHOD
 from point_mass import make_point_mass_env
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.vec_env import VecEnv
@@ -31,7 +32,7 @@ def metaworld() -> Iterator[VecEnv]:
     env.close()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EVERY_METHOD)
 def test_trains_on_meta_world(name: str, metaworld: VecEnv, tmp_path: Path) -> None:
     """Full-size networks, 40 gradient steps, all logs finite; saved and loaded, it acts as before.
 

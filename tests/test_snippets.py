@@ -13,6 +13,7 @@ import pytest
 from documentation import ROOT, blocks, pages
 
 from sb3_softmod import MultiTaskSAC, SoftModSAC, make_metaworld_env
+from sb3_softmod.envs.worker_pool import WORKERS
 from sb3_softmod.methods import METHODS
 
 TASKS = ["reach-v3", "push-v3"]
@@ -29,6 +30,7 @@ SMALLER = {
     r"learn\(100_000\)": "learn(8)",
     r'protocol="metaworld"': "n_eval_episodes=1",
     r"MetaWorldAgent\(model\), envs": "MetaWorldAgent(model), envs, num_episodes=1",
+    r'env, Path\("figures"\)\)': 'env, Path("figures"), steps=20)',
     r"every=10_000": "every=10",
     r"save_freq=10_000": "save_freq=5",
 }
@@ -102,6 +104,8 @@ ELSEWHERE = "docs/deployment"
 @pytest.mark.parametrize("page", [n for n, text in pages().items() if blocks(text, "python") and n != ELSEWHERE])
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if page == "docs/envs":  # whose classes and functions reach worker processes
+        monkeypatch.delenv(WORKERS)
     learn = MultiTaskSAC.learn
 
     def learn_less(self: Any, total_timesteps: int | None = None, *args: Any, **kwargs: Any) -> Any:

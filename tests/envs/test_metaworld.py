@@ -318,7 +318,7 @@ def test_bad_input_is_refused(tasks: Any, options: dict[str, Any], message: str)
         make_metaworld_env(tasks, **options)
 
 
-@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("variant", ["paper", pytest.param("official", marks=pytest.mark.slow)])
 def test_training_by_name(variant: str, tmp_path: Any) -> None:
     """The whole path on real tasks: MT10 by name, a few gradient steps, save, load, act."""
     model = SoftModSAC(
