@@ -53,7 +53,14 @@ def test_every_file_is_complete(file: str, algo: str) -> None:
 
 
 @pytest.mark.parametrize("algo", EVERY_METHOD)
-@pytest.mark.parametrize(("file", "env"), [("paper", "MT10-Fixed"), ("laptop", "MT3"), ("laptop", "MT50-Conditioned")])
+@pytest.mark.parametrize(
+    ("file", "env"),
+    [
+        ("paper", "MT10-Fixed"),
+        ("laptop", "MT3"),
+        pytest.param("laptop", "MT50-Conditioned", marks=pytest.mark.slow),
+    ],
+)
 def test_every_method_is_built(file: str, env: str, algo: str) -> None:
     """With all of its settings, for as many tasks; point masses stand for the robot."""
     num_tasks = len(task_names(TASK_SETS[env]))
