@@ -108,7 +108,7 @@ def has_checkpoint(run: Run) -> bool:
 
 def new_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> list[str]:
     """The arguments of a new run."""
-    command = f"--algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --num-threads 1 --verbose 0"
+    command = f"--algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --verbose 0"
     return [*command.split(), "--minutes", *(f"{mark:g}" for mark in minutes), *options]
 
 

@@ -125,31 +125,22 @@ def _write(path: Path, text: str) -> Path:
 def _card(hub: Any, run: Run, name: str, found: TaskEvaluation, *, best: bool, films: bool) -> str:
     """The metadata that the hub reads, and the text that people do."""
     rates = [*zip(found.task_names, found.success_rate, strict=True), ("mean", found.mean_success_rate)]
+    metrics = [
+        ("success_rate", f"success rate, {task}", round(rate, 4)) for task, rate in rates if not math.isnan(rate)
+    ]
+    metrics.append(("mean_reward", "mean return of an episode", round(mean_over_tasks(found.mean_return), 2)))
     results = [
         hub.EvalResult(
             task_type="reinforcement-learning",
             task_name="reinforcement-learning",
             dataset_type=run.benchmark,
             dataset_name=run.benchmark,
-            metric_type="success_rate",
-            metric_name=f"success rate, {task}",
-            metric_value=round(rate, 4),
+            metric_type=kind,
+            metric_name=name_of_metric,
+            metric_value=value,
         )
-        for task, rate in rates
-        if not math.isnan(rate)
+        for kind, name_of_metric, value in metrics
     ]
-    returns = mean_over_tasks(found.mean_return)
-    results.append(
-        hub.EvalResult(
-            task_type="reinforcement-learning",
-            task_name="reinforcement-learning",
-            dataset_type=run.benchmark,
-            dataset_name=run.benchmark,
-            metric_type="mean_reward",
-            metric_name="mean return of an episode",
-            metric_value=round(returns, 2),
-        )
-    )
     data = hub.ModelCardData(
         library_name="stable-baselines3",
         tags=["reinforcement-learning", "multi-task", "stable-baselines3", "sb3-softmod", run.benchmark, run.method],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sb3_softmod.common.checks import require_integer
+from sb3_softmod.common.cores import usable_cores
 from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.common.task_observation import check_common
 from sb3_softmod.envs.origin import Origin
@@ -42,7 +43,7 @@ class WorkerPool:
         n_workers: int | None,
         auto_reset: bool,
     ) -> None:
-        n_workers = _default_number() if n_workers is None else n_workers
+        n_workers = default_workers() if n_workers is None else n_workers
         require_integer("n_workers", n_workers, 0)
         self._worker_class = WorkerProcess if n_workers else LocalWorker
         self._makers = list(makers)
@@ -199,7 +200,7 @@ def _close_all(workers: list[Worker]) -> None:
         worker.close()
 
 
-def _default_number() -> int:
+def default_workers() -> int:
     """One worker for each core that this process may use; none for a process that is one of many itself.
 
     :data:`WORKERS` in the environment says how many instead: of one run among those of a grid.
@@ -208,4 +209,4 @@ def _default_number() -> int:
         return 0
     if given := os.environ.get(WORKERS):
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()

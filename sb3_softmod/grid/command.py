@@ -54,7 +54,10 @@ def grid(arguments: Sequence[str]) -> None:
         print(*(cell.command() for cell in found.cells if not is_finished(cell.folder)), sep="\n")
         return
     if args.status:
-        Console().print(table_of(found.cells))
+        console = Console()
+        if not console.is_terminal:  # a file has no width that columns must be cut to
+            console.width = 160
+        console.print(table_of(found.cells))
         if failures := failures_of(found.cells, 5):
             print(f"\n{failures}")
         return

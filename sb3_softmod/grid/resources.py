@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sb3_softmod.common.cores import usable_cores
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.registered import make_env
 from sb3_softmod.grid.cells import Cell
@@ -17,7 +18,7 @@ from sb3_softmod.learner.replay_buffer import nbytes_of
 
 #: Bytes of a process that learns, without envs and replay buffer, of one that steps envs, and of an env; what was
 #: measured stands in docs/grid.md.
-_LEARNER, _WORKER, _ENV = 900e6, 250e6, 30e6
+_LEARNER, _WORKER, _ENV = 900e6, 80e6, 30e6
 #: SB3's, where a file names none.
 _BUFFER_SIZE = 1_000_000
 
@@ -38,7 +39,7 @@ class Capacity:
     @classmethod
     def of_this_machine(cls) -> Capacity:
         """What this process may use, by the limits of its container too."""
-        return cls(_cores(), _memory(), _gpus())
+        return cls(usable_cores(), _memory(), _gpus())
 
     def holds(self, cell: Cell) -> bool:
         """Whether a cell would fit if nothing else ran."""
@@ -95,14 +96,6 @@ def refuse_misfits(cells: Iterable[Cell], places: Sequence[Capacity], where: str
             f"{named}{more}, which fit nowhere: {where} {'have' if len(places) > 1 else 'has'} {there}. Nothing was "
             "started. Lower buffer_size or n_envs, or say in resources what a run takes."
         )
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # "max" where there is no limit
-        cores = min(cores, max(int(quota) // int(period), 1))
-    return cores
 
 
 def _memory() -> float:

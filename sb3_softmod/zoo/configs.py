@@ -2,7 +2,7 @@
 
 A file maps env names, or "default" for every other env, to hyperparameters. One block is our own: "policies" maps a
 policy to ``policy_kwargs`` that stand behind those of a method, so that one file can make the networks of all methods
-small.
+small. One key is, too: "num_threads", of PyTorch, a number or "half" of the cores, whose other half steps the envs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ _ZOO_KEYS = (
     "noise_type",
     "noise_std",
 )
+#: The key of PyTorch's threads, and its value that goes by the machine.
+NUM_THREADS, HALF = "num_threads", "half"
 #: Arguments of an algorithm that RL Zoo passes itself, from its command line.
 _PASSED_BY_ZOO = ("env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
 _NOISES = ("normal", "ornstein-uhlenbeck")
@@ -112,6 +114,11 @@ def _check_values(place: str, block: Mapping[str, Any]) -> None:
     if "n_envs" in block:
         require_integer(f"{place}: n_envs", block["n_envs"], 1)
     given = {name: value for name, value in block.items() if value is not None}
+    threads = given.get(NUM_THREADS, HALF)
+    if isinstance(threads, str) and threads != HALF:
+        raise ConfigurationError(f"{place}: {NUM_THREADS} must be a number or {HALF!r}, of the cores; not {threads!r}.")
+    if threads != HALF:
+        require_integer(f"{place}: {NUM_THREADS}", threads, 1)
     if "frame_stack" in given:
         require_integer(f"{place}: frame_stack", given["frame_stack"], 1)
     for name in ("env_kwargs", "policy_kwargs", "monitor_kwargs"):
@@ -145,7 +152,7 @@ def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorith
 def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:
     """What may stand in a file for an algorithm."""
     arguments = [name for name in inspect.signature(algorithm).parameters if name not in _PASSED_BY_ZOO]
-    return [*arguments, *_ZOO_KEYS]
+    return [*arguments, *_ZOO_KEYS, NUM_THREADS]
 
 
 def complete(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch as th
 from rl_zoo3 import exp_manager
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ExperimentManager
@@ -22,11 +23,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.cores import usable_cores
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.envs.worker_pool import default_workers
 from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
@@ -36,7 +39,7 @@ from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 from sb3_softmod.zoo import tuning
-from sb3_softmod.zoo.configs import block_of, check_parameters, complete, find_config, load_config
+from sb3_softmod.zoo.configs import HALF, NUM_THREADS, block_of, check_parameters, complete, find_config, load_config
 from sb3_softmod.zoo.key_values import reason_of
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
@@ -106,6 +109,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         if self.method is not None:
             print(f"{self.algo} ({self.method.title}): {hyperparams['policy']}, {hyperparams['policy_kwargs']}")
         hyperparams.setdefault("n_envs", len(self.task_names))
+        self._use_cores(hyperparams)
 
         of_file = block_of(config, self.task_set.name).get("env_kwargs", {})
         # What goals a seed stands for is settled when an env is made: whoever plays the policy later needs the same.
@@ -115,6 +119,21 @@ class MultiTaskExperimentManager(ExperimentManager):
             self.task_set.arguments(options)
         self.args.env_kwargs = hyperparams["env_kwargs"] = self.env_kwargs
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _use_cores(self, hyperparams: dict[str, Any]) -> None:
+        """Set the threads that a file asks for, unless ``--num-threads`` did, and say who shares the cores."""
+        threads = hyperparams.pop(NUM_THREADS, None)
+        if threads is None:
+            return
+        workers = 0 if self.vec_env_class is DummyVecEnv else min(default_workers(), hyperparams["n_envs"])
+        if self.args.num_threads <= 0:
+            th.set_num_threads(max(usable_cores() // 2, 1) if threads == HALF else threads)
+        where = f"in {workers} processes" if workers else "in the process that learns"
+        print(
+            f"{usable_cores()} cores: {th.get_num_threads()} threads learn, {hyperparams['n_envs']} envs {where}, "
+            f"batch of {hyperparams.get('batch_size')}, precision {hyperparams.get('precision')}, "
+            f"compile {hyperparams.get('compile', False)}"
+        )
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         with self._naming_the_file():

@@ -50,7 +50,7 @@ Train a method on a set of tasks. This is RL Zoo's train script with our methods
 logs/METHOD/TASKS_1/ is what RL Zoo's other scripts read.
 
   sb3-softmod train --algo softmod_deep --env MT50-Conditioned --seed 1 -P
-  sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --num-threads 1
+  sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop
   sb3-softmod train --algo softmod_deep --env MT3 --conf-file laptop --minutes 10 20
   sb3-softmod train --resume logs/softmod_deep/MT3_1
 

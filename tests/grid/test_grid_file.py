@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_refusals(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--runs", str(tmp_path / "runs")]
     options = ["--conf-file", "laptop", "-n", "100", "-params", "gamma:0.9"]
-    line = ["grid", "--algos", "mt_sac", "mt_mh_sac", "--envs", "MT3", "--seeds", "0-1", *where, *options]
+    line = ["grid", "--algos", "mt_sac", "softmod_shallow", "--envs", "MT3", "--seeds", "0-1", *where, *options]
     assert main([*line, "--threads", "2", "--commands"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -172,7 +173,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         f"-params gamma:0.9 -f {tmp_path}/runs/mt_sac/MT3/seed-0-"
     )
     assert main([*line, "--status"]) == 0
-    assert "0 done, 0 running, 4 waiting, 0 failed" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "0 done, 0 running, 4 waiting, 0 failed" in table
+    assert re.search(r"^cell +state +steps +success +left +$", table, re.MULTILINE)  # whole, also in a file
     assert not (tmp_path / "runs").exists()
     for wrong, message in (
         (["grid"], "Name a file, or say --algos too"),

@@ -148,6 +148,8 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
         ("policies:\n  MTMlpPolicy: {num_modules: 2}\n", "line 2: unknown key 'num_modules' of MTMlpPolicy"),
         ("MT3:\n  gamma: 0.9\n  gamma: 0.8\n", "line 3: the key 'gamma' of MT3 is there twice."),
         ("MT3:\n  seed: 3\n", "line 2: unknown key 'seed' of MT3"),
+        ("MT3:\n  num_threads: quarter\n", "MT3: num_threads must be a number or 'half', of the cores; not 'quarter'."),
+        ("MT3:\n  num_threads: 0\n", "MT3: num_threads must be"),
         ("MT3: 4\n", "line 1: MT3 must be a mapping (key: value)."),
         ("", "the file must be a mapping (key: value)."),
         ("MT3: [\n", " is no YAML: "),

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch as th
 from zoo_runs import MT3, TINY, manifest, run_of, train
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
+from sb3_softmod.common.cores import usable_cores
 
 
 def start_training(logs: Path, steps: int, *hyperparameters: str) -> subprocess.Popen[bytes]:
@@ -23,6 +25,31 @@ def start_training(logs: Path, steps: int, *hyperparameters: str) -> subprocess.
     options = f"--algo mt_sac --env reach-v3 -f {logs} -n {steps} --eval-freq -1 --seed 0 --conf-file laptop".split()
     command = [sys.executable, "-m", "sb3_softmod.cli", "train", *options, *TINY, "-params", *hyperparameters]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("options", "threads", "learn"),
+    [([], None, max(usable_cores() // 2, 1)), ([], 3, 3), (["--num-threads", "2"], 3, 2)],
+    ids=["half of the cores", "of the file", "of the command line"],
+)
+def test_threads(
+    options: list[str], threads: int | None, learn: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yml"
+    number = "" if threads is None else f"  num_threads: {threads}\n"
+    file.write_text(f"reach-v3:\n  n_timesteps: 20\n  n_envs: 2\n  batch_size: 4\n{number}")
+    command = f"train --algo mt_sac --env reach-v3 -f {tmp_path} -n 20 --eval-freq -1 --vec-env dummy --conf-file"
+    before = th.get_num_threads()
+    try:
+        assert main([*command.split(), "laptop" if threads is None else str(file), *options]) == 0
+        assert th.get_num_threads() == learn
+    finally:
+        th.set_num_threads(before)
+    said = (
+        f"{usable_cores()} cores: {learn} threads learn, {3 if threads is None else 2} envs in the process that learns"
+    )
+    assert said in capsys.readouterr().out
+    assert manifest(run_of(tmp_path, "mt_sac", "reach-v3"))["hardware"]["torch_threads"] == learn
 
 
 def test_a_resumed_run_keeps_the_first(tmp_path: Path) -> None:
