@@ -31,7 +31,10 @@ BUDGETS: dict[str, dict[str, object]] = {
     "03_compare_methods": dict(ALGOS=["softmod_shallow", "mt_sac"], SEEDS=[0], TRAIN=TRAIN, EPISODES=1),
     "04_your_own_tasks": dict(STEPS=600, CARTPOLE_STEPS=40, EPISODES=1),
     "05_paper_figures": dict(ROLLOUT=5),
-    "06_new_tasks": dict(STEPS=60, EVAL_EVERY=30, ROLLOUT=5),
+    "06_new_tasks": dict(
+        NEW=["handle-press-v3", "coffee-button-v3"],
+        **dict(STEPS=60, EVAL_EVERY=30, EPISODES=1, ROLLOUT=5, SEEDS=[0], ENVS=1),
+    ),
 }
 
 #: What more stands in the parameters cell: how long the search for the task that is most alike plays.
