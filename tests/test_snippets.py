@@ -23,7 +23,7 @@ SMALLER = {
     r'"coffee-button-v3", seed=1\)': '"coffee-button-v3", seed=1, n_eval_episodes=1)',
     r'tune="routing"\)': 'tune="routing", init="mean")',
     r'"handle-press-v3"\]\)  #': '"handle-press-v3"], n_eval_episodes=1)  #',
-    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1",
+    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1, env_kwargs=dict(horizon=20)",
     r'(?<!pretrained\()"MT10"(?!\])': repr(TASKS),
     r"num_tasks=10": "num_tasks=2",
     r"policy_kwargs=policy_kwargs\)": "policy_kwargs=policy_kwargs, n_steps=4, batch_size=8)",
