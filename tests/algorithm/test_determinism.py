@@ -76,10 +76,9 @@ def test_the_same_seed(name: str, here: MultiTaskVecEnv) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_METHOD)
-def test_overlap(name: str, here: MultiTaskVecEnv) -> None:
-    first = alone(name, True)
-    assert different(first, learned(name, here, overlap=True)) == []
-    assert different(first, alone(name, False)) != []  # its actions come from the policy before the gradient step
+def test_overlap(name: str) -> None:
+    """The actions come from the policy before the gradient step. With worker processes it is the same, see below."""
+    assert different(alone(name, True), alone(name, False)) != []
 
 
 @pytest.mark.parametrize("overlap", [False, True])
