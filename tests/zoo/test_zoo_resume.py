@@ -61,22 +61,19 @@ PARAMS = {
 
 
 @pytest.fixture(scope="module")
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
-    """A run that nothing ended, and its parameters."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that nothing ended, by their parameters."""
     th.set_num_threads(1)
-    params = PARAMS[request.param]
-    return whole_run(tmp_path_factory.mktemp("whole") / "runs", params=params), params
+    return {kind: whole_run(tmp_path_factory.mktemp(kind) / "runs", params=params) for kind, params in PARAMS.items()}
 
 
 @pytest.mark.parametrize(
-    ("whole", "how"),
-    [("plain", None), ("plain", "SIGINT"), ("overlap", None), ("overlap", "SIGTERM")],
-    indirect=["whole"],
+    ("kind", "how"), [("plain", None), ("plain", "SIGINT"), ("overlap", None), ("overlap", "SIGTERM")]
 )
 def test_goes_on_exactly(
-    how: str | None, whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, how: str | None, whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected, params = whole
+    expected, params = whole[kind], PARAMS[kind]
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run = ended_run(tmp_path, steps=200, how=how, params=params)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -96,21 +93,17 @@ def test_goes_on_exactly(
 
 
 @pytest.mark.usefixtures("worker_processes")
-@pytest.mark.parametrize("whole", ["overlap"], indirect=True)
-def test_with_worker_processes(whole: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
-    expected, params = whole
-    run = ended_run(tmp_path, steps=100, params=params)
+def test_with_worker_processes(whole: dict[str, Path], tmp_path: Path) -> None:
+    expected = whole["overlap"]
+    run = ended_run(tmp_path, steps=100, params=PARAMS["overlap"])
     assert main(["train", f"--resume={run}", "--vec-env", "subproc", "--verbose", "0"]) == 0
     assert_same(run, expected)
 
 
-@pytest.mark.parametrize("whole", ["plain"], indirect=True)
-def test_numbers_that_go_wrong(
-    whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_that_go_wrong(whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They end the run before a checkpoint or a model has them; it goes on from the checkpoint before."""
-    expected, params = whole
-    run = ended_run(tmp_path, steps=200, how="NaN", params=params)
+    expected = whole["plain"]
+    run = ended_run(tmp_path, steps=200, how="NaN")
     assert manifest(run)["status"] == "failed"
     (dump,) = run.glob("nonfinite-*.pt")
     error = capsys.readouterr().err
