@@ -54,7 +54,7 @@ def assert_same(run: Path, other: Path) -> None:
     assert {k: manifest(run)[k] for k in kept} == {k: manifest(other)[k] for k in kept}
 
 
-PARAMS = {
+PARAMS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "overlap": ("overlap:True", "normalize:dict(norm_reward=True)", "reward_scaling:None"),
 }
