@@ -31,9 +31,10 @@ test-pythons:
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
-# Written to benchmarks/results; some 12 minutes on 2 cores, on which nothing else should run.
+# Written to benchmarks/results; some 16 minutes on 2 cores, on which nothing else should run.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/peer_jax.py --options plain bf16
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/end_to_end.py

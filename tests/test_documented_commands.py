@@ -45,6 +45,7 @@ ELSEWHERE = {
     "python benchmarks/best_model.py": "by hand: it simulates for minutes",
     "python benchmarks/methods.py": "by hand: it measures for minutes",
     "python benchmarks/learner.py": "by hand: it measures for minutes",
+    "python benchmarks/peer_jax.py": "by hand; the step itself: tests/learner/test_jax_peer.py",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python benchmarks/faults.py": "by hand; small versions: test_faults.py",
     "python benchmarks/new_tasks.py": "by hand: it measures for minutes",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedMLP, relu, softmax
+from sb3_softmod.networks.mixing import mix
 
 
 class CARENetwork(MultiTaskNetwork):
@@ -63,7 +64,7 @@ class CARENetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         context = self._context(task)
-        encoding = th.einsum("ebk,ekbd->ebd", self._attend(context), self.encoders(inputs))
+        encoding = mix(self._attend(context).unsqueeze(-2), self.encoders(inputs)).squeeze(1)
         return self.mlp(th.cat([encoding, context], -1))
 
     def attention_weights(self, task: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class BatchedLinear(nn.Module):
         if own_axes == 0:
             out = F.linear(inputs, weight, bias)
         else:
-            product = _product_by_group if _is_by_group() else _product
+            product = _product_by_group if is_by_group() else _product
             rows = inputs.flatten(0, own_axes - 1)
             out = product(rows, weight.flatten(0, own_axes - 1), bias.flatten(0, -2).unsqueeze(-2))
         if own_axes == 1 == len(self.batch_shape):  # the usual case: [E, B, out] is what the product gave
@@ -98,7 +98,8 @@ def by_group() -> Iterator[None]:
         _BY_GROUP.reset(token)
 
 
-def _is_by_group() -> bool:
+def is_by_group() -> bool:
+    """Whether :func:`by_group` is on; the compiler may not ask."""
     return not th.compiler.is_compiling() and _BY_GROUP.get()
 
 
@@ -207,12 +208,18 @@ class BatchedLayerNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``[*batch_shape, B, width]`` to the same, at least float32."""
-        return self.bias.unsqueeze(-2) + self.weight.unsqueeze(-2) * layer_norm(inputs)
+        return self.bias.unsqueeze(-2) + self.weight.unsqueeze(-2) * layer_norm(at_least_float32(inputs))
 
 
 def layer_norm(inputs: Tensor) -> Tensor:
-    """Layer normalisation over the last axis; in float32 where autocast gave fewer bits, which on CPUs it keeps."""
-    return F.layer_norm(at_least_float32(inputs), [inputs.shape[-1]])
+    """Layer normalisation over the last axis, in the type of the inputs; its statistics are at least float32.
+
+    A scale of 1 and a shift of 0 see to that, being float32; without them, besides, torch's kernel for CPUs takes one
+    number at a time.
+    """
+    shape, dtype = [inputs.shape[-1]], th.promote_types(inputs.dtype, th.float32)
+    scale, shift = (make(shape, dtype=dtype, device=inputs.device) for make in (th.ones, th.zeros))
+    return F.layer_norm(inputs, shape, scale, shift)
 
 
 def normalize(inputs: Tensor, normalization: Normalization | None) -> Tensor:
@@ -243,26 +250,12 @@ def relu(inputs: Tensor) -> Tensor:
     For the backward pass of torch's own, the compiler keeps masks of booleans; writing them took its code for CPUs a
     fifth of a gradient step.
     """
-    return _ReLU.apply(inputs) if _is_compiling() else th.relu(inputs)
+    return _ReLU.apply(inputs) if is_compiling() else th.relu(inputs)
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
     """Whether torch compiles, and does not merely take down what happens, to export it."""
     return th.compiler.is_compiling() and not th.compiler.is_exporting()
-
-
-def mix(weights: Tensor, outputs: Tensor) -> Tensor:
-    """Combine the outputs of modules: sum_j w_ij out_j for each row.
-
-    Many products of tiny matrices; compiled, sums that the compiler puts in one loop with what is around them.
-
-    :param weights: ``[E, B, i, j]``
-    :param outputs: ``[E, j, B, d]``
-    :return: ``[E, i, B, d]``
-    """
-    if _is_compiling():
-        return (weights.movedim(1, 3).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
-    return th.einsum("ebij,ejbd->eibd", weights, outputs)
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from sb3_softmod.common.checks import require_choice, require_flag
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
 from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
-from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, Normalization, mix, normalize, relu, softmax
+from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, Normalization, normalize, relu, softmax
+from sb3_softmod.networks.mixing import mix
 
 Variant = Literal["paper", "official"]
 Preset = Literal["shallow", "deep"]

@@ -21,6 +21,7 @@ from sb3_softmod.networks import (
     MultiTaskNetwork,
     SingleTaskNetwork,
 )
+from sb3_softmod.networks.layers import normalize
 
 IDS = [2, 0, 4, 2, 1]
 NETWORKS: dict[str, tuple[type[MultiTaskNetwork], dict[str, Any]]] = {
@@ -146,14 +147,18 @@ def test_bf16_is_close(name: str) -> None:
 
 
 def test_statistics_are_float32_in_bf16() -> None:
-    """Of features far from zero, bf16 would lose the differences."""
-    mlp = MlpNetwork(IN, OUT, M, net_arch=[64], normalization="layer").mlp
-    seen: list[Tensor] = []
-    mlp.layers[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    with th.autocast("cpu", th.bfloat16):
-        mlp(th.randn(7, IN + M))
-    (hidden,) = seen
-    assert hidden.dtype == th.float32
+    """Of features far from zero, bf16 would lose the differences; outputs and gradients are rounded once."""
+    features = (50 + 4 * th.randn(7, 64, generator=th.Generator().manual_seed(0))).bfloat16()
+    grad = th.randn(7, 64, generator=th.Generator().manual_seed(1)).bfloat16()
+    found, exact = features.clone().requires_grad_(), features.float().requires_grad_()
+    out, expected = normalize(found, "layer"), normalize(exact, "layer")
+    out.backward(grad)
+    expected.backward(grad.float())
+    assert found.grad is not None
+    assert exact.grad is not None
+    assert out.dtype == th.bfloat16
+    th.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-5)
+    th.testing.assert_close(found.grad.float(), exact.grad, rtol=2**-8, atol=1e-5)
 
 
 @every_network
