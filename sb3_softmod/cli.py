@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shtab
 
 from sb3_softmod.common.command_line import Parser
-from sb3_softmod.common.errors import SoftModError
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.common.files import check_file, check_folder, save_figure
 from sb3_softmod.common.version import __version__
 from sb3_softmod.envs.task_sets import full_name
@@ -20,11 +21,14 @@ from sb3_softmod.envs.task_sets import full_name
 if TYPE_CHECKING:
     from sb3_softmod.runs.run import Run
 
+_COMPLETION = "--print-completion"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the package end it with their message and status 2."""
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        args, rest = _parser().parse_known_args(argv)
+        args, rest = _parser(complete=_COMPLETION in arguments).parse_known_args(arguments)
         args.run(rest if "passes_on" in args else args)
     except SoftModError as error:
         return _fail(error)
@@ -38,13 +42,17 @@ def _fail(message: object) -> int:
     return 2
 
 
-def _parser() -> Parser:
+def _parser(complete: bool) -> Parser:
+    """The parser of all commands.
+
+    :param complete: with the options that the modules of some commands read themselves
+    """
     parser = Parser(
         prog="sb3-softmod",
         description="Multi-task reinforcement learning with soft modularization on Stable-Baselines3.",
     )
     parser.add_argument("--version", action="version", version=f"sb3-softmod {__version__}")
-    shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell, to be sourced by it")
+    shtab.add_argument_to(parser, [_COMPLETION], help="print the completion of a shell, to be sourced by it")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
     does = "train on three Meta-World tasks for about 5 minutes and show what was learned"
@@ -54,13 +62,19 @@ def _parser() -> Parser:
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
 
-    for name, run, does in (
-        ("train", _train, "train a method on a set of tasks, with RL Zoo"),
-        ("adapt", _adapt, "let a trained policy learn new tasks; the old ones stay as they are"),
-        ("grid", _grid, "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
-        ("enjoy", _enjoy, "play a trained policy, print success and return of each task, write a video"),
+    for name, run, module, does in (
+        ("train", _train, "zoo.train", "train a method on a set of tasks, with RL Zoo"),
+        ("adapt", _adapt, "zoo.adapt", "let a trained policy learn new tasks; the old ones stay as they are"),
+        (
+            "grid",
+            _grid,
+            "grid.command",
+            "train methods x task sets x seeds side by side, on this machine or on a Ray cluster",
+        ),
+        ("enjoy", _enjoy, "zoo.enjoy", "play a trained policy, print success and return of each task, write a video"),
     ):
-        command = _command(commands, name, run, does, add_help=False)  # their modules read the arguments
+        parents = _options_of(module) if complete else []  # else their modules read the arguments
+        command = _command(commands, name, run, does, add_help=False, parents=parents)
         command.set_defaults(passes_on=True)
 
     tables = commands.add_parser("table", help="print a table").add_subparsers(
@@ -146,6 +160,14 @@ def _parser() -> Parser:
             "folder", type=Path, metavar="run", help="run folder, for instance logs/softmod_deep/MT3_1"
         )
     return parser
+
+
+def _options_of(module: str) -> list[Parser]:
+    """The parser of a module that reads its arguments itself; none without the packages that it needs."""
+    try:
+        return [import_module(f"sb3_softmod.{module}").options()]
+    except (ConfigurationError, ModuleNotFoundError):
+        return []
 
 
 def _command(group: Any, name: str, run: Callable[[Any], None], does: str, **options: Any) -> Parser:

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "make bench": "by hand: it measures for minutes",
     "python benchmarks/end_to_end.py": "by hand: it measures for minutes",
     "python benchmarks/memory.py": "by hand: it measures for minutes",
+    "python benchmarks/parts.py": "by hand: it trains for minutes",
     "python benchmarks/precision.py": "by hand: it trains for an hour",
     "sb3-softmod train --resume": "test_zoo_resume.py: the run must be unfinished",
     "python benchmarks/best_model.py": "by hand: it simulates for minutes",

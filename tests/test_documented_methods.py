@@ -1,7 +1,9 @@
-"""What the page of the methods says: a new one is added as shown there, and all are listed."""
+"""What the pages of methods and policies say: a new one is added as shown there, and all are listed and measured."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from point_mass import make_point_mass_env
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.methods import METHODS
+from sb3_softmod.policies import POLICIES
 from sb3_softmod.runs.parameters import count_parameters
 
-PAGE = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "methods.md").read_text()
 
 
 def code_below(heading: str) -> str:
@@ -45,3 +49,21 @@ def test_every_method_is_listed() -> None:
     for name, method in METHODS.items():
         assert name in section or f"`{name.removeprefix('mt_mh_sac')}`" in section, name
         assert f"`{method.policy}`" in section
+
+
+def test_every_part_has_a_page_with_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("parts", ROOT / "benchmarks" / "parts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    parts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parts)
+    results = json.loads(parts.RESULTS.read_text())
+    assert set(results["policies"]) == set(POLICIES)
+    pages = parts.written(results)
+    assert {page.stem for page in pages} == {"MultiTaskSAC", "SoftModSAC", *POLICIES, *parts.CALLBACKS, "policies"}
+    assert {page.stem for page in (ROOT / "docs" / "parts").glob("*.md")} == {page.stem for page in pages} - {
+        "policies"
+    }
+    for page, text in pages.items():
+        assert page.read_text() == text
+        assert ("Measured: after" in text) or ("Measured: a training" in text) or page.stem == "policies"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from documentation import blocks, pages, smaller
 
 import sb3_softmod
 from sb3_softmod.cli import main
@@ -28,6 +31,8 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for word in ("evaluate", "export", "--protocol"):
         assert word in printed
+    for word in ("--conf-file", "--minutes", "--resume", "softmod_deep", "--load-best", "--drop-tasks", "--status"):
+        assert word in printed  # of train, enjoy, adapt and grid, whose modules read their arguments themselves
 
 
 def test_completion_of_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +51,41 @@ def test_files_for_others() -> None:
         assert {"name", "description", "body"} <= set(yaml.safe_load(form.read_text()))
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "import-linter"]
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_empty_environment(tmp_path: Path) -> None:
+    """It brings all that the README's library part needs, far from this repository."""
+    source, python = tmp_path / "source", tmp_path / "venv" / "bin" / "python"
+    for name in ("pyproject.toml", "README.md", "LICENSE", "sb3_softmod", "zoo_configs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        source.mkdir(exist_ok=True)
+        copy(ROOT / name, source / name)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: object) -> str:
+        words = list(map(str, command))
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", python.parents[1])
+    run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
+    shutil.rmtree(source)
+
+    assert run(python.with_name("sb3-softmod"), "--version") == f"sb3-softmod {sb3_softmod.__version__}\n"
+    snippets = "\n".join(blocks(pages()["README"], "python")).replace("1_000_000", "40")
+    script = tmp_path / "readme.py"
+    script.write_text(
+        f"{smaller(snippets)}\n"
+        "import sb3_softmod\n"
+        "from importlib.resources import files\n"
+        "print(sb3_softmod.__file__, sb3_softmod.pretrained('MT10').task_names[0])\n"
+        "for name in ('zoo_configs/laptop.yml', 'py.typed', 'report/report.html'):\n"
+        "    assert files('sb3_softmod').joinpath(name).is_file(), name\n"
+    )
+    file, task = run(python, script).split()[-2:]
+    assert Path(file).is_relative_to(tmp_path)
+    assert task == "reach-v3"

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
-from documentation import ROOT, blocks, pages
+from documentation import ROOT, TASKS, blocks, pages, smaller
 
 from sb3_softmod import MultiTaskSAC, SoftModSAC, make_metaworld_env
 from sb3_softmod.envs.worker_pool import WORKERS
 from sb3_softmod.methods import METHODS
-
-TASKS = ["reach-v3", "push-v3"]
-
-#: Instead of what would take minutes: patterns, on every page.
-SMALLER = {
-    r'"coffee-button-v3", seed=1\)': '"coffee-button-v3", seed=1, n_eval_episodes=1)',
-    r'tune="routing"\)': 'tune="routing", init="mean")',
-    r'"handle-press-v3"\]\)  #': '"handle-press-v3"], n_eval_episodes=1)  #',
-    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1, env_kwargs=dict(horizon=20)",
-    r'(?<!pretrained\()"MT10"(?!\])': repr(TASKS),
-    r"num_tasks=10": "num_tasks=2",
-    r"policy_kwargs=policy_kwargs\)": "policy_kwargs=policy_kwargs, n_steps=4, batch_size=8)",
-    r"learn\(100_000\)": "learn(8)",
-    r'protocol="metaworld"': "n_eval_episodes=1",
-    r"MetaWorldAgent\(model\), envs": "MetaWorldAgent(model), envs, num_episodes=1",
-    r'env, Path\("figures"\)\)': 'env, Path("figures"), steps=20)',
-    r"every=10_000": "every=10",
-    r"save_freq=10_000": "save_freq=5",
-}
 
 
 def small_model() -> tuple[Any, SoftModSAC]:
@@ -82,21 +62,6 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/runs": envs_of_metaworld,
     "docs/speed": saved_model,
 }
-#: Lines that need what not every machine has, and whether this one has it.
-NEEDS = {
-    "record_routing(": False,  # a screen; test_routing_video.py
-    "make_dm_control_env(": sys.version_info < (3, 13),
-    "model.replay_dump(": False,  # test_nonfinite_dumps.py
-}
-
-
-def smaller(code: str) -> str:
-    for pattern, replacement in SMALLER.items():
-        code = re.sub(pattern, replacement, code)
-    lines = code.splitlines()
-    return "\n".join(line for line in lines if all(has or not line.startswith(what) for what, has in NEEDS.items()))
-
-
 #: tests/deployment/test_docs.py runs it, and looks at what comes out.
 ELSEWHERE = "docs/deployment"
 
@@ -128,3 +93,8 @@ def test_links_of_the_readme() -> None:
     own = [target for target in targets if not target.startswith("https://")]
     assert len(own) > 15
     assert [target for target in own if not (ROOT / target).exists()] == []
+
+
+def test_no_line_begins_as_a_comment() -> None:
+    """Sphinx leaves out lines that begin with a percent sign."""
+    assert [line for text in pages().values() for line in text.splitlines() if line.lstrip().startswith("%")] == []

@@ -27,14 +27,20 @@ from sb3_softmod.evaluation.evaluated_env import check_env, check_open, shares_e
 from sb3_softmod.evaluation.result import mean_over_tasks
 from sb3_softmod.saving.training_state import callbacks_of, plain_attributes, settings_of
 
+#: A later model takes the place of the best one while it is at most so many standard errors below the highest mean
+#: success rate. Without a margin the best of many evaluations is often the luckiest: benchmarks/best_model.py.
+MARGIN = 2.0
+
 
 class MultiTaskEvalCallback(EvalCallback):
     """SB3's ``EvalCallback`` for many tasks: each is played the same number of times, and success decides.
 
-    The best model is the one with the best mean success rate over the tasks; of two with the same, the one with the
-    better mean return. With few episodes it is the luckiest: ``benchmarks/best_model.py`` shows from how many on it is
-    better than the last one more often than worse. For each task the logs hold ``eval_success_rate/<task>`` and
-    ``eval_return/<task>``; the terminal shows the means, and with ``verbose`` a table. In ``log_path`` it writes
+    The best model is the latest one that cannot be told from the one with the highest mean success rate over the tasks:
+    at most two standard errors below it (Breiman et al. 1984 choose so, with one). Of models that cannot differ by
+    chance, all of whose episodes succeed or fail, the one with the better mean return counts; where no task reports
+    success, returns alone do. How often such a model is better than the last one: ``benchmarks/best_model.py``. For
+    each task the logs hold ``eval_success_rate/<task>`` and ``eval_return/<task>``; the terminal shows the means, and
+    with ``verbose`` a table. In ``log_path`` it writes
 
     - ``evaluations.npz``, as SB3 does, with a task where SB3 has an episode: ``timesteps [n]``, ``results [n, M]``,
       ``ep_lengths [n, M]`` and ``successes [n, M]``, means over a task's episodes, and ``task_names [M]``;
@@ -44,13 +50,13 @@ class MultiTaskEvalCallback(EvalCallback):
     model cannot be evaluated is refused when the training begins.
 
     SB3's callbacks for early stopping do as ``callback_after_eval``, or in a ``CallbackList`` there, what their names
-    say. ``StopTrainingOnNoModelImprovement`` counts the evaluations without a new best model, best as above.
+    say. ``StopTrainingOnNoModelImprovement`` counts the evaluations since the highest one, by success, then by return.
     ``StopTrainingOnRewardThreshold`` sees ``best_mean_reward``: as in SB3 the highest mean return of any evaluation,
     here the mean over the tasks, unnormalised; the best model may have a lower one. To stop at a success rate, compare
     ``self.parent.best_success_rate`` in a callback of your own.
 
     :param eval_env: of all tasks; not the training env, nor around the same envs
-    :param callback_on_new_best: called when there is a new best model
+    :param callback_on_new_best: called when there is a new best model, or a later one that is as good
     :param callback_after_eval: called after each evaluation
     :param n_eval_episodes: episodes of each task; the more, the less luck chooses the best model
     :param eval_freq: steps of the vectorised training env between two evaluations
@@ -65,7 +71,7 @@ class MultiTaskEvalCallback(EvalCallback):
         eval_env: VecEnv | VectorEnv,
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
-        n_eval_episodes: int = 5,
+        n_eval_episodes: int = 20,
         eval_freq: int = 10_000,
         log_path: str | None = None,
         best_model_save_path: str | None = None,
@@ -105,6 +111,7 @@ class MultiTaskEvalCallback(EvalCallback):
         #: That evaluations took so far, which :class:`.TimedSnapshots` does not count as training.
         self.seconds_of_evaluation = 0.0
         self._best = (-np.inf, -np.inf)
+        self._error_of_best = 0.0
 
     def summary(self) -> dict[str, float | None]:
         """Success rate and return of the last evaluation, and the highest of each; None for what there is not."""
@@ -170,10 +177,11 @@ class MultiTaskEvalCallback(EvalCallback):
         is_best = score > self._best
         self._tell_of_improvement(is_best)
         if is_best:
-            self._best = score
+            self._best, self._error_of_best = score, found.standard_error
             self.best_success_rate = self.last_success_rate
+        if is_best or self.last_success_rate > self.best_success_rate - MARGIN * self._error_of_best:
             if self.verbose >= 1:
-                print("New best model!")
+                print("New best model!" if is_best else "As good as the best model, and later: it is the best one now.")
             if self.best_model_save_path is not None:
                 self.model.save(os.path.join(self.best_model_save_path, "best_model"))
             if self.callback_on_new_best is not None:

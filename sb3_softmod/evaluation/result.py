@@ -73,6 +73,12 @@ class TaskEvaluation:
         """The mean over the tasks that were played and report success."""
         return mean_over_tasks(self.success_rate)
 
+    @property
+    def standard_error(self) -> float:
+        """Of ``mean_success_rate``, of episodes that succeed by chance at each task's rate: √(Σ p(1 − p) / n) / M."""
+        variances = [p * (1 - p) / n for p, n in zip(self.success_rate, self.episodes, strict=True) if math.isfinite(p)]
+        return math.sqrt(sum(variances)) / len(variances) if variances else math.nan
+
     def to_frame(self) -> pd.DataFrame:
         """A row for each task, by its name (needs pandas)."""
         import pandas as pd

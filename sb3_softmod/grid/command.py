@@ -48,8 +48,8 @@ def grid(arguments: Sequence[str]) -> None:
     """
     # By hand, because argparse would take the value of an option of train for it.
     file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    args, options = _parser().parse_known_args(arguments if file is None else arguments[1:])
-    found = _grid_of(file, args, options)
+    args, rest = options().parse_known_args(arguments if file is None else arguments[1:])
+    found = _grid_of(file, args, rest)
     if args.commands:
         print(*(cell.command() for cell in found.cells if not is_finished(cell.folder)), sep="\n")
         return
@@ -82,7 +82,8 @@ def grid(arguments: Sequence[str]) -> None:
     print(f"All {len(found.cells)} cells are finished.")
 
 
-def _parser() -> Parser:
+def options() -> Parser:
+    """The parser of the command."""
     parser = Parser(
         prog="sb3-softmod grid",
         usage="sb3-softmod grid FILE [--ray ADDRESS | --status | --commands]\n"

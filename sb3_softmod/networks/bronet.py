@@ -17,7 +17,8 @@ class BroNetwork(MultiTaskNetwork):
     r"""A residual network of the state and a learned embedding e(z) of the task:
 
     .. math::
-        x^0 &= \mathrm{ReLU}(\mathrm{LN}(W_0 [s, e(z)])), \quad e(z) = \textstyle\sum_t z_t\,e_t / \lVert e_t \rVert \\
+        x^0 &= \mathrm{ReLU}(\mathrm{LN}(W_0 [s, e(z)])), \quad
+        e(z) = {\textstyle\sum_t z_t\,e_t / \lVert e_t \rVert} \\
         x^{k} &= x^{k-1} + \mathrm{LN}(W_2^k\,\mathrm{ReLU}(\mathrm{LN}(W_1^k x^{k-1}))), \quad
         \mathrm{out} = W x^K
 

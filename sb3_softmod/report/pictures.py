@@ -16,7 +16,7 @@ from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.evaluation.video import record_episodes
 from sb3_softmod.routing.map_figure import draw_routing_points, draw_routing_similarity
-from sb3_softmod.routing.network_figure import colour, draw_shared_routing, draw_task_routing, width
+from sb3_softmod.routing.network_figure import colour, draw_task_pair, draw_task_routing, strength, width
 from sb3_softmod.routing.routes import STEPS, RoutingStatistics, sample_routing
 from sb3_softmod.routing.video import record_routing
 
@@ -29,8 +29,9 @@ def routing_pictures(model: Any, env: VecEnv) -> dict[str, Any]:
 
     :param env: with an env for each task; it is reset
     :return: names of "networks" and "tasks"; "drawings" of each network and task; for the "legend" probabilities with
-        the width in points and the colour of their connections; and as data URIs the most similar "pairs" of tasks side
-        by side, the "points" of t-SNE, and the "similarity" of each pair of tasks, empty for one task
+        the width in points and the colour of their connections; the most similar "pairs" of tasks, and from which
+        "strength" on connections are marked there; and as data URIs the "points" of t-SNE, and the "similarity" of each
+        pair of tasks, empty for one task
     :raises ConfigurationError: for a model without routing, or without scikit-learn
     """
     all_samples = sample_routing(model, *rollout(model, env, STEPS), task_names_of(env))
@@ -47,7 +48,8 @@ def routing_pictures(model: Any, env: VecEnv) -> dict[str, Any]:
         tasks=actor.task_names,
         drawings=drawings,
         legend=[(p, width(p), to_hex(tuple(colour(p)))) for p in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        pairs=image_uri(draw_shared_routing(actor, pairs)) if pairs else "",
+        pairs=[dict(tasks=pair, image=image_uri(draw_task_pair(actor, pair))) for pair in pairs],
+        strength=strength(actor),
         points=image_uri(draw_routing_points(all_samples[0])),
         similarity=image_uri(draw_routing_similarity(actor)) if pairs else "",
     )

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
@@ -37,6 +37,9 @@ _MANY = 12
 
 #: Inches that the legend needs.
 _LEGEND = 7.0
+
+#: The scale of the networks of two tasks side by side.
+_PAIR = 0.85
 
 
 def colour(p: np.ndarray | float) -> np.ndarray:
@@ -186,28 +189,49 @@ def draw_shared_routing(statistics: RoutingStatistics, pairs: Sequence[tuple[str
             raise ConfigurationError(f"No routing of a task {name!r}: there is {', '.join(statistics.task_names)}.")
     if not pairs:
         raise ConfigurationError("There is no pair of tasks to draw.")
-    columns, scale = min(len(pairs), 3), 0.85
+    columns = min(len(pairs), 3)
     rows = -(-len(pairs) // columns)
-    panel = _panel_size(statistics, scale)
-    across = max(columns * (2 * panel[0] + 0.6), _LEGEND)
-    figure = figure_of(across, rows * (panel[1] + 0.7) + 0.9, pad=0.08)
+    across, down = _pair_size(statistics)
+    figure = figure_of(max(columns * across, _LEGEND), rows * down + 0.9, pad=0.08)
     boxes = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.04).flatten()
     for box, pair in zip(boxes, pairs, strict=False):
-        shared = statistics.shared(*pair)
-        either = sum(int((a | b).sum()) for a, b in zip(*map(statistics.strong, pair), strict=True))
         box.set_facecolor("0.965")
-        box.suptitle(f"{sum(int(s.sum()) for s in shared)} of {either} strong connections shared", fontsize=8.5)
-        for index, (axis, name) in enumerate(zip(box.subplots(1, 2), pair, strict=True)):
-            drawing = NetworkDrawing(axis, statistics.mean[name], marked=shared, scale=scale)
-            axis.set_box_aspect(panel[1] / panel[0])
-            axis.set_title(_wrapped(name, panel[0], 9), fontsize=9)
-            if index == 0:
-                drawing.label_layers(axis)
-    n = next(iter(statistics.mean.values()))[0].shape[-1]
+        _draw_pair(box, statistics, pair)
     figure.suptitle(f"{statistics.network.capitalize()}: pairs of tasks and the paths that they share", fontsize=11)
-    marks = {f"strong in both: at least {STRONG:g}/n = {STRONG / n:.3g}": _around(_SHARED, MARK)}
-    draw_legend(figure, scale, more=marks)
+    draw_legend(figure, _PAIR, more={f"strong in both: {strength(statistics)}": _around(_SHARED, MARK)})
     return figure
+
+
+def draw_task_pair(statistics: RoutingStatistics, pair: tuple[str, str]) -> Figure:
+    """Two tasks alone, with what they share marked: a box of :func:`draw_shared_routing`, bare."""
+    figure = figure_of(*_pair_size(statistics), pad=0.08)
+    _draw_pair(figure, statistics, pair)
+    return figure
+
+
+def strength(statistics: RoutingStatistics) -> str:
+    """In words, from which probability on a connection is strong."""
+    n = next(iter(statistics.mean.values()))[0].shape[-1]
+    return f"at least {STRONG:g}/n = {STRONG / n:.3g}"
+
+
+def _draw_pair(figure: FigureBase, statistics: RoutingStatistics, pair: tuple[str, str]) -> None:
+    shared = statistics.shared(*pair)
+    either = sum(int((a | b).sum()) for a, b in zip(*map(statistics.strong, pair), strict=True))
+    figure.suptitle(f"{sum(int(s.sum()) for s in shared)} of {either} strong connections shared", fontsize=8.5)
+    panel = _panel_size(statistics, _PAIR)
+    for index, (axis, name) in enumerate(zip(figure.subplots(1, 2), pair, strict=True)):
+        drawing = NetworkDrawing(axis, statistics.mean[name], marked=shared, scale=_PAIR)
+        axis.set_box_aspect(panel[1] / panel[0])
+        axis.set_title(_wrapped(name, panel[0], 9), fontsize=9)
+        if index == 0:
+            drawing.label_layers(axis)
+
+
+def _pair_size(statistics: RoutingStatistics) -> tuple[float, float]:
+    """Width and height of two networks with their titles, in inches."""
+    across, down = _panel_size(statistics, _PAIR)
+    return 2 * across + 0.6, down + 0.7
 
 
 def figure_of(across: float, down: float, *, pad: float) -> Figure:

@@ -19,12 +19,8 @@ they are dropped. The run is written to logs/METHOD/TASKS+NEW_1/, as sb3-softmod
 """
 
 
-def adapt(arguments: Sequence[str]) -> None:
-    """Run the command.
-
-    :param arguments: of the command line, after "adapt"
-    :raises ConfigurationError: for bad input, before anything is learned
-    """
+def options() -> Parser:
+    """The parser of the command."""
     parser = Parser(
         prog="sb3-softmod adapt", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +40,7 @@ def adapt(arguments: Sequence[str]) -> None:
         type=int,
         help="environment steps between evaluations (default: 10,000 of each played task; -1: none)",
     )
-    parser.add_argument("--eval-episodes", type=int, default=5, help="of each task, old ones too (default: 5)")
+    parser.add_argument("--eval-episodes", type=int, default=20, help="of each task, old ones too (default: 20)")
     parser.add_argument(
         "--save-freq",
         type=int,
@@ -55,6 +51,16 @@ def adapt(arguments: Sequence[str]) -> None:
     parser.add_argument("--num-threads", type=int, help="of PyTorch")
     parser.add_argument("--verbose", type=int, default=1, help="0: print nothing (default: 1)")
     parser.add_argument("-P", "--progress", action="store_true", help="show a progress bar")
+    return parser
+
+
+def adapt(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    :param arguments: of the command line, after "adapt"
+    :raises ConfigurationError: for bad input, before anything is learned
+    """
+    parser = options()
     args = parser.parse_args(arguments)
     sources = [name for name in ("run", "pretrained", "resume") if getattr(args, name) is not None]
     if len(sources) != 1:

@@ -18,12 +18,8 @@ its training, as Meta-World's benchmarks do; another --seed stands for other goa
 """
 
 
-def enjoy(arguments: Sequence[str]) -> None:
-    """Run the command.
-
-    :param arguments: of the command line, after "enjoy"
-    :raises ConfigurationError: for bad input, before anything is played
-    """
+def options() -> Parser:
+    """The parser of the command."""
     parser = Parser(
         prog="sb3-softmod enjoy", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,6 +47,16 @@ def enjoy(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--num-threads", type=int, default=1, help="of PyTorch (default: 1, the fastest for one observation at a time)"
     )
+    return parser
+
+
+def enjoy(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    :param arguments: of the command line, after "enjoy"
+    :raises ConfigurationError: for bad input, before anything is played
+    """
+    parser = options()
     args = parser.parse_args(arguments)
     given = [f"--{name}" for name in ("algo", "env") if getattr(args, name) is not None]
     if args.pretrained is None and len(given) < 2:

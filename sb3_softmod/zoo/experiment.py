@@ -51,8 +51,8 @@ exp_manager.TrialEvalCallback = tuning.MultiTaskTrialCallback  # type: ignore[as
 #: Environment steps of each task between two evaluations, and two checkpoints, unless an option says otherwise.
 EVAL_EVERY = 10_000
 
-#: Episodes of each task in an evaluation, unless an option says otherwise. Of RL Zoo's 5, the best of many evaluations
-#: is the luckiest more often than the best, see benchmarks/best_model.py.
+#: Episodes of each task in an evaluation, unless an option says otherwise: RL Zoo's 5 are too few to choose the best
+#: model by, see benchmarks/best_model.py.
 EVAL_EPISODES = 20
 
 #: The budget of a run that learns for some minutes: more than it can reach.

@@ -237,15 +237,25 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _help() -> str:
+def options() -> Parser:
+    """The parser of RL Zoo's options and ours."""
+    register_methods()
+    parser = _ZooParser()
     with (
         _replaced(sys, "argv", ["sb3-softmod train", "--help"]),
+        _replaced(rl_zoo3.train, "argparse", SimpleNamespace(ArgumentParser=lambda: parser)),
         contextlib.suppress(SystemExit),
-        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stdout(io.StringIO()),
     ):
-        rl_zoo3.train.train()
+        rl_zoo3.train.train()  # which makes its parser itself
+    parser.add_argument("--resume", metavar="RUN", help="Go on with a run that was ended by whatever cause")
+    return parser
+
+
+def _help() -> str:
+    printed = options().format_help()
     # The list of all algorithms stands in the introduction.
-    options = printed.getvalue().replace("{" + ",".join(ALGOS) + "}", "METHOD")
+    described = printed.replace("{" + ",".join(ALGOS) + "}", "METHOD")
     sets = [name for name, task_set in TASK_SETS.items() if task_set.name not in task_names(task_set)]
     return (
         _INTRODUCTION.format(
@@ -255,7 +265,7 @@ def _help() -> str:
             episodes=EVAL_EPISODES,
             resume_options=", ".join(_RESUME_OPTIONS),
         )
-        + options[options.index("options:") :]
+        + described[described.index("options:") :]
     )
 
 

@@ -197,6 +197,28 @@ IMPROVING = [(0, 0.0), (1, -1.0), (1, -0.5), (2, -2.0), (2, -1.5)]
 WORSE = [(2, 0.0), (1, 1.0), (0, 2.0), (1, 3.0), (0, 4.0)]
 
 
+def test_a_later_model_that_is_as_good_is_the_best(tmp_path: Path) -> None:
+    """At most two standard errors below the highest rate: of 1.0 there is none, of 0.5 in two episodes 0.35."""
+    best = Counter()
+    options: dict[str, Any] = dict(best_model_save_path=str(tmp_path), callback_on_new_best=best)
+    found = evaluations([(1, 0.0), (0, 9.0), (1, -1.0)], **options)
+    assert SoftModSAC.load(tmp_path / "best_model").num_timesteps == 3
+    assert best.calls == 3
+    assert (found.best_success_rate, found.best_mean_reward) == (0.5, 9.0)
+    evaluations([(1, 0.0), (2, 0.0), (1, 5.0), (2, -1.0)], **options)
+    assert SoftModSAC.load(tmp_path / "best_model").num_timesteps == 2
+
+
+def test_the_margin_holds_over_a_break(tmp_path: Path) -> None:
+    """A callback that goes on from a checkpoint knows how sure its best evaluation was."""
+    before = evaluations([(1, 0.0)])
+    after = MultiTaskEvalCallback(staged([(0, 0.0)]), n_eval_episodes=2, eval_freq=1, verbose=0)
+    after.best_model_save_path = str(tmp_path)
+    after.set_progress({**before.progress(), "envs": None})
+    SoftModSAC("SoftModPolicy", staged([(0, 0.0)] * 9), policy_kwargs=SMALL, device="cpu").learn(1, after)
+    assert (tmp_path / "best_model.zip").exists()
+
+
 @pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: CallbackList([Counter(), callback])])
 def test_no_model_improvement_is_no_new_best_model(wrap: Callable[[BaseCallback], BaseCallback]) -> None:
     """SB3's callback goes by what decides here, not by returns."""

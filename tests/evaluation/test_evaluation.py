@@ -102,6 +102,13 @@ def test_act_says_where_episodes_begin() -> None:
     assert begins == [True, False, False, True, False, False, True]
 
 
+def test_standard_error() -> None:
+    missing = [np.nan] * 3
+    found = TaskEvaluation(["a", "b", "c"], [4, 16, 0], [0.5, 0.25, np.nan], missing, missing, missing)
+    assert found.standard_error == pytest.approx(np.sqrt(0.25 / 4 + 0.1875 / 16) / 2)
+    assert np.isnan(TaskEvaluation(["c"], [5], [np.nan], missing, missing, missing).standard_error)
+
+
 def test_no_episodes_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="n_eval_episodes must be at least 1, not 0"):
         evaluate_tasks(Expert(), make_point_mass_env(4), n_eval_episodes=0)
