@@ -9,9 +9,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/sb3-softmod demo
 
-# A process for each core, and each test file in one of them: the tests of a file share what is slow to make.
+# A process for each core, and each test file in one of them: the tests of a file share what is slow to make. The files
+# begin in the order of tests/conftest.py, the longest first.
 test: $(INSTALLED) lint docs
-	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # One after the other: some of them measure memory, or take all cores.
 test-slow: $(INSTALLED)

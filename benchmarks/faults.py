@@ -36,6 +36,7 @@ import numpy as np
 import torch as th
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
+from child_processes import workers_of
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 
@@ -175,33 +176,6 @@ class Killer(threading.Thread):
     def stop(self) -> None:
         self._stopped.set()
         self.join()
-
-
-def workers_of(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    return [child for child in _children(pid) if b"sb3_softmod.envs.worker" in _command(child)]
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        lists = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    except FileNotFoundError:  # it ended
-        return []
-    return [int(child) for text in lists for child in text.split() if _is_alive(int(child))]
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it ended
-        return b""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # ---------------------------------------------------------------------------------------------------------- soak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +47,11 @@ TASK_SETS: dict[str, tuple[str, ...]] = {
 
 #: Goals of a task in Meta-World's benchmarks.
 NUM_GOALS = 50
+
+#: The goals that were drawn last in this process, by task and seed; and how many of these are kept.
+_DRAWN: dict[tuple[str, int], list[Task]] = {}
+_MOST_DRAWN = 500
+_lock = threading.Lock()
 
 #: Meta-World's simulators raise past this step.
 MAX_HORIZON = 500
@@ -92,6 +98,19 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
             env.reset()
             data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
             goals.append(Task(env_name=name, data=pickle.dumps(data)))
+    return goals
+
+
+def _goals_of(env: SawyerXYZEnv, name: str, seed: int) -> list[Task]:
+    """As :func:`draw_goals`, but drawn once: the copies of a task, and the envs of its evaluation, have the same."""
+    with _lock:
+        goals = _DRAWN.get((name, seed))
+    if goals is None:
+        goals = draw_goals(env, name, seed)
+        with _lock:
+            _DRAWN[name, seed] = goals
+            if len(_DRAWN) > _MOST_DRAWN:
+                del _DRAWN[next(iter(_DRAWN))]
     return goals
 
 
@@ -184,7 +203,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self._name, self._mode = name, goals
         self._task_id, self._copy, self._copies = task_id, copy, copies
         self._seed = seed_or_drawn(seed)
-        self._goals = draw_goals(env, name, self._seed)
+        self._goals = _goals_of(env, name, self._seed)
         self._start_order(self._seed)
         #: What an env must have in common with one whose :meth:`progress` it takes up.
         self.settings = {"goals": goals, "copies": copies, "reward_version": reward_version}
@@ -227,7 +246,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         """Go on with the sequence of goals of another env of this task, whatever its seed."""
         if progress["seed"] != self._seed:
             self._seed = progress["seed"]
-            self._goals = draw_goals(self.unwrapped, self._name, self._seed)  # type: ignore[arg-type]
+            self._goals = _goals_of(self.unwrapped, self._name, self._seed)  # type: ignore[arg-type]
         self._start_order(progress["order_seed"], progress["episodes"])
 
     def _start_order(self, seed: int, episodes: int = 0) -> None:

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,7 @@ class RunManifest:
             "hardware": _hardware(),
             "git": _git(),
             "python": platform.python_version(),
-            "packages": dict(
-                sorted({d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}.items())
-            ),
+            "packages": _packages(),
         }
         self._write()
 
@@ -137,6 +136,13 @@ def _cpuinfo(key: str) -> str:
             if line.partition(":")[0].strip() == key:
                 return line.partition(":")[2].strip()
     return ""
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """The versions of all that is installed."""
+    found = (distribution.metadata for distribution in importlib.metadata.distributions())
+    return dict(sorted((each["Name"], each["Version"]) for each in found))
 
 
 def _git() -> dict[str, Any] | None:

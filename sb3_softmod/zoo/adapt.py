@@ -36,11 +36,15 @@ def options() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of everything but the goals of the old tasks (default: 0)")
     parser.add_argument("-f", "--log-folder", type=Path, default=Path("logs"), help="for the run (default: logs)")
     parser.add_argument(
-        "--eval-freq", type=int, help="environment steps between evaluations (default: 10,000 of each played task)"
+        "--eval-freq",
+        type=int,
+        help="environment steps between evaluations (default: 10,000 of each played task; -1: none)",
     )
     parser.add_argument("--eval-episodes", type=int, default=20, help="of each task, old ones too (default: 20)")
     parser.add_argument(
-        "--save-freq", type=int, help="environment steps between checkpoints (default: 10,000 of each played task)"
+        "--save-freq",
+        type=int,
+        help="environment steps between checkpoints (default: 10,000 of each played task; 0: only where it is ended)",
     )
     parser.add_argument("--vec-env", choices=("subproc", "dummy"), default="subproc", help="as of sb3-softmod train")
     parser.add_argument("--device", default="auto", help="of PyTorch (default: auto)")

@@ -140,26 +140,15 @@ class Adaptation:
         return adapted
 
     def _learn(self, model: MultiTaskSAC, folder: Path) -> None:
-        facts, options, name = self.facts, self.facts["options"], self.facts["task_set"]
-        eval_env = self._envs([name])
-        if model.get_vec_normalize_env() is not None:
-            eval_env = MultiTaskVecNormalize(eval_env, training=False, norm_reward=False)
-        per_env = facts["n_envs"]
-        evaluation = MultiTaskEvalCallback(
-            eval_env,
-            n_eval_episodes=options["eval_episodes"],
-            eval_freq=max(options["eval_freq"] // per_env, 1),
-            log_path=str(folder),
-            best_model_save_path=str(folder),
-            verbose=self.args.verbose,
-        )
+        facts, name = self.facts, self.facts["task_set"]
+        evaluations = self._evaluations(model, folder)
         checkpoints = CheckpointCallback(
             folder,
-            save_freq=max(options["save_freq"] // per_env, 1),
+            save_freq=_every(facts["options"]["save_freq"], facts["n_envs"]),
             how_to_resume=f"sb3-softmod adapt --resume {folder}",
             verbose=max(self.args.verbose - 1, 0),
         )
-        callbacks: list[BaseCallback] = [checkpoints, evaluation, ProgressFileCallback(str(folder))]
+        callbacks: list[BaseCallback] = [checkpoints, *evaluations, ProgressFileCallback(str(folder))]
         checkpoint = model.resumed_from
         seconds = None if checkpoint is None else checkpoint.facts["seconds"]
         manifest = RunManifest(folder / "run.json", model, facts, seconds)
@@ -173,15 +162,40 @@ class Adaptation:
             results["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:
-            results |= evaluation.summary()
-            for each in (eval_env, model.get_env()):
-                if each is not None:
-                    each.close()
+            for each in evaluations:
+                results |= each.summary()
+                each.eval_env.close()
+            if (env := model.get_env()) is not None:
+                env.close()
             manifest.finish(status, model, results)
         if status == "finished":
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         if self.args.verbose:
             print(f"{folder}: {status} at step {model.num_timesteps:,}")
+
+    def _evaluations(self, model: MultiTaskSAC, folder: Path) -> list[MultiTaskEvalCallback]:
+        """Of all tasks while it learns; none without a frequency."""
+        options = self.facts["options"]
+        if not (every := _every(options["eval_freq"], self.facts["n_envs"])):
+            return []
+        env = self._envs([self.facts["task_set"]])
+        if model.get_vec_normalize_env() is not None:
+            env = MultiTaskVecNormalize(env, training=False, norm_reward=False)
+        return [
+            MultiTaskEvalCallback(
+                env,
+                n_eval_episodes=options["eval_episodes"],
+                eval_freq=every,
+                log_path=str(folder),
+                best_model_save_path=str(folder),
+                verbose=self.args.verbose,
+            )
+        ]
+
+
+def _every(env_steps: int, n_envs: int) -> int:
+    """Steps of all envs together between two; 0, or less, for never."""
+    return max(env_steps // n_envs, 1) if env_steps > 0 else 0
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -229,9 +243,9 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
             "tune": args.tune,
             "init": args.init,
             "keep_tasks": not args.drop_tasks,
-            "eval_freq": args.eval_freq or every,
+            "eval_freq": every if args.eval_freq is None else args.eval_freq,
             "eval_episodes": args.eval_episodes,
-            "save_freq": args.save_freq or every,
+            "save_freq": every if args.save_freq is None else args.save_freq,
         },
         "command": " ".join(sys.orig_argv),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ SMALL: dict[str, Any] = dict(embedding_dim=32, module_dim=32)
 FAST: dict[str, Any] = dict(
     learning_rate=3e-3, gamma=0.9, tau=0.02, ent_coef="auto_0.5", batch_size=64, learning_starts=100
 )
+
+
+#: Whose equations, gradients and small steps the tests of its own part hold.
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 class BlindNetwork(SoftModularNetwork):
@@ -69,17 +74,17 @@ def test_a_policy_that_cannot_see_the_task_cannot() -> None:
     ("policy", "policy_kwargs", "options"),
     [
         ("MTMlpPolicy", dict(), dict()),
-        ("MTMlpPolicy", dict(), dict(gradient_surgery="pcgrad")),
-        ("MTMlpPolicy", dict(), dict(loss_weighting="gradnorm")),
+        slow("MTMlpPolicy", dict(), dict(gradient_surgery="pcgrad")),
+        slow("MTMlpPolicy", dict(), dict(loss_weighting="gradnorm")),
         ("MTMlpPolicy", dict(), dict(loss_weighting="famo")),
-        ("MTMlpPolicy", dict(), dict(loss_weighting="uncertainty")),
+        slow("MTMlpPolicy", dict(), dict(loss_weighting="uncertainty")),
         ("MultiHeadPolicy", dict(), dict(loss_weighting="alpha")),
         ("SingleTaskPolicy", dict(), dict()),
-        ("MixtureOfExpertsPolicy", dict(gating_arch=[16]), dict()),
-        ("CAREPolicy", dict(embedding_dim=16, encoder_arch=[16], num_encoders=3), dict()),
-        ("PaCoPolicy", dict(), dict()),
-        ("MOOREPolicy", dict(), dict()),
-        ("FiLMPolicy", dict(embedding_dim=16), dict()),
+        slow("MixtureOfExpertsPolicy", dict(gating_arch=[16]), dict()),
+        slow("CAREPolicy", dict(embedding_dim=16, encoder_arch=[16], num_encoders=3), dict()),
+        slow("PaCoPolicy", dict(), dict()),
+        slow("MOOREPolicy", dict(), dict()),
+        slow("FiLMPolicy", dict(embedding_dim=16), dict()),
     ],
 )
 def test_every_baseline_solves_them(policy: str, policy_kwargs: dict[str, Any], options: dict[str, Any]) -> None:
@@ -98,8 +103,8 @@ def test_aggregators_solve_them(name: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "policy_kwargs"),
     [
-        pytest.param("BROPolicy", dict(width=32, num_blocks=1, embedding_dim=8), marks=pytest.mark.slow),
-        ("SoftModPolicy", dict(**SMALL, normalization="layer")),
+        slow("BROPolicy", dict(width=32, num_blocks=1, embedding_dim=8)),
+        slow("SoftModPolicy", dict(**SMALL, normalization="layer")),
     ],
 )
 def test_normalised_networks_solve_them(policy: str, policy_kwargs: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
+from sb3_softmod.envs import metaworld as envs_of_metaworld
 from sb3_softmod.envs.metaworld import MetaWorldEnv, draw_goals, resolve_task_names
 from sb3_softmod.evaluation import evaluate_tasks
 
@@ -77,6 +78,44 @@ def test_goals_drawn_in_threads_at_the_same_time() -> None:
 def drawn(seed: int) -> list[list[float]]:
     env = ALL_V3_ENVIRONMENTS["reach-v3"]()
     return [pickle.loads(goal.data)["rand_vec"].tolist() for goal in draw_goals(env, "reach-v3", seed)]
+
+
+def check_a_second_env(name: str) -> None:
+    """It has goals that were drawn by another, and plays as that one does, to the bit."""
+    first, second = (make_metaworld_env(name, seed=11, max_episode_steps=6, n_workers=0) for _ in range(2))
+    for env in (first, second):
+        env.seed(2)
+    np.testing.assert_array_equal(first.reset(), second.reset())
+    for ours, theirs in zip(rollout(first, 13), rollout(second, 13), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_goals_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int]] = []
+
+    def draw(env: Any, name: str, seed: int) -> list[Any]:
+        drawn.append((name, seed))
+        return draw_goals(env, name, seed)
+
+    monkeypatch.setattr(envs_of_metaworld, "draw_goals", draw)
+    monkeypatch.setattr(envs_of_metaworld, "_DRAWN", {})
+    monkeypatch.setattr(envs_of_metaworld, "_MOST_DRAWN", 2)
+    # Among them one whose start depends on where Meta-World's first of two resets puts its bodies.
+    for name in ("reach-v3", "lever-pull-v3"):
+        check_a_second_env(name)
+    assert drawn == [("reach-v3", 11), ("lever-pull-v3", 11)]
+    for seed in (12, 13):
+        make_metaworld_env("reach-v3", seed=seed, envs_per_task=2, n_workers=0)
+    check_a_second_env("reach-v3")  # they are forgotten
+    assert drawn[2:] == [("reach-v3", 12), ("reach-v3", 13), ("reach-v3", 11)]
+
+
+@pytest.mark.slow
+def test_all_tasks_play_the_same_with_goals_of_another_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs_of_metaworld, "_DRAWN", {})
+    for name in ALL_V3_ENVIRONMENTS:
+        check_a_second_env(name)
 
 
 @pytest.mark.slow
@@ -318,7 +357,7 @@ def test_bad_input_is_refused(tasks: Any, options: dict[str, Any], message: str)
         make_metaworld_env(tasks, **options)
 
 
-@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("variant", ["paper", pytest.param("official", marks=pytest.mark.slow)])
 def test_training_by_name(variant: str, tmp_path: Any) -> None:
     """The whole path on real tasks: MT10 by name, a few gradient steps, save, load, act."""
     model = SoftModSAC(

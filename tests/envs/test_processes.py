@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child_processes import is_alive
 from point_mass import PointMass
 from worker_envs import M, make_troubled, make_troubled_env
 
@@ -21,6 +22,8 @@ from sb3_softmod import EnvError, MultiTaskVecEnv, make_multitask_env
 from sb3_softmod.envs.worker_pool import WORKERS
 
 HELPERS = Path(__file__).parents[1] / "helpers"
+
+pytestmark = pytest.mark.usefixtures("worker_processes")
 
 SCRIPT_THAT_FORGETS = """
 import sys
@@ -48,13 +51,6 @@ SCRIPTS = {
     "multiprocessing, then weakref.finalize; at its end a process has all of its files": (UTIL + FINALIZE, DAEMON),
     "torch first; a fork of the script ended before it": ("import torch\n", FORK),
 }
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_script_ends_although_nobody_closed_its_env() -> None:
@@ -176,7 +172,7 @@ def test_in_a_pool() -> None:
     assert own not in pids
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_number_from_the_environment(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a grid says it to each of its runs."""
     monkeypatch.setenv(WORKERS, str(number))
@@ -220,6 +216,7 @@ def test_workers_know_the_path_and_the_arguments(tmp_path: Path, monkeypatch: py
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1e-3"])
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.chdir(tmp_path)
     from beside_the_script import Env  # type: ignore[import-not-found]
 

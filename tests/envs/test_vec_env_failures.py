@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child_processes import is_alive
 from point_mass import HORIZON
 from shared_memory import left_behind, segments
 from worker_envs import M, make_troubled_env
 
 from sb3_softmod import EnvError, MultiTaskVecEnv, SoftModError, TaskEnv
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def eventually(condition: Any, seconds: float = 10) -> bool:

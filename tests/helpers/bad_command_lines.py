@@ -68,6 +68,8 @@ def names() -> Iterator[tuple[str, str]]:
         (f"evaluate {RUN}", "--protocl paper", "--protocol"),
         (f"report {RUN}", "--vdeo", "--video"),
         (f"export {RUN}", "--bset", "--best"),
+        (f"adapt {RUN} --tasks push-v3", "--tuen all", "--tune"),
+        (f"mixture {RUN} --task push-v3", "--trails 9", "--trials"),
         (TRAIN, "--n-timestps 10", "--n-timesteps"),
         (TRAIN, "--env-kwarg horizon:3 --devcie cpu", "--device"),
         (ENJOY, "--load-bset", "--load-best"),
@@ -87,6 +89,8 @@ def counts() -> Iterator[tuple[str, str]]:
         ("demo", ("steps", "episodes")),
         (f"plot routing {RUN}", ("steps",)),
         (f"evaluate {RUN}", ("episodes",)),
+        (f"mixture {RUN} --task push-v3", ("episodes",)),
+        (f"adapt {RUN} --tasks push-v3", ("n-timesteps", "eval-episodes", "num-threads")),
         (ENJOY, ("episodes", "num-threads")),
         (
             TRAIN,
@@ -111,7 +115,8 @@ def counts() -> Iterator[tuple[str, str]]:
     yield f"{TRAIN} -params n_envs:0", "-params: n_envs must be at least 1, not 0."
     yield f"{TRAIN} -params n_envs:3.0", "-params: n_envs must be an integer, not 3.0."
     yield f"{TRAIN} -params frame_stack:-1", "-params: frame_stack must be at least 1, not -1."
-    for command in ("demo", TRAIN, ENJOY, f"evaluate {RUN}", f"plot routing {RUN}"):
+    adapt, mixture = f"adapt {RUN} --tasks push-v3 -n 9", f"mixture {RUN} --task push-v3"
+    for command in ("demo", TRAIN, ENJOY, f"evaluate {RUN}", f"plot routing {RUN}", adapt, mixture):
         for seed in (2**32, -7):
             yield f"{command} --seed {seed}", f"seed must be from 0 to 4294967295, not {seed}."
         yield f"{command} --seed one", "--seed: invalid int value: 'one'"

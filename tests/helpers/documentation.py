@@ -33,7 +33,7 @@ SMALLER = {
     r'"coffee-button-v3", seed=1\)': '"coffee-button-v3", seed=1, n_eval_episodes=1)',
     r'tune="routing"\)': 'tune="routing", init="mean")',
     r'"handle-press-v3"\]\)  #': '"handle-press-v3"], n_eval_episodes=1)  #',
-    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1",
+    r"episodes=10, trials=100": "episodes=1, trials=12, final_episodes=1, env_kwargs=dict(horizon=20)",
     r'make_metaworld_env\("MT10", seed=0\)': f"make_metaworld_env({TASKS!r}, seed=0, n_workers=0)",
     r'(?<!pretrained\()"MT10"(?!\])': repr(TASKS),
     r"num_tasks=10": "num_tasks=2",
@@ -42,6 +42,7 @@ SMALLER = {
     r'protocol="metaworld"': "n_eval_episodes=1",
     r"MetaWorldAgent\(model\), envs": "MetaWorldAgent(model), envs, num_episodes=1",
     r"eval_freq=10_000": "eval_freq=10, n_eval_episodes=1",
+    r'env, Path\("figures"\)\)': 'env, Path("figures"), steps=20)',
     r"every=10_000": "every=10",
     r"save_freq=10_000": "save_freq=5",
 }

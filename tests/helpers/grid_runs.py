@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas
-import torch as th
 import yaml
+from zoo_runs import assert_same_training
 
-from sb3_softmod import MultiTaskSAC
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.file import read_grid
 from sb3_softmod.grid.folder import run_of
@@ -132,14 +130,6 @@ def assert_same(run: Path | None, other: Path | None) -> None:
     """All that was learned and measured is the same, to the bit."""
     assert run is not None
     assert other is not None
-    for name in ("Points.zip", "best_model.zip"):
-        ours, theirs = (MultiTaskSAC.load(each / name) for each in (run, other))
-        assert ours.num_timesteps == theirs.num_timesteps
-        th.testing.assert_close(ours.get_parameters(), theirs.get_parameters(), rtol=0, atol=0)
-    for name in ("progress.csv", "evaluations.csv"):
-        table, other_table = (pandas.read_csv(each / name) for each in (run, other))
-        columns = [c for c in table.columns if c not in ("time/fps", "time/time_elapsed")]
-        pandas.testing.assert_frame_equal(table[columns], other_table[columns])
-        assert len(table) > 1
+    assert_same_training(run, other, "Points")
     with zipfile.ZipFile(run / "Points.zip") as file:
         assert file.testzip() is None

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
+import torch as th
 import yaml
 
+from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
 
 #: Everything in this process, one episode of each task in an evaluation.
@@ -46,3 +49,18 @@ def manifest(run: Path) -> dict[str, Any]:
 
 def config(run: Path) -> dict[str, Any]:
     return yaml.load((run / run.name.rpartition("_")[0] / "config.yml").read_text(), yaml.UnsafeLoader)
+
+
+def assert_same_training(run: Path, other: Path, task_set: str) -> None:
+    """All that two runs have learned and logged is the same, to the bit, but for times."""
+    for name in (f"{task_set}.zip", "best_model.zip"):
+        ours, theirs = (MultiTaskSAC.load(each / name) for each in (run, other))
+        assert ours.num_timesteps == theirs.num_timesteps
+        th.testing.assert_close(ours.get_parameters(), theirs.get_parameters(), rtol=0, atol=0)
+        assert th.equal(ours.log_ent_coef, theirs.log_ent_coef)  # type: ignore[arg-type]
+    for name in ("progress.csv", "evaluations.csv", "0.monitor.csv"):
+        skipped = int(name == "0.monitor.csv")  # its first line is no table
+        table, other_table = (pandas.read_csv(each / name, skiprows=skipped) for each in (run, other))
+        columns = [column for column in table.columns if column not in ("t", "time/fps", "time/time_elapsed")]
+        pandas.testing.assert_frame_equal(table[columns], other_table[columns])
+        assert len(table) > 1

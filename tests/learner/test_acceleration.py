@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch as th
 from accelerated_models import SMALL, M, largest_difference, make_model, take_steps
+from every_method import EVERY_METHOD
 from point_mass import make_point_mass_env
 from stable_baselines3.common.buffers import ReplayBuffer
 
@@ -22,7 +23,6 @@ from sb3_softmod.cli import main
 from sb3_softmod.learner import acceleration
 from sb3_softmod.learner.acceleration import Acceleration, decide_storage
 from sb3_softmod.learner.replay_buffer import nbytes_of
-from sb3_softmod.methods import METHODS
 
 # ------------------------------------------------------------------------- the plain path
 
@@ -58,7 +58,7 @@ def test_the_critics_take_gradients_again_after_judging_the_actor() -> None:
 # --------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EVERY_METHOD)
 def test_every_method_learns_in_bf16(name: str, tmp_path: Path) -> None:
     """Losses near those of fp32, parameters and optimizers in float32, and the file acts as the model."""
     fp32, bf16 = make_model(name), make_model(name, precision="bf16")

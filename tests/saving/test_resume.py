@@ -126,7 +126,8 @@ def test_from_any_moment(name: str, tmp_path: Path) -> None:
         model = type(watched).resume(moment, env_of())
         assert model.num_timesteps == int(moment.name) > 0
         log = logged(model)
-        model.learn(callback=CheckpointCallback(path, save_freq=3, keep_last=1000), log_interval=1)
+        often = 3 if number == 1 else 0
+        model.learn(callback=CheckpointCallback(path, save_freq=often, keep_last=1000), log_interval=1)
         assert everything(model) == expected, moment.name
         assert log == [line for line in log_alone if line["step"] > int(moment.name)]
         if number == 1:  # once more

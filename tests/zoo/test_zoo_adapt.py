@@ -13,6 +13,7 @@ from zoo_runs import MT3, manifest, run_of, train
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
 from sb3_softmod.runs.progress import ProgressFileCallback
+from sb3_softmod.saving.checkpoints import CheckpointFolder
 
 SET = "MT3+coffee-button-v3"
 #: Few evaluations, all in this process.
@@ -75,6 +76,18 @@ def test_goes_on_exactly(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
         for folder in (run, run_of(tmp_path / "whole", env=SET))
     )
     assert all(th.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_without_evaluations_and_checkpoints(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ``sb3-softmod train``: not one at every step."""
+    written: list[object] = []
+    monkeypatch.setattr(CheckpointFolder, "write", lambda *args, **kwargs: written.append(args))
+    assert adapt(source, tmp_path, "--init mean --eval-freq -1 --save-freq 0", steps=20) == 0
+    run = run_of(tmp_path, env=SET)
+    assert manifest(run)["status"] == "finished"
+    assert not written
+    assert not list(run.glob("evaluations.*"))
+    assert not (run / "best_model.zip").exists()
 
 
 @pytest.mark.parametrize(

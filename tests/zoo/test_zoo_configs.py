@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from every_method import EVERY_METHOD
 from point_mass import make_point_mass_env
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC
@@ -51,8 +52,15 @@ def test_every_file_is_complete(file: str, algo: str) -> None:
         assert join_kwargs(found["policy_kwargs"], METHODS[algo].policy_kwargs) == found["policy_kwargs"]
 
 
-@pytest.mark.parametrize("algo", METHODS)
-@pytest.mark.parametrize(("file", "env"), [("paper", "MT10-Fixed"), ("laptop", "MT3"), ("laptop", "MT50-Conditioned")])
+@pytest.mark.parametrize("algo", EVERY_METHOD)
+@pytest.mark.parametrize(
+    ("file", "env"),
+    [
+        ("paper", "MT10-Fixed"),
+        ("laptop", "MT3"),
+        pytest.param("laptop", "MT50-Conditioned", marks=pytest.mark.slow),
+    ],
+)
 def test_every_method_is_built(file: str, env: str, algo: str) -> None:
     """With all of its settings, for as many tasks; point masses stand for the robot."""
     num_tasks = len(task_names(TASK_SETS[env]))

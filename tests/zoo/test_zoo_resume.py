@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import pytest
 import torch as th
-from zoo_runs import manifest, run_of, train
+from zoo_runs import assert_same_training, manifest, run_of, train
 
-from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
 
 STEPS = 300
@@ -48,16 +46,7 @@ def whole_run(folder: Path, **kwargs: Any) -> Path:
 
 def assert_same(run: Path, other: Path) -> None:
     """All but times is the same in the files of two runs."""
-    for name in ("MT3.zip", "best_model.zip"):
-        ours, theirs = (MultiTaskSAC.load(each / name) for each in (run, other))
-        assert ours.num_timesteps == theirs.num_timesteps
-        th.testing.assert_close(ours.get_parameters(), theirs.get_parameters(), rtol=0, atol=0)
-        assert th.equal(ours.log_ent_coef, theirs.log_ent_coef)  # type: ignore[arg-type]
-    for name, skipped in (("progress.csv", 0), ("evaluations.csv", 0), ("0.monitor.csv", 1)):
-        table, other_table = (pandas.read_csv(each / name, skiprows=skipped) for each in (run, other))
-        columns = [c for c in table.columns if c not in ("t", "time/fps", "time/time_elapsed")]
-        pandas.testing.assert_frame_equal(table[columns], other_table[columns])
-        assert len(table) > 2
+    assert_same_training(run, other, "MT3")
     with np.load(run / "evaluations.npz") as arrays, np.load(other / "evaluations.npz") as other_arrays:
         for key in arrays:
             np.testing.assert_array_equal(arrays[key], other_arrays[key])
@@ -65,20 +54,26 @@ def assert_same(run: Path, other: Path) -> None:
     assert {k: manifest(run)[k] for k in kept} == {k: manifest(other)[k] for k in kept}
 
 
-@pytest.fixture(
-    scope="module", params=[(), ("overlap:True", "normalize:dict(norm_reward=True)", "reward_scaling:None")]
-)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
-    """A run that nothing ended, and its parameters."""
+PARAMS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "overlap": ("overlap:True", "normalize:dict(norm_reward=True)", "reward_scaling:None"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that nothing ended, by their parameters."""
     th.set_num_threads(1)
-    return whole_run(tmp_path_factory.mktemp("whole") / "runs", params=request.param), request.param
+    return {kind: whole_run(tmp_path_factory.mktemp(kind) / "runs", params=params) for kind, params in PARAMS.items()}
 
 
-@pytest.mark.parametrize("how", [None, "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("plain", None), ("plain", "SIGINT"), ("overlap", None), ("overlap", "SIGTERM")]
+)
 def test_goes_on_exactly(
-    how: str | None, whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, how: str | None, whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected, params = whole
+    expected, params = whole[kind], PARAMS[kind]
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run = ended_run(tmp_path, steps=200, how=how, params=params)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -97,19 +92,18 @@ def test_goes_on_exactly(
         assert not (each / "checkpoints").exists()  # a run that is finished needs none
 
 
-def test_with_worker_processes(whole: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
-    expected, params = whole
-    run = ended_run(tmp_path, steps=100, params=params)
+@pytest.mark.usefixtures("worker_processes")
+def test_with_worker_processes(whole: dict[str, Path], tmp_path: Path) -> None:
+    expected = whole["overlap"]
+    run = ended_run(tmp_path, steps=100, params=PARAMS["overlap"])
     assert main(["train", f"--resume={run}", "--vec-env", "subproc", "--verbose", "0"]) == 0
     assert_same(run, expected)
 
 
-def test_numbers_that_go_wrong(
-    whole: tuple[Path, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_that_go_wrong(whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They end the run before a checkpoint or a model has them; it goes on from the checkpoint before."""
-    expected, params = whole
-    run = ended_run(tmp_path, steps=200, how="NaN", params=params)
+    expected = whole["plain"]
+    run = ended_run(tmp_path, steps=200, how="NaN")
     assert manifest(run)["status"] == "failed"
     (dump,) = run.glob("nonfinite-*.pt")
     error = capsys.readouterr().err
