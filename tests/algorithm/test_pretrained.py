@@ -182,7 +182,8 @@ def test_what_plain_text_cannot_hold(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             save_pretrained(model, tmp_path / "tiny", card)
-    model.target_entropy = np.float32(-2)
+    no_plain_number: Any = np.float32(-2)
+    model.target_entropy = no_plain_number
     with pytest.raises(ConfigurationError, match="cannot hold target_entropy="):
         save_pretrained(model, tmp_path / "tiny", CARD)
     other = MultiTaskSAC("MlpPolicy", make_point_mass_env(M), device="cpu")

@@ -384,6 +384,7 @@ def test_restarted_workers_go_on(n_envs: int | None) -> None:
             if kill and step == HORIZON + 3:
                 os.kill(env.env_method("pid")[0], signal.SIGKILL)
             obs, _, dones, _ = env.step(np.zeros((env.num_envs, 2)))
+            assert isinstance(obs, np.ndarray)
             for index in np.flatnonzero(dones).tolist():
                 found[env.task_ids[index]].append(obs[index].tobytes())
         env.close()
