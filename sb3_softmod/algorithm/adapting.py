@@ -12,6 +12,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod.algorithm.nearest_tasks import nearest_tasks
+from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.common.checks import arguments_of, require_choice, require_flag
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import num_tasks_of, task_names_of
@@ -145,6 +146,7 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
     if statistics is not None:
         adapted.normalization = _grown_statistics(statistics, len(kept), len(new), rows, first, tune)
     adapted._setup_model()
+    check_loss_weighting(vars(adapted))  # now that there is a policy
     adapted._acceleration()
     for part in ("actor", "critic"):
         begin_from(getattr(adapted, part).network, getattr(model, part).network, tune, rows)

@@ -40,6 +40,12 @@ def check_loss_weighting(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"The tasks of SingleTaskPolicy share no parameter: {what} has no use.")
     if LEARNED_WEIGHTINGS[weighting].reads_norms:
         _check_norms(what, policy_class, given["replay_buffer_class"])
+        critic = getattr(given.get("policy"), "critic", None)  # none before the policy is made
+        if critic is not None and critic.network.last_shared_layer is None:
+            raise ConfigurationError(
+                f"{what} measures gradients at the last layer that all tasks share, and old and new tasks of a policy "
+                "that was adapted have none: adapt(tasks, loss_weighting='uniform'), or drop the old tasks and tune all."
+            )
 
 
 def _check_norms(what: str, policy_class: type, buffer_class: type | None) -> None:

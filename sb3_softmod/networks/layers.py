@@ -218,6 +218,8 @@ def layer_norm(inputs: Tensor) -> Tensor:
     number at a time.
     """
     shape, dtype = [inputs.shape[-1]], th.promote_types(inputs.dtype, th.float32)
+    if is_by_group():  # vmap cannot have two types in one gradient
+        return F.layer_norm(inputs.to(dtype), shape)
     scale, shift = (make(shape, dtype=dtype, device=inputs.device) for make in (th.ones, th.zeros))
     return F.layer_norm(inputs, shape, scale, shift)
 

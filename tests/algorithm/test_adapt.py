@@ -329,6 +329,23 @@ def test_mixtures_of_old_and_new_tasks() -> None:
         th.testing.assert_close(network(states, rows)[:, :2], network(states, old)[:, :2], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighting", ["famo", "uncertainty"])
+def test_learned_weights(weighting: Any) -> None:
+    model = trained(loss_weighting=weighting)
+    before = of_old_tasks(model)
+    new = model.adapt(new_env(), init="mean").learn(60)
+    assert new._n_updates > 0
+    assert_same(of_old_tasks(new), before)
+
+
+def test_gradient_norms_need_a_layer_that_all_tasks_share() -> None:
+    model = trained(loss_weighting="gradnorm")
+    with pytest.raises(ConfigurationError, match=r"gradnorm.*adapt\(tasks, loss_weighting='uniform'\)"):
+        model.adapt(new_env(), init="mean")
+    assert model.adapt(new_env(), init="mean", loss_weighting="uniform").learn(60).num_tasks == M + 2
+    assert model.adapt(new_env(), tune="all", init="mean", keep_tasks=False).learn(60).num_tasks == 2
+
+
 @pytest.mark.parametrize("policy", ["SoftModPolicy", "HardRoutingPolicy"])
 def test_all_tasks_with_surgery(policy: str) -> None:
     model = trained(policy, gradient_surgery="pcgrad")

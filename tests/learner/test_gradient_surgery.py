@@ -65,6 +65,20 @@ def test_equals_the_algorithm_of_the_paper(num_tasks: int, seed: int) -> None:
         th.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+def test_layer_norm_in_bf16() -> None:
+    """vmap takes no gradient whose parts have two types."""
+    options: dict[str, Any] = dict(batch_size=8, learning_starts=20, buffer_size=400, seed=0, device="cpu")
+    kwargs = dict(net_arch=[8, 8], normalization="layer")
+    env = make_point_mass_env()
+    model = MultiTaskSAC(
+        "MTMlpPolicy", env, policy_kwargs=kwargs, gradient_surgery="pcgrad", precision="bf16", **options
+    )
+    before = [parameter.clone() for parameter in model.critic.parameters()]
+    model.learn(40)
+    assert model._n_updates > 0
+    assert all(not th.equal(a, b) for a, b in zip(before, model.critic.parameters(), strict=True))
+
+
 def test_gradients_without_conflict_stay() -> None:
     gradients = {"a": th.rand(5, 2, 7, 3), "b": th.zeros(5, 2, 4)}  # all inner products positive
     result = pcgrad(gradients, th.rand(5, 5).argsort(-1))

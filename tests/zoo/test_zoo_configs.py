@@ -65,7 +65,7 @@ def test_every_method_is_built(file: str, env: str, algo: str) -> None:
     """With all of its settings, for as many tasks; point masses stand for the robot."""
     num_tasks = len(task_names(TASK_SETS[env]))
     found = hyperparams_of(file, algo, env)
-    for name in ("n_timesteps", "n_envs", "normalize"):
+    for name in ("n_timesteps", "n_envs", "normalize", "num_threads"):
         found.pop(name, None)
     model = MultiTaskSAC(env=make_point_mass_env(num_tasks), **{**found, "buffer_size": num_tasks})
     assert model.num_tasks == num_tasks
