@@ -44,7 +44,7 @@ def check_loss_weighting(given: Mapping[str, Any]) -> None:
         if critic is not None and critic.network.last_shared_layer is None:
             raise ConfigurationError(
                 f"{what} measures gradients at the last layer that all tasks share, and old and new tasks of a policy "
-                "that was adapted have none: adapt(tasks, loss_weighting='uniform'), or drop the old tasks and tune all."
+                "that was adapted have none: adapt(tasks, loss_weighting='uniform'), or drop the old ones and tune all."
             )
 
 
