@@ -107,7 +107,8 @@ class MultiTaskSAC(CollectingSAC):
     :param precision: of matrix products while learning: "fp32"; "tf32" (GPUs); "bf16", with everything but the
         networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"; "fastest": "bf16" where the
         processor has instructions for it, else as "auto"
-    :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two
+    :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two;
+        "auto": on a CPU, where there is a C++ compiler and the method allows it
     :param cuda_graphs: record the gradient step once and replay it; "auto": on a GPU, where the method allows it
     :param buffer_device: where the replay buffer keeps its transitions; "auto": where the model learns, if they take at
         most a quarter of the memory that is free there, else on the CPU
@@ -152,7 +153,7 @@ class MultiTaskSAC(CollectingSAC):
         num_tasks: int | None = None,
         overlap: bool = False,
         precision: Precision = "auto",
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         cuda_graphs: bool | Literal["auto"] = "auto",
         buffer_device: th.device | str = "auto",
         use_sde: bool = False,

@@ -51,7 +51,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
 }
 #: By how much the shares of tasks may miss 1.
 TOLERANCE = 1e-3
-_FLAGS = ("overlap", "compile", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
+_FLAGS = ("overlap", "use_sde", "use_sde_at_warmup", "policy_at_warmup")
 #: What a replay buffer gets from the model, and where a user says it.
 _OF_THE_MODEL = {
     "buffer_size": "it is an argument of the model",
@@ -116,8 +116,9 @@ def check_options(given: Mapping[str, Any]) -> None:
         require_number("v_max", given["v_max"], above=0)
     require_choice("precision", given["precision"], PRECISIONS)
     require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
-    if not isinstance(given["cuda_graphs"], bool) and given["cuda_graphs"] != "auto":
-        raise ConfigurationError(f"cuda_graphs must be 'auto', True or False, not {given['cuda_graphs']!r}.")
+    for name in ("compile", "cuda_graphs"):
+        if not isinstance(given[name], bool) and given[name] != "auto":
+            raise ConfigurationError(f"{name} must be 'auto', True or False, not {given[name]!r}.")
     _check_max_grad_norm(given["max_grad_norm"])
     require_seed(given["seed"])
     _check_train_freq(given)

@@ -152,18 +152,16 @@ def decide(options: LearnerOptions, policy: SACPolicy, device: th.device, storag
             "plain perceptron."
         )
 
-    if options.compile:
-        if options.gradient_surgery is not None:
-            raise ConfigurationError("compile=True does not work with gradient_surgery: leave one of them out.")
-        compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
-        if not on_gpu and not any(map(shutil.which, compilers)):
-            raise ConfigurationError("compile=True needs a C++ compiler: install g++, or leave compile False.")
+    obstacle = _obstacle_to_compiling(device, options)
+    if options.compile is True and obstacle:
+        raise ConfigurationError(f"compile=True {obstacle}.")
+    compiled = options.compile is True or (options.compile == "auto" and not on_gpu and obstacle is None)
 
     obstacle = _obstacle_to_graphs(policy, device, options)
     if options.cuda_graphs is True and obstacle:
         raise ConfigurationError(f"cuda_graphs=True {obstacle}: leave it at 'auto' or False.")
     cuda_graphs = options.cuda_graphs is not False and obstacle is None
-    return Acceleration(device, precision, options.compile, cuda_graphs, storage)
+    return Acceleration(device, precision, compiled, cuda_graphs, storage)
 
 
 def _multiplies_bf16(device: th.device) -> bool:
@@ -188,6 +186,16 @@ def decide_storage(wanted: th.device | str, device: th.device, nbytes: int) -> t
         return cpu
     free, _ = th.cuda.mem_get_info(device)
     return device if 4 * nbytes <= free else cpu
+
+
+def _obstacle_to_compiling(device: th.device, options: LearnerOptions) -> str | None:
+    """Why networks cannot be compiled, if so."""
+    if options.gradient_surgery is not None:
+        return "does not work with gradient_surgery: leave one of them out"
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        return "needs a C++ compiler: install g++, or leave compile at 'auto' or False"
+    return None
 
 
 def _obstacle_to_graphs(policy: SACPolicy, device: th.device, options: LearnerOptions) -> str | None:

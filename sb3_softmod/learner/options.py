@@ -44,7 +44,7 @@ class LearnerOptions:
     gradient_surgery_kwargs: Mapping[str, Any] | None
     on_nonfinite: OnNonFinite
     precision: Precision
-    compile: bool
+    compile: bool | Literal["auto"]
     cuda_graphs: bool | Literal["auto"]
     use_sde: bool
     v_max: float

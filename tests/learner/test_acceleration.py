@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_fastest_is_what_the_processor_has(instructions: bool, monkeypatch: pyte
     assert make_model(precision="fastest")._acceleration().precision == ("bf16" if instructions else "fp32")
     model = MultiTaskSAC("MlpPolicy", make_point_mass_env(M), precision="fastest", buffer_size=100, device="cpu")
     assert model._acceleration().precision == "fp32"  # SB3's networks take no bf16
+
+
+@pytest.mark.parametrize("compiler", ["/usr/bin/g++", None])
+def test_auto_compiles_where_there_is_a_compiler(compiler: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    assert make_model(compile="auto")._acceleration().compile == (compiler is not None)
+    assert not make_model("mt_sac_pcgrad", compile="auto")._acceleration().compile
+    assert not make_model()._acceleration().compile
+    if compiler is None:
+        with pytest.raises(ConfigurationError, match=r"compile=True needs a C\+\+ compiler: install g\+\+, or leave"):
+            make_model(compile=True)
 
 
 def test_routing_probabilities_are_float32_under_autocast() -> None:
@@ -255,7 +267,7 @@ def test_the_buffer_is_on_the_gpu_where_there_is_room(
     [
         ("softmod_official", dict(precision="bf61"), "Unknown precision 'bf61': did you mean 'bf16'"),
         ("softmod_official", dict(precision="tf32"), 'precision="tf32" needs a GPU; on cpu there are'),
-        ("softmod_official", dict(compile="auto"), "compile must be True or False, not 'auto'"),
+        ("softmod_official", dict(compile="yes"), "compile must be 'auto', True or False, not 'yes'"),
         ("softmod_official", dict(cuda_graphs="yes"), "cuda_graphs must be 'auto', True or False, not 'yes'"),
         ("softmod_official", dict(cuda_graphs=True), "cuda_graphs=True needs a GPU, not cpu: leave it at 'auto'"),
         ("softmod_official", dict(buffer_device="gpu"), "buffer_device must be a device such as 'cpu' or 'cuda'"),

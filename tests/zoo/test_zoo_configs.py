@@ -90,9 +90,12 @@ def test_the_schedule_of_the_paper() -> None:
 def test_networks_of_the_laptop() -> None:
     """Small, but what defines a method stays."""
     adamw = dict(weight_decay=1e-4, decoupled_weight_decay=True)
-    of_critics = dict(embedding_dim=256, module_dim=256, normalization="layer")
     assert hyperparams_of("laptop", "softmod_deep", "MT3")["policy_kwargs"] == dict(
-        preset="deep", embedding_dim=128, module_dim=128, critic_options=of_critics, optimizer_kwargs=adamw
+        preset="deep",
+        embedding_dim=128,
+        module_dim=128,
+        critic_options=dict(normalization="layer"),
+        optimizer_kwargs=adamw,
     )
     assert hyperparams_of("laptop", "mt_sac", "MT3")["policy_kwargs"] == dict(
         net_arch=[200] * 3, critic_options=dict(net_arch=[400] * 3, normalization="layer"), optimizer_kwargs=adamw
