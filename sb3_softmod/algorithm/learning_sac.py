@@ -7,18 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 
 from sb3_softmod.algorithm.options import check_n_steps
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.algorithm.weighting_options import check_loss_weighting
+from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.learner.acceleration import Acceleration, decide
 from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.gradient_step import GradientStep
 from sb3_softmod.learner.learned_weights import learned_weights
+from sb3_softmod.learner.loss_weights import RECENT_EPISODES
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.task_rings import send
 from sb3_softmod.learner.temperatures import Temperatures
 from sb3_softmod.saving.sac import SavingSAC
 
@@ -34,6 +38,8 @@ class LearningSAC(SavingSAC):
     #: What this model was adapted from, in plain data; None for one that was not.
     adapted_from: dict[str, Any] | None = None
     _turns: TaskTurns | None
+    success_rates: th.Tensor  # [M], in the last episodes; up to date where the losses are weighted by them
+    _success_is_of: tuple[EpisodeStatistics, int] | None  # and how many episodes they had seen
     _postponed: tuple[int, int] | None  # gradient steps that wait for the next step of the envs, and their batch size
 
     @property
@@ -63,6 +69,8 @@ class LearningSAC(SavingSAC):
         step.set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         if self.reward_scale is not None:
             self.reward_scale.update()
+        if self.loss_weighting == "success":
+            self._update_success_rates()
         try:
             for gradient_step in range(gradient_steps):
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -100,6 +108,14 @@ class LearningSAC(SavingSAC):
         kind = (self.loss_weighting, self.loss_weighting_kwargs, self.num_tasks, self.device)
         self.learned_weights = learned_weights(*kind, self.learned_weights)
 
+    def _update_success_rates(self) -> None:
+        """Let the next gradient steps know of all episodes so far; a task without episodes counts as failing."""
+        statistics = self.episode_statistics
+        if self._success_is_of != (statistics, statistics.num_added):
+            self._success_is_of = (statistics, statistics.num_added)
+            rates = statistics.last(RECENT_EPISODES).means().get("success_rate", np.zeros(self.num_tasks))
+            self.success_rates.copy_(send(th.from_numpy(np.nan_to_num(rates)).float(), self.device))
+
     def _learner_state(self) -> LearnerState:
         self._update_learned_weights()
         own = {each.name: getattr(self, each.name) for each in fields(LearnerOptions) if each.name != "task_names"}
@@ -115,6 +131,7 @@ class LearningSAC(SavingSAC):
             self.reward_scale,
             self._surgery_now(),
             self.learned_weights,
+            self.success_rates if self.loss_weighting == "success" else None,
         )
 
     def _surgery_now(self) -> Surgery | None:

@@ -85,9 +85,9 @@ class MultiTaskSAC(CollectingSAC):
         ``reward_scaling`` makes the largest return of a task
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
     :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
-    :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper) or "log_alpha" (the authors' code),
-        see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the critics' losses that are learned,
-        see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
+    :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper), "log_alpha" (the authors' code) or "success"
+        (tasks that fail count more), see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the
+        critics' losses that are learned, see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
     :param loss_weighting_kwargs: options of the first two, by name
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
@@ -296,6 +296,7 @@ class MultiTaskSAC(CollectingSAC):
             self.ent_coef_tensor = initial.to(self.device)
         if self.reward_scaling is not None:
             self.reward_scale = RewardScale(M, self.gamma, self.device)
+        self.success_rates, self._success_is_of = th.zeros(M, device=self.device), None
         self._gradient_step = None
         self._metrics = TaskMetrics(M, self.device)
 

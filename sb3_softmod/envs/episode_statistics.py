@@ -20,6 +20,9 @@ class EpisodeStatistics:
     :param window: how many episodes of each task to keep
     """
 
+    #: How many episodes were taken up; files of older versions hold statistics without it.
+    num_added = 0
+
     def __init__(self, num_tasks: int, window: int) -> None:
         self._episodes: list[deque[dict[str, float]]] = [deque(maxlen=window) for _ in range(num_tasks)]
 
@@ -33,6 +36,7 @@ class EpisodeStatistics:
                 record |= {"return": float(info["episode"]["r"]), "length": float(info["episode"]["l"])}
             if record:
                 self._episodes[info["task_id"]].append(record)
+                self.num_added += 1
 
     def num_episodes(self) -> list[int]:
         """How many episodes of each task are kept."""
@@ -80,3 +84,4 @@ class EpisodeStatistics:
             for row in kept.tolist():
                 record = dict(zip(METRICS, row, strict=True))
                 episodes.append({m: v for m, v in record.items() if not np.isnan(v)})
+                self.num_added += 1

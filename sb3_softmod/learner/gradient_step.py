@@ -144,6 +144,7 @@ class GradientStep:
             [_place(value) for value in self.state.temperatures],
             None if self.state.reward_scale is None else _place(self.state.reward_scale.largest),
             None if self.state.learned_weights is None else _place(self.state.learned_weights.numbers),
+            _place(self.state.success_rates),
             [(name, _place(value)) for group in groups for name, value in group if name != "params"],
             [p.requires_grad for stage in self._parameters.values() for _, p in stage],
         )
@@ -178,7 +179,7 @@ class GradientStep:
                 actions_pi, log_prob = self._act(batch.observations)
             task_log_prob = log_prob.detach() @ share  # [M]
             ent_coef_loss = self._temperature_losses(task_log_prob, share.sum(0))
-        weights = loss_weights(self.state.options.loss_weighting, alpha, present)
+        weights = loss_weights(self.state.options.loss_weighting, alpha, present, self.state.success_rates)
         if with_actor:
             values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
             finite.test("temperatures", values, self._parameters["temperatures"], log_prob)

@@ -120,6 +120,11 @@ def _reward_scale(state: LearnerState) -> dict[str, Tensor]:
     return {} if state.reward_scale is None else dict(largest_returns=state.reward_scale.largest)
 
 
+def _success_rates(state: LearnerState) -> dict[str, Tensor]:
+    """By the name that they have in a dump; empty where no weight goes by them."""
+    return {} if state.success_rates is None else dict(success_rates=state.success_rates)
+
+
 def _learned_weights(state: LearnerState) -> dict[str, Tensor]:
     """By the names that they have in a dump; empty where no weights are learned."""
     learned = state.learned_weights
@@ -135,6 +140,7 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
         **_reward_scale(state),
+        **_success_rates(state),
         **_learned_weights(state),
         surgery={} if state.surgery is None else state.surgery.state(),
         settings=_settings(state),
@@ -181,7 +187,7 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     for name, own in _temperatures(state).items():
         if own is not None and dump[name] is not None:
             own.data.copy_(dump[name])
-    for name, own in {**_reward_scale(state), **_learned_weights(state)}.items():
+    for name, own in {**_reward_scale(state), **_success_rates(state), **_learned_weights(state)}.items():
         own.copy_(dump[name])
     if state.surgery is not None:
         state.surgery.set_state(dump.get("surgery", {}))

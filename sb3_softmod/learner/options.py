@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor
 
 from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
 from sb3_softmod.learner.critic_objectives import CriticKind, CriticTarget
@@ -67,6 +68,7 @@ class LearnerState:
     :param surgery: combines the gradients of the tasks; None for the gradient of their mean loss
     :param reward_scale: what rewards are divided by; None to take them as they are
     :param learned_weights: of the critics' losses; None where ``loss_weighting`` says all
+    :param success_rates: ``[M]``, of the tasks' last episodes, where ``loss_weighting`` goes by them; stays in place
     """
 
     policy: SACPolicy
@@ -76,3 +78,4 @@ class LearnerState:
     reward_scale: RewardScale | None = None
     surgery: Surgery | None = None
     learned_weights: LearnedWeights | None = None
+    success_rates: Tensor | None = None

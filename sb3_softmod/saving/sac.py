@@ -49,6 +49,8 @@ _OF_THIS_PROCESS = (
     "_gradient_step",
     "reward_scale",  # see SavingSAC.largest_returns
     "learned_weights",  # see SavingSAC.loss_weighting_progress
+    "success_rates",  # of the episode_statistics
+    "_success_is_of",
     "resumed_from",
     "_checkpoints",
     "_state_to_continue",

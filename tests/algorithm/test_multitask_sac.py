@@ -120,6 +120,9 @@ def test_weights_are_eq_10() -> None:
     of_code = [4 * (1 / a) / sum(1 / b for b in alpha.tolist()) for a in alpha.tolist()]  # exp(-log a) = 1 / a
     assert (loss_weights("log_alpha", alpha) - th.tensor(of_code, dtype=th.float64)).abs().max() < 1e-12
     assert loss_weights("uniform", alpha).tolist() == [1.0] * 4
+    success = th.tensor([0.0, 0.1, 0.8, 1.0], dtype=th.float64)
+    by_success = loss_weights("success", alpha, success=success)
+    assert (by_success - th.tensor([1.1, 1.0, 0.3, 0.1], dtype=th.float64) / 0.625).abs().max() < 1e-12
     for weighting in ("alpha", "log_alpha", "uniform"):
         assert loss_weights(weighting, alpha).mean() == pytest.approx(1.0)
         assert not loss_weights(weighting, alpha.requires_grad_()).requires_grad

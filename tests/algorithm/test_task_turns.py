@@ -159,6 +159,9 @@ def test_weights_of_the_tasks_that_there_are() -> None:
         weights = loss_weights(weighting, alpha, present)
         assert weights[1] == 0
         th.testing.assert_close(weights[present], loss_weights(weighting, alpha[present]))
+    success = th.tensor([0.0, 0.3, 0.9, 1.0])
+    weights = loss_weights("success", alpha, present, success)
+    th.testing.assert_close(weights, th.tensor([1.1, 0.0, 0.2, 0.1]) * 3 / 1.4)
 
 
 def test_going_on_with_one_task_leaves_the_other_temperatures(tmp_path: Path) -> None:
