@@ -63,6 +63,17 @@ def test_the_dump_scales_rewards_as_the_run_did(tmp_path: Path) -> None:
             make_model(**{**options, **other}).replay_dump(tmp_path / "nonfinite-1.pt")
 
 
+def test_the_dump_weights_tasks_as_the_run_did(tmp_path: Path) -> None:
+    model = broken(tmp_path, loss_weighting="success")
+    model.episode_statistics.add([{"task_id": 1, "is_success": True, "episode": {"r": 1.0, "l": 1}}])
+    with pytest.raises(NonFiniteError) as error:
+        model.train(1, B)
+    assert th.load(tmp_path / "nonfinite-1.pt", weights_only=True)["success_rates"].tolist() == [0.0, 1.0, 0.0, 0.0]
+    again = make_model(loss_weighting="success")
+    fails_alike(tmp_path, 1, error, again)
+    assert again.success_rates.tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
 def test_the_error_comes_even_if_no_dump_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

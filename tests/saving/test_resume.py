@@ -94,7 +94,7 @@ TRAININGS: dict[str, tuple[Callable[[], Any], Callable[[Any], MultiTaskSAC]]] = 
         partial(
             make_model,
             **dict(critic="categorical", n_steps=3, reward_scaling="per-task", policy_delay=2, overlap=True),
-            **dict(target_entropy="auto_0.5", ent_coef="auto_0.1", critic_target="mean"),
+            **dict(target_entropy="auto_0.5", ent_coef="auto_0.1", critic_target="mean", loss_weighting="success"),
         ),
     ),
     "drawn routes": (make_env, make_hard_routing_model),
