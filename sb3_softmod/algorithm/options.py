@@ -117,8 +117,9 @@ def check_options(given: Mapping[str, Any]) -> None:
     require_choice("precision", given["precision"], PRECISIONS)
     require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
     for name in ("compile", "cuda_graphs"):
-        if not isinstance(given[name], bool) and given[name] != "auto":
-            raise ConfigurationError(f"{name} must be 'auto', True or False, not {given[name]!r}.")
+        value = given[name]  # an array is equal to nothing
+        if not isinstance(value, bool) and not (isinstance(value, str) and value == "auto"):
+            raise ConfigurationError(f"{name} must be 'auto', True or False, not {value!r}.")
     _check_max_grad_norm(given["max_grad_norm"])
     require_seed(given["seed"])
     _check_train_freq(given)
