@@ -64,7 +64,9 @@ def suggest(trial: optuna.Trial, options: list[str], weighting: str | None = Non
             name = f"{weighting}_{name}"
             params[name] = trial.suggest_float(name, least, most, log=True)
     else:
-        params["loss_weighting"] = trial.suggest_categorical("loss_weighting", ["uniform", "alpha", "log_alpha"])
+        params["loss_weighting"] = trial.suggest_categorical(
+            "loss_weighting", ["uniform", "alpha", "log_alpha", "success"]
+        )
     for name, sizes in _SIZES.items():
         if name in options:
             params[name] = trial.suggest_categorical(name, sizes)
