@@ -128,9 +128,10 @@ class MultiTaskExperimentManager(ExperimentManager):
         workers = 0 if self.vec_env_class is DummyVecEnv else min(default_workers(), hyperparams["n_envs"])
         if self.args.num_threads <= 0:
             th.set_num_threads(max(usable_cores() // 2, 1) if threads == HALF else threads)
+        learning = "1 thread learns" if th.get_num_threads() == 1 else f"{th.get_num_threads()} threads learn"
         where = f"in {workers} processes" if workers else "in the process that learns"
         print(
-            f"{usable_cores()} cores: {th.get_num_threads()} threads learn, {hyperparams['n_envs']} envs {where}, "
+            f"{usable_cores()} cores: {learning}, {hyperparams['n_envs']} envs {where}, "
             f"batch of {hyperparams.get('batch_size')}, precision {hyperparams.get('precision')}, "
             f"compile {hyperparams.get('compile', False)}"
         )

@@ -45,9 +45,8 @@ def test_threads(
         assert th.get_num_threads() == learn
     finally:
         th.set_num_threads(before)
-    said = (
-        f"{usable_cores()} cores: {learn} threads learn, {3 if threads is None else 2} envs in the process that learns"
-    )
+    learning = "1 thread learns" if learn == 1 else f"{learn} threads learn"
+    said = f"{usable_cores()} cores: {learning}, {3 if threads is None else 2} envs in the process that learns"
     assert said in capsys.readouterr().out
     assert manifest(run_of(tmp_path, "mt_sac", "reach-v3"))["hardware"]["torch_threads"] == learn
 
