@@ -25,6 +25,7 @@ from sb3_softmod.learner.gradient_surgery import LossFunction, task_gradients
 from sb3_softmod.learner.learned_weights import LearnedWeights, TaskLosses, task_losses
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.learner.options import LearnerState
+from sb3_softmod.networks.base import in_task_order
 from sb3_softmod.policies import MultiTaskActor, MultiTaskCritic
 
 #: What is logged for each task and, as the mean over the tasks, for all: one row of the metrics of a gradient step.
@@ -55,6 +56,8 @@ class GradientStep:
         policy, temperatures = state.policy, state.temperatures
         self.state = state
         self.actor, self.critic, self.num_tasks = policy.actor, policy.critic, state.options.num_tasks
+        parts = (self.actor, self.critic, policy.critic_target)
+        self._networks = [part.network for part in parts if isinstance(part, (MultiTaskActor, MultiTaskCritic))]
         self._optimizers: list[th.optim.Optimizer] = [self.actor.optimizer, self.critic.optimizer]
         if temperatures.optimizer is not None:
             self._optimizers.append(temperatures.optimizer)
@@ -70,7 +73,7 @@ class GradientStep:
         self._acceleration = acceleration
         # With and without the actor, see policy_delay.
         self._steps = {
-            with_actor: acceleration.step(partial(self._update, with_actor=with_actor), self._settings)
+            with_actor: acceleration.step(partial(self._update_in_order, with_actor=with_actor), self._settings)
             for with_actor in (True, False)
         }
         options, atoms = state.options, getattr(policy, "value_atoms", None)  # SB3's policies have none
@@ -157,7 +160,13 @@ class GradientStep:
         """An update that was taken before; the host reads from its batch what it was told then."""
         if self._balanced:
             self._num_present = int(split(batch.observations, self.num_tasks)[1].any(0).sum())
-        return self._update(batch, self._has_actor(gradient_step))
+        return self._update_in_order(batch, self._has_actor(gradient_step))
+
+    def _update_in_order(self, batch: ReplayBufferSamples, with_actor: bool) -> Tensor:
+        """An update that lets the networks know where the rows of each task are; surgery evaluates parts of a batch."""
+        ordered = self._num_present == self.num_tasks and self.state.surgery is None
+        with in_task_order(self._networks if ordered else []):
+            return self._update(batch, with_actor)
 
     def _update(self, batch: ReplayBufferSamples, with_actor: bool) -> Tensor:
         finite = self.finite.inspector
@@ -173,12 +182,13 @@ class GradientStep:
         # Gradient surgery evaluates each loss anew, task by task, the actor's sample included.
         surgery = self.state.surgery is not None
         missing = th.full_like(count, th.nan)  # [M], of what only a step of the actor measures
-        alpha, task_log_prob, ent_coef_loss = self._alpha(), missing, missing
+        temperatures = self.state.temperatures
+        alpha, task_log_prob, ent_coef_loss = temperatures.values(), missing, missing
         if with_actor:
             with th.set_grad_enabled(not surgery):
                 actions_pi, log_prob = self._act(batch.observations)
             task_log_prob = log_prob.detach() @ share  # [M]
-            ent_coef_loss = self._temperature_losses(task_log_prob, share.sum(0))
+            ent_coef_loss = temperatures.losses(task_log_prob, self.state.options.target_entropy, share.sum(0))
         weights = loss_weights(self.state.options.loss_weighting, alpha, present, self.state.success_rates)
         if with_actor:
             values = {"temperature": alpha, "loss weight": weights, "loss of the temperatures": ent_coef_loss}
@@ -205,7 +215,7 @@ class GradientStep:
             with self._judging():
                 (losses,) = self._minimize(self.actor, actor_loss, batch.observations, sample_weight, sample_alpha)
             task_actor_loss = losses @ share
-            self._step_temperatures(present)  # last: they stay where the others cannot step
+            temperatures.step(finite.step, present)  # last: they stay where the others cannot step
         finite.end(batch)
 
         with th.no_grad():
@@ -248,38 +258,6 @@ class GradientStep:
             return rewards, th.full_like(alpha, th.nan)
         scale = self.state.reward_scale.of(alpha, self.state.options.target_entropy, self.state.options.v_max)
         return rewards / (task @ scale), scale
-
-    def _alpha(self) -> Tensor:
-        """The temperatures, ``[M]``, without gradient."""
-        log_alpha, _, fixed = self.state.temperatures
-        if fixed is not None:
-            return fixed
-        assert log_alpha is not None
-        return log_alpha.detach().exp()
-
-    def _temperature_losses(self, log_prob: Tensor, present: Tensor) -> Tensor:
-        """The losses of the temperatures, ``[M]``; where these are learned, they get their gradients.
-
-        :param log_prob: ``[M]``, the mean over each task's samples
-        :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
-        """
-        log_alpha, optimizer, _ = self.state.temperatures
-        if optimizer is None or log_alpha is None:
-            return th.zeros_like(log_prob)
-        # Eq. 2 for each task of the batch. Summed, so that a step does not shrink with the number of tasks.
-        losses = -log_alpha * (log_prob + self.state.options.target_entropy * present)
-        optimizer.zero_grad()
-        losses.sum().backward()
-        return losses.detach()
-
-    def _step_temperatures(self, present: Tensor | None) -> None:
-        log_alpha, optimizer, _ = self.state.temperatures
-        if optimizer is None or log_alpha is None:
-            return
-        before = log_alpha.detach().clone()
-        self.finite.inspector.step(optimizer)
-        if present is not None:  # Adam's momentum moves what has no gradient too
-            log_alpha.data.copy_(th.where(present, log_alpha.detach(), before))
 
     def _minimize_balanced(
         self, learned: LearnedWeights, task: Tensor, share: Tensor, *tensors: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,41 @@ class Temperatures(NamedTuple):
     log_alpha: th.Tensor | None
     optimizer: th.optim.Optimizer | None
     alpha: th.Tensor | None
+
+    def values(self) -> th.Tensor:
+        """What they are now, ``[M]``, without gradient."""
+        if self.alpha is not None:
+            return self.alpha
+        assert self.log_alpha is not None
+        return self.log_alpha.detach().exp()
+
+    def losses(self, log_prob: th.Tensor, target_entropy: float, present: th.Tensor) -> th.Tensor:
+        """Eq. 2 for each task of a batch; temperatures that are learned get their gradients.
+
+        :param log_prob: ``[M]``, the mean over each task's samples
+        :param target_entropy: what they aim at
+        :param present: ``[M]``, 1 for the tasks of the batch, 0 for others
+        :return: ``[M]``
+        """
+        if self.optimizer is None or self.log_alpha is None:
+            return th.zeros_like(log_prob)
+        losses = -self.log_alpha * (log_prob + target_entropy * present)
+        self.optimizer.zero_grad()
+        losses.sum().backward()  # a sum, so that a step does not shrink with the number of tasks
+        return losses.detach()
+
+    def step(self, step: Callable[[th.optim.Optimizer], None], present: th.Tensor | None) -> None:
+        """Let those that are learned take a step.
+
+        :param step: that of an optimizer
+        :param present: ``[M]``, whether a task is in the batch, where some are not: the others' temperatures stay
+        """
+        if self.optimizer is None or self.log_alpha is None:
+            return
+        before = self.log_alpha.detach().clone()
+        step(self.optimizer)
+        if present is not None:  # Adam's momentum moves what has no gradient too
+            self.log_alpha.data.copy_(th.where(present, self.log_alpha.detach(), before))
 
 
 def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting) -> th.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -39,10 +40,16 @@ class MultiTaskNetwork(nn.Module, ABC):
     tunable_parts: ClassVar[dict[str, Any]] = {}
     #: Whether a row of ``task`` may be a mixture of tasks, and each of them then counts by its share.
     mixes_tasks: ClassVar[bool] = True
+    #: Whether a pass looks at :attr:`in_task_order`, to evaluate what each task has for itself for its own rows alone.
+    #: Each class says so for itself: a subclass may hand other tasks on than those that it was given.
+    reads_task_order: ClassVar[bool] = False
+    #: Whether each batch now has as many rows of each of the M tasks, in the order of the tasks.
+    in_task_order: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.capturable = vars(cls).get("capturable", False)
+        cls.reads_task_order = vars(cls).get("reads_task_order", False)
 
     def __init__(self, input_dim: int, output_dim: int, num_tasks: int, *, ensemble_size: int = 1) -> None:
         super().__init__()
@@ -99,6 +106,24 @@ class MultiTaskNetwork(nn.Module, ABC):
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+
+
+@contextlib.contextmanager
+def in_task_order(networks: Sequence[MultiTaskNetwork]) -> Iterator[None]:
+    """For evaluating networks on batches that have as many rows of each task, in the order of the tasks.
+
+    Nothing tests that they have: on a GPU the host would have to wait, and compiled code cannot ask.
+
+    :param networks: those that do not look at it stay as they are
+    """
+    told = [network for network in networks if network.reads_task_order]
+    for network in told:
+        network.in_task_order = True
+    try:
+        yield
+    finally:
+        for network in told:
+            network.in_task_order = False
 
 
 def require_positive(**sizes: object) -> None:

@@ -25,6 +25,7 @@ class MOORENetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    reads_task_order = True
     tunable_parts: ClassVar[dict[str, Any]] = dict(
         by_task={"task_weights": 1, "heads": 1},
         words={"routing": ("task_weights",), "task": ("task_weights",), "heads": ("heads",)},
@@ -57,7 +58,7 @@ class MOORENetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         combined = th.einsum("ebk,ekbd->ebd", task @ self.task_weights, self.features(inputs))
-        return self.heads(th.tanh(combined), task)
+        return self.heads(th.tanh(combined), task, self.in_task_order)
 
     def features(self, inputs: Tensor) -> Tensor:
         """The experts' features, orthonormal in each row.

@@ -23,6 +23,7 @@ class MultiHeadNetwork(MultiTaskNetwork):
     """
 
     capturable = True
+    reads_task_order = True
     tunable_parts: ClassVar[dict[str, Any]] = dict(
         by_task={"heads": 1},
         reads_task=("trunk.layers.0",),
@@ -50,11 +51,11 @@ class MultiHeadNetwork(MultiTaskNetwork):
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
         features = normalize(self.trunk(with_task(inputs, task)), self.trunk.normalization)
-        return self.heads(relu(features), task)
+        return self.heads(relu(features), task, self.in_task_order)
 
 
 class TaskHeads(BatchedLinear):
-    """A linear layer for each task, all of them one product, of which each row keeps its own task's.
+    """A linear layer for each task.
 
     :param ensemble_size: E
     :param num_tasks: M
@@ -65,11 +66,15 @@ class TaskHeads(BatchedLinear):
     def __init__(self, ensemble_size: int, num_tasks: int, in_features: int, out_features: int) -> None:
         super().__init__((ensemble_size, num_tasks), in_features, out_features)
 
-    def forward(self, inputs: Tensor, task: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, inputs: Tensor, task: Tensor, in_task_order: bool = False) -> Tensor:  # type: ignore[override]
         """Apply to each row the layer of its task.
 
         :param inputs: ``[E, B, in]``
         :param task: ``[B, M]``
+        :param in_task_order: whether there are as many rows of each task, in the order of the tasks; else all layers
+            are evaluated for every row, as one product
         :return: ``[E, B, out]``
         """
+        if in_task_order:
+            return super().forward(inputs.unflatten(1, (task.shape[1], -1))).flatten(1, 2)
         return th.einsum("bm,embo->ebo", task, super().forward(inputs))

@@ -27,6 +27,7 @@ class SingleTaskNetwork(MultiTaskNetwork):
 
     tunable_parts: ClassVar[dict[str, Any]] = dict(by_task={"mlps": 1}, words={"heads": ("mlps.layers.-1",)})
     mixes_tasks = False
+    reads_task_order = True
 
     def __init__(
         self,
@@ -46,6 +47,9 @@ class SingleTaskNetwork(MultiTaskNetwork):
         )
 
     def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+        if self.in_task_order:
+            rows = inputs.expand(self.ensemble_size, *inputs.shape[-2:])
+            return self.mlps(rows.unflatten(1, (self.num_tasks, -1))).flatten(1, 2)
         ids = task.argmax(-1)
         if th.compiler.is_exporting() or th.jit.is_tracing():
             return self._all(inputs, ids)

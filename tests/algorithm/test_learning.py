@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from point_mass import HORIZON, make_point_mass_env
 from torch import Tensor
 
 from sb3_softmod import MultiTaskSAC, MultiTaskSACPolicy, SoftModSAC, SoftModularNetwork
 from sb3_softmod.evaluation import TaskEvaluation, evaluate_tasks
 from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES
+from sb3_softmod.policies import POLICIES
 
 SMALL: dict[str, Any] = dict(embedding_dim=32, module_dim=32)
 #: With which 1000 gradient steps are enough: targets that follow fast, and temperatures that are low soon.
@@ -48,6 +50,31 @@ def learn(
     assert result.episodes == [50] * 4
     assert np.mean(result.length) == HORIZON
     return result
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("MultiHeadPolicy", dict(critic="hl_gauss")),
+        ("MultiHeadPolicy", dict(gradient_surgery="pcgrad")),
+        ("MOOREPolicy", dict()),
+        ("SingleTaskPolicy", dict()),
+    ],
+)
+def test_a_network_that_does_not_know_the_order_of_the_rows_learns_the_same(policy: str, options: Any) -> None:
+    network: Any = POLICIES[policy].network_class
+    unordered = type("Unordered", (network,), {})  # a subclass, which is not told
+    learned = []
+    for each in (network, unordered):
+        policy_class = type("Policy", (MultiTaskSACPolicy,), {"network_class": each})
+        model = MultiTaskSAC(policy_class, make_point_mass_env(4), seed=0, batch_size=32, learning_starts=80, **options)
+        model.learn(120, log_interval=None)
+        assert model._n_updates == 10
+        learned.append([p.detach() for p in (*model.actor.parameters(), *model.critic.parameters())])
+    for one, other in zip(*learned, strict=True):
+        assert th.allclose(one, other, atol=1e-5)
+    assert network.reads_task_order
+    assert not unordered.reads_task_order  # type: ignore[attr-defined]
 
 
 # The authors' variant, tiny, solves all four with the seeds 0 and 1: not with 2.

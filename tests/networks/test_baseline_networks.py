@@ -23,6 +23,7 @@ from sb3_softmod.networks import (
     PaCoNetwork,
     SingleTaskNetwork,
 )
+from sb3_softmod.networks.base import in_task_order
 from sb3_softmod.networks.moore import orthonormalize
 
 NETWORKS = list(PLAIN)
@@ -81,6 +82,23 @@ def test_rows_do_not_depend_on_each_other(network_class: type[MultiTaskNetwork])
     assert (network(inputs[order], task[order]) - out[:, order]).abs().max() < 1e-12
     for b in range(len(IDS)):
         assert (network(inputs[b : b + 1], task[b : b + 1])[:, 0] - out[:, b]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("network_class", NETWORKS)
+def test_rows_in_the_order_of_the_tasks(network_class: type[MultiTaskNetwork]) -> None:
+    """A network that is told of the order gives the same, and the same gradients."""
+    network = make(network_class, 2)
+    inputs, task = batch([t for t in range(M) for _ in range(3)])
+    found = []
+    for told in ([], [network]):
+        network.zero_grad()
+        with in_task_order(told):
+            out = network(inputs, task)
+        out.square().sum().backward()
+        found.append([out, *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert not network.in_task_order
+    for known, unknown in zip(*found, strict=True):
+        assert (known - unknown).abs().max() < 1e-10
 
 
 def test_default_sizes() -> None:

@@ -98,7 +98,7 @@ def test_networks_of_the_laptop() -> None:
         optimizer_kwargs=adamw,
     )
     assert hyperparams_of("laptop", "mt_sac", "MT3")["policy_kwargs"] == dict(
-        net_arch=[200] * 3, critic_options=dict(net_arch=[400] * 3, normalization="layer"), optimizer_kwargs=adamw
+        net_arch=[200] * 3, critic_options=dict(net_arch=[256] * 3, normalization="layer"), optimizer_kwargs=adamw
     )
     assert hyperparams_of("laptop", "mt_mh_sac_4", "MT3")["policy_kwargs"] == dict(
         net_arch=[400] * 4, critic_options=dict(normalization="layer"), optimizer_kwargs=adamw
