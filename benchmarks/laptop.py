@@ -8,8 +8,8 @@ minutes then plays each of the 50 goals of every task once. A run that is finish
 goes on where it was, and what was evaluated is not played again, so that the command can be stopped and repeated.
 Options after ``--`` go to ``sb3-softmod train``.
 
-Success of each run and mark is in benchmarks/results/laptop_<env>.json; a table of means over the seeds and the curves
-of the evaluations during training are in the folder of the runs.
+Success of each run and mark is in benchmarks/results/laptop_<env>.json, where those of other methods, seeds and marks
+stay; a table of means over the seeds and a figure of all that is there are in the folder of the runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from matplotlib.figure import Figure
 
 from sb3_softmod.common.errors import CheckpointError
 from sb3_softmod.common.files import replacing
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.methods import get_method
-from sb3_softmod.runs.curves import draw_curves
+from sb3_softmod.runs.curves import draw_band, quieten
 from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name
 from sb3_softmod.runs.results import render
 from sb3_softmod.runs.run import MANIFEST, Run, load_run
@@ -59,22 +60,22 @@ def main() -> None:
         get_method(algo)
 
     th.set_num_threads(1)  # of the evaluations: enough for networks of this size
-    runs: list[Run] = []
-    rows: list[dict[str, Any]] = []
+    results = args.results / f"laptop_{name}.json"
+    rows = json.loads(results.read_text()) if results.exists() else []
     for seed in args.seeds:  # by seed, so that the methods can be compared early
         for algo in args.algos:
             run = finished_run(args.out, algo, name, seed, minutes, args.options)
-            runs.append(run)
-            rows += [evaluated(run, mark) for mark in minutes]
-            with replacing(args.results / f"laptop_{name}.json") as draft:
+            for mark in minutes:
+                row = evaluated(run, mark)
+                rows = sorted([row, *(other for other in rows if key_of(other) != key_of(row))], key=key_of)
+            with replacing(results) as draft:
                 draft.write_text(json.dumps(rows, indent=1) + "\n")
             table = table_of(rows)
             with replacing(args.out / f"{name}.md") as draft:
                 draft.write_text(table + "\n")
             print(f"\n{table}", flush=True)
-    if any(len(run.timesteps) for run in runs):  # none with --eval-freq -1
-        draw_curves(runs, name).savefig(args.out / f"{name}.png", dpi=150)
-        print(f"\nCurves: {args.out / name}.png")
+    figure_of(rows, name).savefig(args.out / f"{name}.png", dpi=150)
+    print(f"\nFigure: {args.out / name}.png")
 
 
 def finished_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> Run:
@@ -139,6 +140,36 @@ def options_of(run: Run) -> list[str]:
     arguments = list(run.manifest["arguments"])
     place = arguments.index("-f")
     return arguments[:place] + arguments[place + 2 :]
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, int, float]:
+    return row["method"], row["seed"], row["minutes"]
+
+
+def figure_of(rows: Sequence[dict[str, Any]], name: str) -> Figure:
+    """Success against minutes: of each method the mean over the seeds that have the mark, and a dot for each seed."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == method]
+        marks = sorted({row["minutes"] for row in own})
+        means = [np.mean([100 * row["mean"] for row in own if row["minutes"] == mark]) for mark in marks]
+        counts = sorted({sum(row["minutes"] == mark for row in own) for mark in marks})
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        label = f"{get_method(method).title} ({seeds} seed{'s' * (counts[-1] > 1)})"
+        draw_band(axis, place, np.array(marks), np.array(means), None, linewidth=1.6, label=label)
+        each = np.array([(row["minutes"], 100 * row["mean"]) for row in own])
+        axis.scatter(*each.T, s=12, color=axis.lines[-1].get_color())
+    axis.set_title(f"{name}, mean of {len(rows[0]['success'])} tasks", fontsize=9)
+    axis.set_xlabel("minutes of training", fontsize=8)
+    axis.set_ylabel("success rate (%)", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xticks(ticks := sorted({row["minutes"] for row in rows}), [f"{mark:g}" for mark in ticks], minor=False)
+    axis.minorticks_off()
+    axis.set_ylim(-3, 103)
+    quieten(axis)
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
