@@ -159,7 +159,7 @@ def figure_of(rows: Sequence[dict[str, Any]], name: str) -> Figure:
         label = f"{get_method(method).title} ({seeds} seed{'s' * (counts[-1] > 1)})"
         draw_band(axis, place, np.array(marks), np.array(means), None, linewidth=1.6, label=label)
         each = np.array([(row["minutes"], 100 * row["mean"]) for row in own])
-        axis.scatter(*each.T, s=12, color=axis.lines[-1].get_color())
+        axis.scatter(each[:, 0], each[:, 1], s=12, color=axis.lines[-1].get_color())
     axis.set_title(f"{name}, mean of {len(rows[0]['success'])} tasks", fontsize=9)
     axis.set_xlabel("minutes of training", fontsize=8)
     axis.set_ylabel("success rate (%)", fontsize=9)
