@@ -63,18 +63,33 @@ def learn(
 )
 def test_a_network_that_does_not_know_the_order_of_the_rows_learns_the_same(policy: str, options: Any) -> None:
     network: Any = POLICIES[policy].network_class
-    unordered = type("Unordered", (network,), {})  # a subclass, which is not told
+    assert network.reads_task_order
+    seen = set()
+
+    class Told(network):
+        reads_task_order = True
+
+        def forward(self, inputs: Tensor, task: Tensor) -> Tensor:
+            seen.add(self.in_task_order)
+            return super().forward(inputs, task)
+
+    class Untold(network):
+        """A subclass that does not say that it reads the order."""
+
     learned = []
-    for each in (network, unordered):
+    for each in (Told, Untold):
         policy_class = type("Policy", (MultiTaskSACPolicy,), {"network_class": each})
-        model = MultiTaskSAC(policy_class, make_point_mass_env(4), seed=0, batch_size=32, learning_starts=80, **options)
+        model: Any = MultiTaskSAC(
+            policy_class, make_point_mass_env(4), seed=0, batch_size=32, learning_starts=80, **options
+        )
         model.learn(120, log_interval=None)
         assert model._n_updates == 10
+        assert not model.critic.network.in_task_order
         learned.append([p.detach() for p in (*model.actor.parameters(), *model.critic.parameters())])
     for one, other in zip(*learned, strict=True):
         assert th.allclose(one, other, atol=1e-5)
-    assert network.reads_task_order
-    assert not unordered.reads_task_order  # type: ignore[attr-defined]
+    # While acting nothing is known of the rows, and surgery evaluates those of one task after the other's.
+    assert seen == ({False} if "gradient_surgery" in options else {False, True})
 
 
 # The authors' variant, tiny, solves all four with the seeds 0 and 1: not with 2.
