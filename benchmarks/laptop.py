@@ -164,7 +164,7 @@ def figure_of(rows: Sequence[dict[str, Any]], name: str) -> Figure:
     axis.set_xlabel("minutes of training", fontsize=8)
     axis.set_ylabel("success rate (%)", fontsize=9)
     axis.set_xscale("log")
-    axis.set_xticks(ticks := sorted({row["minutes"] for row in rows}), [f"{mark:g}" for mark in ticks], minor=False)
+    axis.set_xticks(ticks := sorted({row["minutes"] for row in rows}), [f"{mark:g}" for mark in ticks])
     axis.minorticks_off()
     axis.set_ylim(-3, 103)
     quieten(axis)
