@@ -35,6 +35,7 @@ class Method:
     :param options: arguments of :class:`.MultiTaskSAC`
     :param env_steps: the published budget by task set, environment steps over all tasks
     :param sizes: further options of the network, whose values differ from task set to task set
+    :param defined_by: the options that no file of hyperparameters replaces: the method would be another one
     :param default_kwargs: further options of the network, which a file of hyperparameters may change for all methods of
         its policy: sizes that do not define the method
     :param relative_params: parameters relative to Ours (Deep) in the paper's Table 2
@@ -47,6 +48,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     env_steps: Mapping[str, int] = field(default_factory=lambda: dict(ENV_STEPS["ours"]))
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    defined_by: tuple[str, ...] = ()
     default_kwargs: Mapping[str, Any] = field(default_factory=dict)
     relative_params: float | None = None
 
@@ -119,11 +121,18 @@ _TABLE_2 = "Table 2, Figure 6a"
 
 
 def _ours(
-    title: str, source: str, loss_weighting: str, relative_params: float | None = None, **policy_kwargs: Any
+    title: str,
+    source: str,
+    loss_weighting: str | None = None,
+    relative_params: float | None = None,
+    **policy_kwargs: Any,
 ) -> Method:
-    """The paper's own, in one of its forms."""
-    options = {"loss_weighting": loss_weighting, **_CLIPPED}
-    return Method(title, source, "SoftModPolicy", policy_kwargs, options, relative_params=relative_params)
+    """The paper's own: with weights that make it what it is or, by default, Eq. 10's, which a file may replace."""
+    options = {"loss_weighting": loss_weighting or "alpha", **_CLIPPED}
+    definition = ("loss_weighting",) if loss_weighting else ()
+    return Method(
+        title, source, "SoftModPolicy", policy_kwargs, options, defined_by=definition, relative_params=relative_params
+    )
 
 
 def _multi_head(title: str, source: str, relative_params: float | None = None, **policy_kwargs: Any) -> Method:
@@ -133,8 +142,8 @@ def _multi_head(title: str, source: str, relative_params: float | None = None, *
 
 
 def _of_others(name: str, title: str, source: str, policy: str, **options: Any) -> Method:
-    """A method of later work, with what was published under its name."""
-    return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}))
+    """A method of later work, with what was published under its name; the options are what it is."""
+    return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}), tuple(options))
 
 
 def _weighted(name: str, title: str, source: str, loss_weighting: str) -> Method:
@@ -157,13 +166,13 @@ def _with_distribution(title: str, preset: str) -> Method:
     """The paper's network under such a critic."""
     network = dict(preset=preset, critic_options=dict(normalization="layer"), **_DECAYED)
     source = "this package: BRC's critic under the paper's network"
-    return Method(title, source, "SoftModPolicy", network, _DISTRIBUTIONAL)
+    return Method(title, source, "SoftModPolicy", network, _DISTRIBUTIONAL, defined_by=("critic",))
 
 
 #: The methods by name, as written on the command line.
 METHODS: dict[str, Method] = {
-    "softmod_shallow": _ours("Ours (Shallow)", "Table 1, Figure 5", "alpha", 1.0, preset="shallow"),
-    "softmod_deep": _ours("Ours (Deep)", "Tables 1 and 2, Figures 5 and 6a", "alpha", 1.0, preset="deep"),
+    "softmod_shallow": _ours("Ours (Shallow)", "Table 1, Figure 5", relative_params=1.0, preset="shallow"),
+    "softmod_deep": _ours("Ours (Deep)", "Tables 1 and 2, Figures 5 and 6a", relative_params=1.0, preset="deep"),
     "softmod_shallow_wo_balance": _ours("Ours (Shallow, w/o Balance)", "Figure 6b", "uniform", preset="shallow"),
     "softmod_shallow_wo_obs_balance": _ours(
         "Ours (Shallow, w/o Obs & Balance)", "Figure 6b", "uniform", preset="shallow", condition_on_obs=False
@@ -189,6 +198,7 @@ METHODS: dict[str, Method] = {
         "MultiHeadPolicy",
         options=dict(loss_weighting="alpha", **_CLIPPED),
         env_steps=ENV_STEPS["mt_sac"],
+        defined_by=("loss_weighting",),
     ),
     "mix_expert": Method("Mix-Expert", "Table 1, Figure 5", "MixtureOfExpertsPolicy", options=_CLIPPED),
     "hard_routing": Method("Hard Routing", "Table 1, Figure 5", "HardRoutingPolicy", options=_CLIPPED),

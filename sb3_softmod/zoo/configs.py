@@ -28,7 +28,6 @@ from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
-from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
@@ -164,7 +163,7 @@ def complete(
 ) -> dict[str, Any]:
     """Add what a method is to what a file says.
 
-    Weights of the losses that are learned are what their method is: no file replaces them, but the command line may.
+    What a method is :attr:`~.Method.defined_by` stays, whatever the file says; the command line may replace it.
 
     :param hyperparams: those of the file for this env, changed by those of the command line
     :param method: its policy and options stand behind them; ``policy_kwargs`` are joined, one by one
@@ -176,10 +175,8 @@ def complete(
     policy = method.policy
     if not isinstance(policy, str):  # RL Zoo imports the class by its name
         policy = f"{policy.__module__}.{policy.__qualname__}"
-    out = {"policy": policy, **method.options, **hyperparams}
-    weighting = method.options.get("loss_weighting")
-    if weighting in LEARNED_WEIGHTINGS and "loss_weighting" not in given:
-        out["loss_weighting"] = weighting
+    definition = {name: method.options[name] for name in method.defined_by if name not in given}
+    out = {"policy": policy, **method.options, **hyperparams, **definition}
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:
             raise ConfigurationError(

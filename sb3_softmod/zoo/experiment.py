@@ -31,6 +31,7 @@ from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.envs.worker_pool import default_workers
 from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
+from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
 from sb3_softmod.runs.manifest import RunManifest
@@ -169,7 +170,10 @@ class MultiTaskExperimentManager(ExperimentManager):
         """A candidate of Optuna, with the rest of the network's options as they are."""
         policy = MultiTaskSAC.policy_aliases.get(self._hyperparams["policy"], self._hyperparams["policy"])
         options = policy_options(policy) if issubclass(policy, MultiTaskSACPolicy) else []
-        params = tuning.suggest(trial, options, self._hyperparams.get("loss_weighting"))
+        weighting = self._hyperparams.get("loss_weighting")
+        defining = self.method is not None and "loss_weighting" in self.method.defined_by
+        stays = defining or weighting in LEARNED_WEIGHTINGS
+        params = tuning.suggest(trial, options, weighting if stays else None)
         candidate = tuning.to_hyperparams(params, len(self.task_names))
         candidate["policy_kwargs"] = {**self._hyperparams["policy_kwargs"], **candidate["policy_kwargs"]}
         return candidate

@@ -50,7 +50,7 @@ def suggest(trial: optuna.Trial, options: list[str], weighting: str | None = Non
     """Draw the next candidate.
 
     :param options: what the policy's ``policy_kwargs`` may hold
-    :param weighting: ``loss_weighting`` of the method: weights that are learned stay, and their options are drawn
+    :param weighting: a ``loss_weighting`` that stays, with options that are drawn where it has some; None draws one
     :return: as Optuna names and stores it; :func:`to_hyperparams` makes hyperparameters of it
     """
     params: dict[str, Any] = {
@@ -59,14 +59,14 @@ def suggest(trial: optuna.Trial, options: list[str], weighting: str | None = Non
         "batch_per_task": trial.suggest_categorical("batch_per_task", [32, 64, 128, 256]),
         "max_grad_norm": trial.suggest_categorical("max_grad_norm", [None, 1.0, 10.0]),
     }
-    if weighting in _OF_WEIGHTING:
-        for name, (least, most) in _OF_WEIGHTING[weighting].items():
-            name = f"{weighting}_{name}"
-            params[name] = trial.suggest_float(name, least, most, log=True)
-    else:
+    if weighting is None:
         params["loss_weighting"] = trial.suggest_categorical(
             "loss_weighting", ["uniform", "alpha", "log_alpha", "success"]
         )
+    else:
+        for name, (least, most) in _OF_WEIGHTING.get(weighting, {}).items():
+            name = f"{weighting}_{name}"
+            params[name] = trial.suggest_float(name, least, most, log=True)
     for name, sizes in _SIZES.items():
         if name in options:
             params[name] = trial.suggest_categorical(name, sizes)

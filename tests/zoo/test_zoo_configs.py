@@ -8,6 +8,7 @@ import sys
 from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_every_method_is_built(file: str, env: str, algo: str) -> None:
     assert type(model.policy).__name__ == METHODS[algo].policy
 
 
+@pytest.mark.parametrize("env", ["MT3", "MT10-Conditioned", "MT50-Fixed"])
+@pytest.mark.parametrize("file", ["paper", "laptop", "laptop_mse"])
+def test_no_two_methods_are_the_same(file: str, env: str) -> None:
+    """A file that is meant for all of them leaves each what it is, or a comparison would have one method twice."""
+    found = {algo: hyperparams_of(file, algo, env) for algo in METHODS}
+    for first, second in combinations(METHODS, 2):
+        assert found[first] != found[second], (first, second)
+
+
 def test_the_schedule_of_the_paper() -> None:
     """Section 5.2."""
     for env in ("MT10-Fixed", "MT10-Conditioned", "MT50-Fixed", "MT50-Conditioned"):
@@ -120,9 +130,10 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
     found = complete(given, METHODS["softmod_deep"], *here)
     assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=8)
     assert found["loss_weighting"] == "uniform"
-    # Weights that are learned are the method; only the command line replaces them.
+    # What makes a method what it is: only the command line replaces it.
     assert complete(given, METHODS["mt_sac_famo"], *here)["loss_weighting"] == "famo"
     assert complete(given, METHODS["mt_sac_famo"], *here, ["loss_weighting"])["loss_weighting"] == "uniform"
+    assert complete(given, METHODS["mt_mh_sac_balance"], *here)["loss_weighting"] == "alpha"
     # Python code, as RL Zoo's files have it.
     found = complete({**given, "policy_kwargs": "dict(num_layers=1 + 2)"}, METHODS["softmod_deep"], *here)
     assert found["policy_kwargs"] == dict(embedding_dim=16, preset="deep", num_modules=3, module_dim=32, num_layers=3)
