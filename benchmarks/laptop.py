@@ -37,7 +37,7 @@ from sb3_softmod.runs.results import render
 from sb3_softmod.runs.run import MANIFEST, Run, load_run
 from sb3_softmod.runs.statistics import aggregate
 from sb3_softmod.saving.checkpoints import find
-from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes
+from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes, snapshot_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,23 +79,25 @@ def main() -> None:
 
 
 def finished_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> Run:
-    """The run of a method and seed; what there is not of it yet is made, in a process of its own."""
-    runs = runs_of(out, algo, env, seed, minutes)
+    """The run of a method, seed and options; what there is not of it yet is made, in a process of its own."""
+    asked = arguments_of(out, algo, env, seed, minutes, options)
+    runs = runs_of(out, algo, env, asked)
     if not any(run.finished for run in runs):
         begun = next((run for run in runs if has_checkpoint(run)), None)
-        command = ["--resume", str(begun.folder)] if begun else new_run(out, algo, env, seed, minutes, options)
+        command = asked if begun is None else ["--resume", str(begun.folder)]
         subprocess.run([sys.executable, "-m", "sb3_softmod.cli", "train", *command], check=True)
-        runs = runs_of(out, algo, env, seed, minutes)
+        runs = runs_of(out, algo, env, asked)
     finished = [run for run in runs if run.finished]
     if not finished:  # Ctrl-C during the training, which has said how to go on
         sys.exit(1)
     return finished[0]
 
 
-def runs_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float]) -> list[Run]:
-    """The runs of a method, seed and marks that there are, finished or not."""
+def runs_of(out: Path, algo: str, env: str, asked: list[str]) -> list[Run]:
+    """The runs with these arguments that there are, finished or not."""
     runs = [load_run(path.parent) for path in sorted(out.glob(f"{algo}/{env}_*/{MANIFEST}"))]
-    return [run for run in runs if (run.manifest["seed"], run.manifest.get("planned_minutes")) == (seed, minutes)]
+    wanted = [*without_place(asked), "--env", env]  # which train adds, with the whole name
+    return [run for run in runs if options_of(run)[-len(wanted) :] == wanted]
 
 
 def has_checkpoint(run: Run) -> bool:
@@ -107,7 +109,7 @@ def has_checkpoint(run: Run) -> bool:
     return True
 
 
-def new_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> list[str]:
+def arguments_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float], options: list[str]) -> list[str]:
     """The arguments of a new run."""
     command = f"--algo {algo} --env {env} --seed {seed} -f {out} --conf-file laptop --verbose 0"
     return [*command.split(), "--minutes", *(f"{mark:g}" for mark in minutes), *options]
@@ -115,8 +117,8 @@ def new_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[float],
 
 def evaluated(run: Run, minutes: float) -> dict[str, Any]:
     """How the policy after some minutes plays, and what it took to learn it; played once, and read afterwards."""
-    path = run.folder / evaluation_name(minutes)
-    if path.exists():
+    path, snapshot = run.folder / evaluation_name(minutes), run.folder / snapshot_name(minutes)
+    if path.exists() and path.stat().st_mtime >= snapshot.stat().st_mtime:
         found = TaskEvaluation.from_json(path)
     else:
         found = evaluate_run(run.folder, protocol="metaworld", minutes=minutes)
@@ -137,7 +139,10 @@ def evaluated(run: Run, minutes: float) -> dict[str, Any]:
 
 def options_of(run: Run) -> list[str]:
     """Its options of sb3-softmod train, but for where it lies."""
-    arguments = list(run.manifest["arguments"])
+    return without_place(run.manifest["arguments"])
+
+
+def without_place(arguments: list[str]) -> list[str]:
     place = arguments.index("-f")
     return arguments[:place] + arguments[place + 2 :]
 

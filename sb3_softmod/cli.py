@@ -252,14 +252,14 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
 def _plot_profiles(args: argparse.Namespace) -> None:
     from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
+    from sb3_softmod.runs.results import collect
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = (
-            [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if run.finished and run.final})
-        )
+        scored = sorted({entry.benchmark for entry in collect(runs) if entry.is_scored})
+        names = [full_name(args.env)] if args.env else scored
         if not names:
-            raise SoftModError(f"No run in {args.logs} is finished.")
+            raise SoftModError(f"No run in {args.logs} is finished and reports success.")
         for name in names:
             print(*save_figure(draw_profiles(runs, name), args.out / f"profiles-{name}"), sep="\n")
             entries = finished_entries(runs, name)
@@ -286,7 +286,7 @@ def _plot_routing(args: argparse.Namespace) -> None:
     from sb3_softmod.routing.figures import plot_routing
     from sb3_softmod.routing.routes import STEPS, routed_networks
     from sb3_softmod.routing.video import record_routing
-    from sb3_softmod.runs.evaluation import env_options, goals_seed, load_model
+    from sb3_softmod.runs.evaluation import env_options, load_model
     from sb3_softmod.runs.run import load_run
 
     run = load_run(args.folder)
@@ -294,7 +294,7 @@ def _plot_routing(args: argparse.Namespace) -> None:
     check_folder(out)
     model = load_model(run, best=args.best)
     routed_networks(model)  # before the envs, which take a while
-    seed, steps = goals_seed(run) if args.seed is None else args.seed, STEPS if args.steps is None else args.steps
+    seed, steps = run.goals_seed if args.seed is None else args.seed, STEPS if args.steps is None else args.steps
     options = {**env_options(run), "seed": seed}
     note = (
         f"{run.title} on {run.benchmark}, seed {run.manifest['seed']}, {'best' if args.best else 'last'} model: "

@@ -16,7 +16,7 @@ from sb3_softmod.common.files import as_path, check_folder, make_folder, read_te
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
 from sb3_softmod.evaluation.result import TaskEvaluation, mean_over_tasks
 from sb3_softmod.evaluation.video import record_episodes
-from sb3_softmod.runs.evaluation import env_options, final_evaluation, goals_seed, load_model
+from sb3_softmod.runs.evaluation import env_options, final_evaluation, load_model
 from sb3_softmod.runs.run import Run, load_run
 from sb3_softmod.saving.plain_models import save_plain
 
@@ -72,7 +72,7 @@ def write_hub_folder(folder: str | Path, out: str | Path, *, best: bool = False,
     if hyperparameters.exists():
         files.append(_write(out / "config.yml", read_text(hyperparameters)))
     if video:
-        options = {**env_options(run), "seed": goals_seed(run), "render_mode": "rgb_array"}
+        options = {**env_options(run), "seed": run.goals_seed, "render_mode": "rgb_array"}
         with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
             films = record_episodes(model, env, out / "videos")
         with replacing(out / "replay.mp4") as draft:

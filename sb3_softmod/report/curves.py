@@ -11,7 +11,8 @@ import numpy as np
 
 from sb3_softmod.runs.curves import aligned
 from sb3_softmod.runs.progress import read_progress
-from sb3_softmod.runs.run import Run, differences, grouped
+from sb3_softmod.runs.run import Run, grouped
+from sb3_softmod.runs.setting import differences
 from sb3_softmod.runs.statistics import mean_and_interval
 
 #: Points of a line, and of all lines of a metric together: the page stays small with many tasks and runs.

@@ -24,8 +24,8 @@ from sb3_softmod.report.curves import METRICS, Label, Line, Metric, labels_of, l
 from sb3_softmod.report.pictures import routing_pictures, videos
 from sb3_softmod.report.sheet import duration, packages_of, sheet_of
 from sb3_softmod.routing.routes import routed_networks
-from sb3_softmod.runs.evaluation import env_options, evaluation_after, goals_seed, last_of_training, load_model
-from sb3_softmod.runs.run import FINAL, Run, load_run
+from sb3_softmod.runs.evaluation import env_options, last_of_training, load_model
+from sb3_softmod.runs.run import Run, load_run
 from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def write_report(
     runs = [attempt(partial(load_run, run.folder)) or run for run in runs]
     shown = []
     for run, label in zip(runs, labels_of(runs), strict=True):
-        final = attempt(partial(evaluation_after, run)) if (run.folder / FINAL).exists() else None
+        final = attempt(partial(getattr, run, "evaluation"))
         shown.append(Shown(run, label, final or last_of_training(run)))
         if shown[-1].success is None:
             problems.append(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
@@ -190,13 +190,13 @@ def _is_routed(model: MultiTaskSAC) -> bool:
 
 
 def _routing(run: Run, model: MultiTaskSAC) -> dict[str, Any]:
-    options = {**env_options(run), "seed": goals_seed(run)}
+    options = {**env_options(run), "seed": run.goals_seed}
     with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
         return routing_pictures(model, env)
 
 
 def _videos(run: Run, model: MultiTaskSAC) -> dict[str, str]:
-    options = {**env_options(run), "seed": goals_seed(run), "render_mode": "rgb_array"}
+    options = {**env_options(run), "seed": run.goals_seed, "render_mode": "rgb_array"}
     with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
         return videos(model, env, routed=_is_routed(model))
 

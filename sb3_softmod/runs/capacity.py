@@ -14,7 +14,7 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
     """For each method on one benchmark: success, parameters of actor and critics, their ratio to Ours (Deep), and the
     options of the network.
 
-    Runs of other budgets, horizons, goals, rewards or network sizes have rows of their own. Without a run of Ours
+    Runs of other settings, or evaluated otherwise, have rows of their own. Without a run of Ours
     (Deep), the ratios are to the first row.
 
     :param runs: what :func:`.find_runs` found
@@ -51,7 +51,7 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
 
 def _numbers(entry: Entry, reference: Entry) -> list[str]:
     """Parameters and their ratio, empty where the manifests do not say."""
-    count, of_reference = entry.setting[-1], reference.setting[-1]
+    count, of_reference = entry.setting.parameters, reference.setting.parameters
     if count is None:
         return ["", ""]
     return [f"{count:,}", f"{count / of_reference:.2f}x" if of_reference else ""]

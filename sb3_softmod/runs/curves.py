@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.runs.run import Run, differences, grouped
+from sb3_softmod.runs.run import Run, grouped, one_a_seed
+from sb3_softmod.runs.setting import differences
 from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
 #: Points of a curve between which runs are interpolated.
@@ -43,10 +44,10 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
-    :raises ConfigurationError: if no run of it was evaluated
+    :raises ConfigurationError: if no run of it was evaluated, or a seed was run twice
     """
     evaluated = [run for run in runs if len(run.timesteps)]
-    groups = grouped(run for run in evaluated if run.benchmark == benchmark)
+    groups = [one_a_seed(group) for group in grouped(run for run in evaluated if run.benchmark == benchmark)]
     if not groups:
         known = ", ".join(sorted({run.benchmark for run in evaluated})) or "nothing"
         raise ConfigurationError(f"No run on {benchmark} was evaluated; there are evaluated runs on {known}.")

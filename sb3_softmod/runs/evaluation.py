@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch as th
+
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.checks import require_number
 from sb3_softmod.common.errors import ConfigurationError
@@ -16,12 +18,15 @@ from sb3_softmod.runs.run import FINAL, Run, load_run
 from sb3_softmod.saving.timed_snapshots import snapshot_name
 
 
-def load_model(run: Run, *, best: bool = False, minutes: float | None = None) -> MultiTaskSAC:
+def load_model(
+    run: Run, *, best: bool = False, minutes: float | None = None, device: th.device | str = "auto"
+) -> MultiTaskSAC:
     """The policy of a run, to act.
 
     :param run: a run folder
     :param best: the one with the best mean success rate during training, instead of the last
     :param minutes: the one after so many minutes of training, of :class:`.TimedSnapshots`, instead of the last
+    :param device: where it acts
     :raises ConfigurationError: if the run did not save it yet
     """
     if best and minutes is not None:
@@ -39,17 +44,13 @@ def load_model(run: Run, *, best: bool = False, minutes: float | None = None) ->
             f"{run.folder} holds no {path.name}: "
             + ("no evaluation took place yet." if best else "the run did not end. Its best model so far: --best.")
         )
-    return MultiTaskSAC.load(path)
+    return MultiTaskSAC.load(path, device=device)
 
 
 def env_options(run: Run) -> dict[str, Any]:
-    """The arguments of the envs that a run's policy was trained in, but for the seed and the goals."""
-    return {key: run.manifest[key] for key in ("horizon", "reward_version") if run.manifest.get(key) is not None}
-
-
-def goals_seed(run: Run) -> int | None:
-    """The seed of the goals that a run was trained on."""
-    return run.manifest.get("env_kwargs", run.manifest)["seed"]
+    """The arguments of the envs that a run's policy was trained in, but for the seed."""
+    names = ("goals", "horizon", "reward_version")
+    return {name: run.manifest[name] for name in names if run.manifest.get(name) is not None}
 
 
 def evaluate_run(
@@ -83,25 +84,13 @@ def evaluate_run(
         run.benchmark,
         protocol=protocol,
         n_eval_episodes=n_eval_episodes,
-        seed=goals_seed(run) if seed is None else seed,
+        seed=run.goals_seed if seed is None else seed,
         env_kwargs={name: value for name, value in env_options(run).items() if name not in of_protocol},
         progress_bar=progress_bar,
     )
+    found.settings["env_steps_of_run"] = run.manifest.get("env_steps")  # what is written before a run goes on is void
     found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
     found.to_json(run.folder / (FINAL if minutes is None else evaluation_name(minutes)))
-    return found
-
-
-def evaluation_after(run: Run) -> TaskEvaluation:
-    """What :func:`evaluate_run` wrote of a run.
-
-    :raises FileError: naming the file, if it is missing or broken
-    :raises ConfigurationError: if it is of other tasks
-    """
-    path = run.folder / FINAL
-    found = TaskEvaluation.from_json(path)
-    if found.task_names != run.task_names:
-        raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
     return found
 
 
@@ -119,7 +108,7 @@ def final_evaluation(run: Run) -> TaskEvaluation:
 
     :raises ConfigurationError: for a run with neither
     """
-    found = evaluation_after(run) if (run.folder / FINAL).exists() else last_of_training(run)
+    found = run.evaluation or last_of_training(run)
     if found is None:
         raise ConfigurationError(f"{run.folder} holds no evaluation yet: sb3-softmod evaluate {run.folder}")
     return found

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.runs.curves import draw_band, quieten
 from sb3_softmod.runs.results import Entry, collect
-from sb3_softmod.runs.run import SETTING, Run, differences
+from sb3_softmod.runs.run import Run
+from sb3_softmod.runs.setting import differences
 from sb3_softmod.runs.statistics import ENOUGH_SEEDS, performance_profiles, probability_of_improvement
 
 #: Success rates at which profiles are drawn; no run is above 1.
@@ -41,18 +42,24 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
-    :return: by title and, where not all had the same, budget, horizon, goals, rewards or size
+    :return: by title and, where not all had the same, what is different
     :raises ConfigurationError: if there is none
     """
-    finished = [entry for entry in collect(runs) if len(entry.scores)]
+    finished = [entry for entry in collect(runs) if entry.is_scored]
     entries = [entry for entry in finished if entry.benchmark == benchmark]
     if not entries:
         known = ", ".join(sorted({entry.benchmark for entry in finished})) or "nothing"
-        raise ConfigurationError(f"No finished run on {benchmark}; there are finished runs on {known}.")
+        raise ConfigurationError(f"No finished run on {benchmark} reports success; there are such runs on {known}.")
     named = {}
     for entry in entries:
-        # The networks of different methods have different sizes anyway.
-        settings = [e.setting if e.method == entry.method else (*e.setting[:-1], entry.setting[-1]) for e in entries]
+        # Different methods have different networks and hyperparameters anyway.
+        _, _, _, _, parameters, hyperparams, _ = entry.setting
+        settings = [
+            each.setting
+            if each.method == entry.method
+            else each.setting._replace(parameters=parameters, hyperparams=hyperparams)
+            for each in entries
+        ]
         named[", ".join([entry.title, *differences(entry.setting, settings)])] = entry
     return named
 
@@ -86,7 +93,7 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
         band = None if few else (100 * low, 100 * high)
         draw_band(left, place, 100 * THRESHOLDS, 100 * profile, band, label=label)
     left.set(xlabel="success rate (%)", ylabel="runs above it (%)", xlim=(0, 100), ylim=(-3, 103))
-    goals = " and ".join(dict.fromkeys(str(entry.setting[SETTING.index("{} goals")]) for entry in entries.values()))
+    goals = " and ".join(dict.fromkeys(str(entry.setting.goals) for entry in entries.values()))
     left.set_title(f"{benchmark} ({goals} goals)", fontsize=10)
     for axis in right:
         _draw_improvements(axis, pairs)

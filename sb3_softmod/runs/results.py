@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sb3_softmod.common.checks import require_choice
-from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.runs.run import Run, differences, grouped
+from sb3_softmod.runs.run import FinalScore, Run, grouped, one_a_seed
+from sb3_softmod.runs.setting import Setting, differences
 from sb3_softmod.runs.statistics import Aggregate, aggregate
 
 Format = Literal["markdown", "latex", "csv"]
@@ -28,7 +28,7 @@ class Entry:
     :param method: name in the registry, or of the algorithm
     :param title: the name in the paper's tables
     :param benchmark: task set
-    :param setting: budget, horizon, goals, reward version and network size, see :attr:`.Run.setting`
+    :param setting: what the runs were told, and how their scores were found
     :param scores: ``[seeds, tasks]``, of the finished runs
     :param episodes: of each task in the evaluations of the scores; the smallest, should they differ
     :param unfinished: environment steps of each run that did not reach its budget
@@ -38,48 +38,53 @@ class Entry:
     method: str
     title: str
     benchmark: str
-    setting: tuple[Any, ...]
+    setting: Setting
     scores: np.ndarray
     episodes: int
     unfinished: tuple[int, ...]
     network: str
 
     @property
+    def is_scored(self) -> bool:
+        """Whether a task has a score in each of its finished runs: not every env reports success."""
+        return len(self.scores) > 0 and bool(np.isfinite(self.scores).all(0).any())
+
+    @property
     def aggregate(self) -> Aggregate | None:
-        """Statistics over the seeds; None without a finished run."""
-        return aggregate(self.scores) if len(self.scores) else None
+        """Statistics over the seeds; None without a score."""
+        return aggregate(self.scores) if self.is_scored else None
 
 
 def collect(runs: Sequence[Run]) -> list[Entry]:
-    """Sort runs by method, benchmark and setting.
+    """Sort runs by method, benchmark and setting, scores that were found in different ways apart.
 
     :param runs: what :func:`.find_runs` found
     :return: methods in the order of the registry, benchmarks by name, settings by budget
     :raises ConfigurationError: if a seed was run twice in one setting, so that the runs would not be independent
     """
     entries = []
-    for group in grouped(runs):
-        done = [run for run in group if run.finished and run.final is not None]
-        seeds: dict[Any, Run] = {}
-        for run in done:
-            earlier = seeds.setdefault(run.manifest["seed"], run)
-            if earlier is not run:
-                raise ConfigurationError(
-                    f"{earlier.folder} and {run.folder} are the same seed of the same experiment: move one away."
+    for group in map(one_a_seed, grouped(runs)):
+        scored: dict[str | None, list[FinalScore]] = {}
+        unfinished = []
+        for run in group:
+            if run.finished and run.final is not None:
+                scored.setdefault(run.final.evaluation, []).append(run.final)
+            else:
+                unfinished.append(run.steps)
+        for evaluation, finals in (scored or {None: []}).items():
+            entries.append(
+                Entry(
+                    group[0].method,
+                    group[0].title,
+                    group[0].benchmark,
+                    group[0].setting._replace(evaluation=evaluation),
+                    np.array([final.success for final in finals]),
+                    min((final.episodes for final in finals), default=0),
+                    tuple(unfinished),
+                    ", ".join(f"{name} {value}" for name, value in group[0].manifest.get("network", {}).items()),
                 )
-        finals = [run.final for run in done if run.final is not None]
-        entries.append(
-            Entry(
-                group[0].method,
-                group[0].title,
-                group[0].benchmark,
-                group[0].setting,
-                np.array([final.success for final in finals]),
-                min((final.episodes for final in finals), default=0),
-                tuple(run.steps for run in group if run not in done),
-                ", ".join(f"{name} {value}" for name, value in group[0].manifest.get("network", {}).items()),
             )
-        )
+            unfinished = []  # said once
     return entries
 
 
@@ -87,8 +92,8 @@ def results_table(runs: Sequence[Run], format: Format = "markdown") -> str:
     """Methods by benchmarks: mean ± std over the seeds, the interquartile mean with its 95 % interval, and of how
     many seeds and episodes. Of one or two seeds a spread says nothing: the cell then says that there are too few.
 
-    Runs of other budgets, horizons, goals, rewards or network sizes are never mixed: a cell then has an entry for each,
-    with what is different. A cell without a finished run says how far the runs came.
+    Runs of other settings (budget, goals, any hyperparameter), or evaluated otherwise, are never mixed: a cell then has
+    an entry for each, with what is different. A cell without a finished run says how far the runs came.
 
     :param runs: what :func:`.find_runs` found
     :param format: "markdown", "latex", or "csv" (a row for each entry, with all numbers)
@@ -138,9 +143,11 @@ def _score(entry: Entry, format: str) -> str:
             low, high = found.iqm_interval
             parts[0] += f"; IQM {100 * found.iqm:.1f}, {100 * low:.1f} to {100 * high:.1f}"
         parts[0] += ")"
+    elif len(entry.scores):
+        parts.append("reports no success")
     if entry.unfinished:
         steps = ", ".join(f"{done:,}" for done in entry.unfinished)
-        parts.append(f"not finished: {steps} of {entry.setting[0]}")
+        parts.append(f"not finished: {steps} of {entry.setting.budget}")
     return "; ".join(parts)
 
 
@@ -167,16 +174,17 @@ def latex_text(text: str) -> str:
 def _csv(entries: Sequence[Entry]) -> str:
     header = [
         "method", "title", "benchmark", "planned_env_steps", "planned_minutes", "horizon", "goals", "reward_version",
-        "parameters", "seeds", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high", "unfinished_at",
+        "parameters", "seeds", "evaluation", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high",
+        "unfinished_at",
     ]  # fmt: skip
     rows = []
     for entry in entries:
-        found = entry.aggregate
+        found, (budget, *facts, _, evaluation) = entry.aggregate, entry.setting
         numbers: list[Any] = ["", "", "", "", ""]
         if found is not None:
             numbers = [found.mean, "" if found.std is None else found.std, found.iqm, *(found.iqm_interval or ("", ""))]
         rows.append(
-            [entry.method, entry.title, entry.benchmark, *entry.setting[0], *entry.setting[1:], len(entry.scores),
-             entry.episodes, *numbers, " ".join(map(str, entry.unfinished))]
+            [entry.method, entry.title, entry.benchmark, *budget, *facts, len(entry.scores), evaluation, entry.episodes,
+             *numbers, " ".join(map(str, entry.unfinished))]
         )  # fmt: skip
     return render("csv", header, rows)

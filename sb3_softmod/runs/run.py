@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import as_path, read_json
+from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.methods import METHODS
+from sb3_softmod.runs.setting import Budget, Setting, flattened
 
 MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
-
-#: How budget, horizon, goals, rewards and network size of a run read, in the order of :attr:`.Run.setting`.
-SETTING = ("{}", "horizon {}", "{} goals", "rewards {}", "{:,} parameters")
 
 #: Without one of these, a manifest does not say what was compared.
 _NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
 _COLUMNS = ("success_rate", "mean_return")
-
-
-class Budget(NamedTuple):
-    """How long a run learns: environment steps over all tasks or, where it has minutes, so long."""
-
-    steps: int
-    minutes: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
 
 
 @dataclass(frozen=True)
@@ -114,13 +102,11 @@ class Run:
         return self.manifest["status"] == "finished"
 
     @property
-    def setting(self) -> tuple[Any, ...]:
-        """What must be the same in all runs of a mean, see :data:`SETTING`."""
-        return (
-            self.budget,
-            *(self.manifest.get(key) for key in ("horizon", "goals", "reward_version")),
-            self.parameters,
-        )
+    def setting(self) -> Setting:
+        """What must be the same in all runs of a mean."""
+        horizon, goals, version = (self.manifest.get(key) for key in ("horizon", "goals", "reward_version"))
+        hyperparams = flattened(self.manifest.get("hyperparams"))
+        return Setting(self.budget, horizon, goals, version, self.parameters, hyperparams)
 
     @property
     def goals(self) -> str:
@@ -129,41 +115,55 @@ class Run:
         return f"{kind} goals" if kind is not None else "goals unknown"
 
     @property
+    def goals_seed(self) -> int | None:
+        """The seed of the goals that it learned with."""
+        seed: int | None = self.manifest.get("env_kwargs", self.manifest).get("seed")
+        return seed
+
+    @property
     def parameters(self) -> int | None:
         """Of actor and critics together; None where the manifest does not say."""
         counts = self.manifest.get("parameters") or {}
         return counts["actor"] + counts["critic"] if {"actor", "critic"} <= set(counts) else None
 
     @cached_property
+    def evaluation(self) -> TaskEvaluation | None:
+        """What ``sb3-softmod evaluate`` found; None where it did not, or before the run was resumed.
+
+        :raises FileError: naming the file, if it is broken
+        :raises ConfigurationError: if it is of other tasks
+        """
+        path = self.folder / FINAL
+        if not path.exists():
+            return None
+        found = TaskEvaluation.from_json(path)
+        if found.task_names != self.task_names:
+            raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
+        now = self.manifest.get("env_steps")
+        return found if found.settings.get("env_steps_of_run", now) == now else None
+
+    @cached_property
     def final(self) -> FinalScore | None:
-        """The final score: of ``evaluation.json`` where the run was evaluated, else of its last evaluation.
+        """The final score: of :attr:`evaluation` or, without one, of the last evaluation of training.
 
         None for a run that has neither.
         """
-        path = self.folder / FINAL
-        if path.exists():
-            tasks: Any = read_json(path).get("tasks")
-            try:
-                rates = [tasks[name]["success_rate"] for name in self.task_names]
-                success = np.array([math.nan if rate is None else float(rate) for rate in rates])
-                episodes = min(int(tasks[name]["episodes"]) for name in self.task_names)
-            except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-                raise FileError(f"{path} is broken ({type(error).__name__}: {error}).") from error
-            return FinalScore(success, episodes)
-        return FinalScore(self.success[-1], self.episodes) if len(self.success) else None
+        found = self.evaluation
+        if found is not None:
+            return FinalScore(np.array(found.success_rate), min(found.episodes), self._how(found.settings))
+        if not len(self.success):
+            return None
+        return FinalScore(self.success[-1], self.episodes, "evaluated during training")
 
-
-def differences(setting: tuple[Any, ...], settings: Iterable[tuple[Any, ...]]) -> list[str]:
-    """What is not the same in all settings, as it is in this one.
-
-    :param setting: of :attr:`.Run.setting`
-    :param settings: it and others
-    """
-    return [
-        "unknown " + text.split()[-1] if value is None else text.format(value)
-        for text, value, *values in zip(SETTING, setting, *settings, strict=True)
-        if len(set(values)) > 1
-    ]
+    def _how(self, settings: Mapping[str, Any]) -> str:
+        """How the policy was evaluated after training, in words; its seed where it is not that of the training."""
+        seed, protocol, model = (settings.get(name) for name in ("seed", "protocol", "model"))
+        parts = [
+            f"{protocol} protocol" if protocol else "evaluated after training",
+            *([f"the {model} model"] if model not in (None, "last") else []),
+            *([] if seed in (None, self.goals_seed) else [f"goals of seed {seed}"]),
+        ]
+        return ", ".join(parts)
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:
@@ -181,11 +181,28 @@ class FinalScore:
     """Success rates at the end of a run.
 
     :param success: ``[M]``
-    :param episodes: of each task
+    :param episodes: of each task; the fewest
+    :param evaluation: how they were found
     """
 
     success: np.ndarray
     episodes: int
+    evaluation: str
+
+
+def one_a_seed(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one method and setting, without those that were begun anew: of a seed, the one that is finished.
+
+    :raises ConfigurationError: for a seed that was run twice, so that the runs would not be independent
+    """
+    kept: dict[Any, Run] = {}
+    for run in sorted(runs, key=lambda run: not run.finished):
+        earlier = kept.setdefault(run.manifest["seed"], run)
+        if earlier is not run and earlier.finished is run.finished:
+            raise ConfigurationError(
+                f"{earlier.folder} and {run.folder} are the same seed of the same experiment: move one away."
+            )
+    return [run for run in runs if kept[run.manifest["seed"]] is run]
 
 
 def load_run(folder: str | Path) -> Run:
@@ -260,7 +277,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "planned_minutes": lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
     **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
     "parameters": _are_counts,
-    "network": lambda value: value is None or isinstance(value, dict),
+    **dict.fromkeys(("network", "hyperparams"), lambda value: value is None or isinstance(value, dict)),
 }
 
 

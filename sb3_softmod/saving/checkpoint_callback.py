@@ -114,8 +114,11 @@ class CheckpointCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self.ended_by and self.model.num_timesteps >= self.model._total_timesteps:
-            self.between_steps(self.locals["callback"])  # a signal in the last step, after which nobody asks any more
+        # A signal in the last step, after which nobody asks any more. RL Zoo ends its first callback a second time,
+        # when all is written and the folder closed.
+        in_last_step = self.model.num_timesteps >= self.model._total_timesteps
+        if self.ended_by and in_last_step and self._folder is not None:
+            self.between_steps(self.locals["callback"])
 
     def between_steps(self, callback: BaseCallback) -> bool:
         """Write a checkpoint if it is time to; nothing of the training may be under way.

@@ -43,6 +43,7 @@ _NEEDED = (
     "method",
     "task_set",
     "played",
+    "env_options",
     "env_kwargs",
     "seed",
     "n_envs",
@@ -210,7 +211,7 @@ def _source(args: argparse.Namespace) -> Source:
     run = load_run(args.run)
     if not isinstance(run.manifest.get("env_kwargs"), dict):
         raise FileError(f"{run.folder / 'run.json'} does not say what its envs were made with (env_kwargs).")
-    model = load_model(run, best=args.best)
+    model = load_model(run, best=args.best, device=args.device)
     return Source(str(run.folder), run.method, run.benchmark, run.manifest["env_kwargs"], model)
 
 
@@ -223,6 +224,7 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
     # Where everything learns, tasks that are kept and not played would be forgotten.
     played = [name] if args.tune == "all" else list(args.tasks)
     every = EVAL_EVERY * len(learning)
+    told = {"tune": args.tune, "init": args.init, "keep_tasks": not args.drop_tasks}
     return {
         "method": source.method,
         "title": METHODS[source.method].title if source.method in METHODS else source.method,
@@ -239,10 +241,9 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
         "planned_env_steps": args.n_timesteps,
         "planned_minutes": None,
         "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},
+        "hyperparams": told,
         "options": {
-            "tune": args.tune,
-            "init": args.init,
-            "keep_tasks": not args.drop_tasks,
+            **told,
             "eval_freq": every if args.eval_freq is None else args.eval_freq,
             "eval_episodes": args.eval_episodes,
             "save_freq": every if args.save_freq is None else args.save_freq,
@@ -284,4 +285,4 @@ def _write_config(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / facts["task_set"] / "config.yml"
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as draft:
-        draft.write_text(yaml.safe_dump({"env_kwargs": facts["env_kwargs"]}))
+        draft.write_text(yaml.safe_dump({"env_kwargs": {**facts["env_options"], **facts["env_kwargs"]}}))

@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from functools import cache, reduce
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import gymnasium as gym
@@ -76,15 +79,17 @@ def find_config(name: str | None) -> str:
 
 
 def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
-    """Read a YAML file; refuse it if something in it is unknown, misspelt or there twice.
+    """Read a file; refuse one in YAML if something in it is unknown, misspelt or there twice.
 
     :param path: what :func:`find_config` found
     :param algorithm: that the file is for
-    :return: the whole file; nothing for the Python code that RL Zoo reads too
+    :return: the whole file; of Python code the mapping ``hyperparams``
     :raises ConfigurationError: naming file, line and key
     """
+    if path.endswith(".py"):
+        return dict(run_path(path)["hyperparams"])
     if not path.endswith((".yml", ".yaml")):
-        return {}
+        return deepcopy(dict(import_module(path).hyperparams))  # RL Zoo changes that of the module
     text = read_text(path)
     try:
         root = yaml.compose(text, yaml.SafeLoader)
@@ -208,11 +213,12 @@ def _entries(path: str, node: yaml.Node | None, of: str, known: Collection[str])
         line = f", line {node.start_mark.line + 1}" if node is not None else ""
         raise ConfigurationError(f"{path}{line}: {of} must be a mapping (key: value).")
     seen: dict[str, yaml.Node] = {}
+    merged: dict[str, yaml.Node] = {}
     for key, value in node.value:
         place = f"{path}, line {key.start_mark.line + 1}"
         if key.tag == "tag:yaml.org,2002:merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                _entries(path, merged, of, known)
+            for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged = {**dict(_entries(path, each, of, known)), **merged}  # the first counts
             continue
         if not isinstance(key.value, str):
             raise ConfigurationError(f"{place}: a key of {of} must be a name.")
@@ -221,7 +227,7 @@ def _entries(path: str, node: yaml.Node | None, of: str, known: Collection[str])
         if key.value in seen:
             raise ConfigurationError(f"{place}: the key {key.value!r} of {of} is there twice.")
         seen[key.value] = value
-    return list(seen.items())
+    return list({**merged, **seen}.items())
 
 
 def _is_module(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -32,7 +33,7 @@ from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.envs.worker_pool import default_workers
 from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
-from sb3_softmod.methods import METHODS
+from sb3_softmod.methods import METHODS, join_kwargs
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
 from sb3_softmod.runs.manifest import RunManifest
 from sb3_softmod.runs.progress import ProgressFileCallback
@@ -99,9 +100,9 @@ class MultiTaskExperimentManager(ExperimentManager):
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """RL Zoo's, checked, and completed with what the method is."""
         algorithm = ALGOS[self.algo]
-        config = load_config(self.config, algorithm)
         check_parameters(self.custom_hyperparams or {}, algorithm)
         with self._naming_the_file():
+            config = load_config(self.config, algorithm)
             hyperparams, _ = super().read_hyperparameters()
             if self.args.minutes:
                 hyperparams["n_timesteps"] = UNLIMITED
@@ -112,13 +113,15 @@ class MultiTaskExperimentManager(ExperimentManager):
         hyperparams.setdefault("n_envs", len(self.task_names))
         self._use_cores(hyperparams)
 
-        of_file = block_of(config, self.task_set.name).get("env_kwargs", {})
+        of_file = block_of(config, self.task_set.name).get("env_kwargs") or {}
         # What goals a seed stands for is settled when an env is made: whoever plays the policy later needs the same.
-        self.env_kwargs = {"seed": self.seed, **of_file, **hyperparams.get("env_kwargs", {}), **self.env_kwargs}
+        self.env_kwargs = {"seed": self.seed, **of_file, **(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
         self.eval_env_kwargs = {**self.env_kwargs, **(self._eval_env_kwargs_args or {})}
         for options in (self.env_kwargs, self.eval_env_kwargs):
             self.task_set.arguments(options)
         self.args.env_kwargs = hyperparams["env_kwargs"] = self.env_kwargs
+        #: As they come out of all files and options, in plain words; what follows changes the values in place.
+        self.told: dict[str, Any] = json.loads(json.dumps(hyperparams, default=_name_of))
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
 
     def _use_cores(self, hyperparams: dict[str, Any]) -> None:
@@ -175,7 +178,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         stays = defining or weighting in LEARNED_WEIGHTINGS
         params = tuning.suggest(trial, options, weighting if stays else None)
         candidate = tuning.to_hyperparams(params, len(self.task_names))
-        candidate["policy_kwargs"] = {**self._hyperparams["policy_kwargs"], **candidate["policy_kwargs"]}
+        candidate["policy_kwargs"] = join_kwargs(self._hyperparams["policy_kwargs"], candidate["policy_kwargs"])
         return candidate
 
     # --------------------------------------------------------------------- envs
@@ -323,7 +326,13 @@ class MultiTaskExperimentManager(ExperimentManager):
             "planned_env_steps": self.n_timesteps,
             "planned_minutes": self.args.minutes,
             "config": self.config,
+            "hyperparams": self.told,
             "continues": self.trained_agent or None,
             "command": " ".join(sys.orig_argv),
             "arguments": sys.argv[1:],
         }
+
+
+def _name_of(value: Any) -> str:
+    """Of a class or function that a Python file has among its hyperparameters; the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

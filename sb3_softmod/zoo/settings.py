@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -65,12 +64,6 @@ class _FoundError(Exception):
 class _Probe(MultiTaskExperimentManager):
     """Says what it would do instead."""
 
-    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        hyperparams, saved = super().read_hyperparameters()
-        # At once, because what follows changes the values in place.
-        self._saved = json.loads(json.dumps(saved, default=_name_of))
-        return hyperparams, saved
-
     def create_log_folder(self) -> None:
         if self.algo not in METHODS or self.optimize_hyperparameters:
             raise ConfigurationError("A run of a grid trains one of our methods; it does not --optimize.")
@@ -82,12 +75,7 @@ class _Probe(MultiTaskExperimentManager):
                 num_envs=self.n_envs + (self.n_eval_envs if self.eval_freq > 0 else 0),
                 steps=int(self.n_timesteps),
                 minutes=max(minutes) if minutes else None,
-                hyperparams=self._saved,
+                hyperparams=self.told,
                 options={name: vars(self.args)[name] for name in _OPTIONS},
             )
         )
-
-
-def _name_of(value: Any) -> str:
-    """Of a class or function that a Python file has among its hyperparameters; the same in every process."""
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

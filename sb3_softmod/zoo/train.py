@@ -220,6 +220,10 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigurationError(f"Unknown algo {known.algo!r}: {nearest(known.algo, ALGOS)}")
     if known.algo in METHODS or known.env not in gym.registry or known.env.startswith(f"{NAMESPACE}/"):
         known.env = get_task_set(known.env).name
+        if known.env not in TASK_SETS:
+            raise ConfigurationError(
+                f"{known.env} is a set for a trained policy (sb3-softmod adapt): --env takes one of those of --help."
+            )
     if known.conf_file is not None:
         find_config(known.conf_file)
     if known.trained_agent and not (known.trained_agent.endswith(".zip") and os.path.isfile(known.trained_agent)):

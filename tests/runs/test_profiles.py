@@ -69,7 +69,7 @@ def test_one_method_alone_has_no_improvement(tmp_path: Path) -> None:
 
 
 def test_an_unknown_benchmark_is_refused(logs: Path) -> None:
-    with pytest.raises(ConfigurationError, match="No finished run on MT3; there are finished runs on MT10-Fixed"):
+    with pytest.raises(ConfigurationError, match="No finished run on MT3 reports success; there are such runs on MT10"):
         finished_entries(find_runs(logs)[0], "MT3")
 
 
@@ -84,4 +84,4 @@ def test_the_command(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_without_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, "mt_mh_sac", 1, {1000: [0.2, 0.4]}, status="running")
     assert main(["plot", "profiles", str(tmp_path)]) == 2
-    assert f"No run in {tmp_path} is finished." in capsys.readouterr().err
+    assert f"No run in {tmp_path} is finished and reports success." in capsys.readouterr().err

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from run_folders import TASKS, write_run
 
 from sb3_softmod import ConfigurationError
+from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.curves import collect_curves, draw_curves
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.run import find_runs, load_run
@@ -44,15 +47,30 @@ def test_a_run(tmp_path: Path) -> None:
     assert run.final.success.tolist() == [0.6, 1.0]
 
 
+def evaluate(folder: Path, success: Sequence[float], episodes: int = 50, **settings: Any) -> None:
+    """As ``sb3-softmod evaluate`` does."""
+    n = len(success)
+    found = TaskEvaluation(TASKS, [episodes] * n, list(success), [0.0] * n, [1.0] * n, [5.0] * n, settings)
+    found.to_json(folder / "evaluation.json")
+
+
 def test_the_final_evaluation_comes_before_those_of_training(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "mt_sac", 1, {2000: [0.6, 1.0]})
-    tasks = {"push": dict(success_rate=0.5, episodes=50), "pull": dict(success_rate=None, episodes=40)}
-    (folder / "evaluation.json").write_text(json.dumps(dict(tasks=tasks)))
+    evaluate(folder, [0.5, math.nan], 40)
     final = load_run(folder).final
     assert final is not None
     assert final.episodes == 40
     assert final.success[0] == 0.5
     assert math.isnan(final.success[1])
+
+
+def test_an_evaluation_from_before_a_run_went_on_is_void(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "mt_sac", 1, {2000: [0.6, 1.0]}, env_steps=2000)
+    for at, success in ((1000, [0.6, 1.0]), (None, [0.6, 1.0]), (2000, [0.0, 0.5])):  # None: of a run that was killed
+        evaluate(folder, [0.0, 0.5], env_steps_of_run=at)
+        final = load_run(folder).final
+        assert final is not None
+        assert final.success.tolist() == success
 
 
 def test_a_run_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
@@ -218,6 +236,47 @@ def test_the_same_seed_twice_is_refused(logs: Path) -> None:
         results_table(find_runs(logs)[0])
 
 
+def test_scores_that_were_found_in_different_ways_are_not_mixed(tmp_path: Path) -> None:
+    for seed, settings in enumerate([dict(protocol="metaworld"), dict(protocol="metaworld"), dict(model="best")]):
+        folder = write_run(tmp_path, "mt_sac", seed, {2000: [0.0, 0.0]})
+        evaluate(folder, [0.5, 1.0], seed=seed, **settings)
+    evaluate(write_run(tmp_path, "mt_sac", 3, {2000: [0.0, 0.0]}), [0.5, 1.0], seed=7)
+    write_run(tmp_path, "mt_sac", 4, {2000: [1.0, 1.0]})
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert re.findall(r"(?:<br>|\| )([^|<]*?): ([0-9.]+ %) \((\d) seed", row) == [
+        ("metaworld protocol", "75.0 %", "2"),
+        ("evaluated after training, the best model", "75.0 %", "1"),
+        ("evaluated after training, goals of seed 7", "75.0 %", "1"),
+        ("evaluated during training", "100.0 %", "1"),
+    ]
+
+
+def test_runs_of_other_hyperparameters_are_not_mixed(tmp_path: Path) -> None:
+    """As the blocks of a grid have them; what changes nothing but rounding does not count."""
+    for name, rate, clip, precision in (("slow", 1e-4, None, "fp32"), ("fast", 1e-3, 1.0, "bf16")):
+        for seed in (1, 2):
+            hyperparams: dict[str, Any] = dict(learning_rate=rate, precision=precision, env_kwargs=dict(seed=seed))
+            hyperparams["policy_kwargs"] = dict(net_arch=[64], **({} if clip is None else dict(depth=3)))
+            success = {0: [0.0, 0.0], 2000: [rate, rate]}
+            write_run(tmp_path, "mt_sac", seed, success, suffix=name, hyperparams=hyperparams)
+    runs = find_runs(tmp_path)[0]
+    ways = ["learning_rate 0.0001, depth by default", "learning_rate 0.001, depth 3"]
+    labels = [curve.label for curve in collect_curves(runs, "MT10-Fixed")]
+    few = "MT-SAC (2 seeds of 5 episodes a task, no interval"
+    assert sorted(labels) == [f"{few}, {way}" + ")" for way in ways]
+    *_, row = results_table(runs).splitlines()
+    assert all(f"{way}: " in row for way in ways)
+
+
+def test_a_set_whose_tasks_report_no_success(tmp_path: Path) -> None:
+    write_run(tmp_path, "mt_sac", 1, {2000: [math.nan, math.nan]}, benchmark="DMC-Walker")
+    write_run(tmp_path, "mt_sac", 1, {2000: [0.5, 1.0]})
+    runs = find_runs(tmp_path)[0]
+    *_, row = results_table(runs).splitlines()
+    assert row == "| MT-SAC | reports no success | 75.0 % (1 seed of 5 episodes a task, too few for a spread) |"
+    assert next(csv.DictReader(io.StringIO(results_table(runs, "csv"))))["mean"] == ""
+
+
 def test_an_unknown_format_is_refused(logs: Path) -> None:
     with pytest.raises(ConfigurationError, match="Unknown format 'markdwon': did you mean 'markdown'"):
         results_table(find_runs(logs)[0], "markdwon")  # type: ignore[arg-type]
@@ -235,6 +294,18 @@ def test_curves_are_interpolated_as_far_as_all_runs_came(tmp_path: Path) -> None
     assert curve.steps.tolist() == [0, 500, 1000]
     np.testing.assert_allclose(curve.success[0], [[0.0, 0.0], [0.1, 0.2], [0.2, 0.4]])
     np.testing.assert_allclose(curve.success[1], [[0.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
+
+
+def test_a_run_that_was_begun_anew_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 1000: [1.0, 1.0]}, status="running", suffix="-killed")
+    write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 2000: [0.6, 1.0]})
+    (curve,) = collect_curves(find_runs(tmp_path)[0], "MT10-Fixed")
+    assert curve.label == "MT-SAC (1 seed of 5 episodes a task, no interval)"
+    assert curve.steps.tolist() == [0, 2000]
+    assert "not finished" not in results_table(find_runs(tmp_path)[0])
+    write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 2000: [0.6, 1.0]}, suffix="-again")
+    with pytest.raises(ConfigurationError, match=r"MT10-Fixed_1 and .*MT10-Fixed_1-again are the same seed"):
+        collect_curves(find_runs(tmp_path)[0], "MT10-Fixed")
 
 
 @pytest.mark.parametrize("by_task", [False, True])

@@ -115,6 +115,7 @@ def test_a_signal_in_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture
     expected = everything(model)
     assert callback.ended_by == "SIGTERM"
     assert "Ended by SIGTERM at step 60. To go on: " in capsys.readouterr().out
+    callback.on_training_end()  # once more, as RL Zoo does with its first callback
     resumed = SoftModSAC.resume(tmp_path, make_env())
     resumed.learn(callback=[CheckpointCallback(tmp_path), never()])
     assert resumed.num_timesteps == 60

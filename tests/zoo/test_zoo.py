@@ -283,6 +283,7 @@ def test_enjoy_refuses(options: str, message: str, logs: Path, capsys: pytest.Ca
         (["--algo", "softmod_dep", "--env", "MT3"], "Unknown algo 'softmod_dep': did you mean 'softmod_deep'"),
         (["--algo", "mt_sac", "--env", "MT10-Conditoned"], "Unknown env 'MT10-Conditoned': did you mean 'MT10-Cond"),
         (["--algo", "mt_sac", "--env", "CartPole-v1"], "Unknown env 'CartPole-v1'"),
+        (["--algo", "mt_sac", "--env", "MT3+push-v3"], "MT3+push-v3 is a set for a trained policy (sb3-softmod adapt)"),
         (["--algo", "mt_sac"], "--env is missing: MT10-Fixed, MT10-Conditioned"),
         (["--env", "MT3"], "--algo is missing: softmod_shallow, softmod_deep"),
         (["-params", "learning_rat:0.1"], "Unknown hyperparameter 'learning_rat': did you mean 'learning_rate'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
-from zoo_runs import MT3, manifest, run_of, train
+from zoo_runs import MT3, config, manifest, run_of, train
 
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
@@ -54,6 +54,19 @@ def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(f"evaluate {run} --episodes 1".split()) == 0
     assert main(f"enjoy --algo softmod_deep --env {SET} -f {tmp_path} --episodes 1".split()) == 0
     assert "coffee-button-v3" in capsys.readouterr().out
+
+
+def test_the_goals_of_the_source(tmp_path: Path) -> None:
+    """Without its tasks, the set of the adapted run has other ones by default."""
+    command = f"train --algo mt_sac --env MT10-Fixed -f {tmp_path} -n 10 --conf-file laptop --eval-freq -1".split()
+    options = ["--vec-env", "dummy", "--verbose", "0", "--env-kwargs", "horizon:5", "-params", "n_envs:10"]
+    assert main([*command, *options]) == 0
+    source = run_of(tmp_path, "mt_sac", "MT10-Fixed")
+    options = ["--tune", "all", "--init", "mean", "--drop-tasks", "--device", "cpu", "--eval-freq", "-1"]
+    assert adapt(source, tmp_path, " ".join(options), steps=10) == 0
+    run = run_of(tmp_path, "mt_sac", "coffee-button-v3")
+    assert manifest(run)["goals"] == config(run)["env_kwargs"]["goals"] == "fixed"
+    assert manifest(run)["hyperparams"] == dict(tune="all", init="mean", keep_tasks=False)
 
 
 def test_goes_on_exactly(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,18 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
     assert "preset" not in found["policy_kwargs"]
 
 
+def test_python_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or module of RL Zoo's kind is read whole, so that what it says is joined too."""
+    text = "hyperparams = dict(MT3=dict(n_timesteps=9), policies=dict(SoftModPolicy=dict(module_dim=8)))"
+    (tmp_path / "settings_in_code.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (str(tmp_path / "settings_in_code.py"), "settings_in_code"):
+        config = load_config(find_config(name), MultiTaskSAC)
+        found = complete(block_of(config, "MT3"), METHODS["softmod_deep"], TASK_SETS["MT3"], config)
+        assert found["n_timesteps"] == 9
+        assert found["policy_kwargs"] == dict(preset="deep", module_dim=8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -158,6 +170,10 @@ def test_what_stands_behind_what(tmp_path: Path) -> None:
         ),
         ("MT3:\n  policy_kwargs: {module_dm: 3}\n", "line 2: unknown key 'module_dm' of policy_kwargs: did you mean"),
         ("MT3:\n  normalize:\n    norm_rewards: false\n", "line 3: unknown key 'norm_rewards' of normalize: did you"),
+        (
+            "MT3:\n  <<: &base\n    normalize:\n      norm_rewrd: false\n",
+            "line 4: unknown key 'norm_rewrd' of normalize: did you mean 'norm_reward'",
+        ),
         ("policies:\n  SoftModPolic: {}\n", "line 2: unknown key 'SoftModPolic' of policies: did you mean 'SoftModP"),
         ("policies:\n  MTMlpPolicy: {num_modules: 2}\n", "line 2: unknown key 'num_modules' of MTMlpPolicy"),
         ("MT3:\n  gamma: 0.9\n  gamma: 0.8\n", "line 3: the key 'gamma' of MT3 is there twice."),

@@ -101,6 +101,9 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert facts["task_set"] == "MT3"
     assert facts["tasks"] == MT3
     assert (facts["goals"], facts["horizon"], facts["reward_version"]) == ("random", 5, "v2")
+    told = facts["hyperparams"]
+    assert (told["critic"], told["batch_size"], told["env_kwargs"]) == ("hl_gauss", 6, dict(seed=3, horizon=5))
+    assert told["policy_kwargs"]["net_arch"] == [200] * 3
     assert facts["seed"] == 3
     assert facts["env_steps"] == facts["planned_env_steps"] == 150
     assert facts["env_steps_by_task"] == dict.fromkeys(MT3, 50)
@@ -115,6 +118,16 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert facts["best_success_rate"] >= facts["last_success_rate"] >= 0
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (facts["git"] or {}).get("commit") == (head.stdout.strip() or None)
+
+
+def test_the_goals_of_the_training_are_evaluated(tmp_path: Path) -> None:
+    """Those of the command line too, and of another seed."""
+    assert train(tmp_path, steps=60, env_kwargs=["goals:'fixed'", "seed:8"]) == 0
+    run = run_of(tmp_path)
+    assert main(f"evaluate {run} --episodes 1".split()) == 0
+    settings = json.loads((run / "evaluation.json").read_text())["settings"]
+    assert (settings["goals"], settings["seed"], settings["horizon"]) == ("fixed", 8, 5)
+    assert settings["env_steps_of_run"] == 60
 
 
 def test_a_run_that_fails(tmp_path: Path) -> None:
@@ -139,6 +152,8 @@ def test_a_mixture_for_an_unseen_task(tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads((run / "mixture_push-v3.json").read_text())
     assert set(found["mixture"]) == set(MT3)
     assert len(found["tried"]) == 5
-    assert found["settings"] == dict(episodes=1, trials=5, final_episodes=50, seed=2, horizon=5, reward_version="v2")
+    assert found["settings"] == dict(
+        episodes=1, trials=5, final_episodes=50, seed=2, goals="random", horizon=5, reward_version="v2"
+    )
     assert main(f"mixture {run} --task push-v3 --trials 3".split()) == 2
     assert "trials must be at least 4, not 3" in capsys.readouterr().err

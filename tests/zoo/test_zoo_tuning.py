@@ -75,6 +75,8 @@ def test_two_trials(algo: str, tmp_path: Path) -> None:
             assert found["module_dim"] == row["params_module_dim"]
         else:
             assert found == dict(net_arch=[row["params_width"]] * row["params_depth"])
+            of_critics: Any = model.policy.critic_options
+            assert of_critics == dict(normalization="layer")  # the file's net_arch of the critics gave way
     assert not list(tmp_path.glob(f"{algo}/MT3_*"))  # no run, no folder
 
 
