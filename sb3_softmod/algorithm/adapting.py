@@ -23,7 +23,7 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.networks.adapted import begin_from
 from sb3_softmod.networks.tunable import Tune, require_tune
 from sb3_softmod.policies import MultiTaskSACPolicy
-from sb3_softmod.saving.loading import ATTRIBUTES, check_arguments
+from sb3_softmod.saving.loading import ATTRIBUTES, check_arguments, check_critic, with_own_options
 
 if TYPE_CHECKING:
     from sb3_softmod.algorithm.learning_sac import LearningSAC
@@ -53,6 +53,7 @@ def adapt(model: Any, tasks: Any, tune: Tune, keep_tasks: bool, init: Init, kwar
             raise ConfigurationError(
                 f"adapt takes no {name}: the networks are those of the model, and of the new tasks."
             )
+    check_critic(vars(model), kwargs)
     env, made = _env_of(model, tasks, keep_tasks)
     try:
         return _adapted(model, env, tune, keep_tasks, init, kwargs)
@@ -78,6 +79,7 @@ def _env_of(model: Any, tasks: Any, keep_tasks: bool) -> tuple[VecEnv, bool]:
         num_tasks_of(env)
         names = task_names_of(env)
         if keep_tasks and names[: model.num_tasks] == model.task_names and len(names) > model.num_tasks:
+            _check_spaces(model, env, len(names))
             return env, False
     known = [name for name in names if name in model.task_names]
     if keep_tasks and known:
@@ -123,7 +125,7 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
 
     before = model.policy.groups or [{"tasks": model.num_tasks, "tune": None}]
     learning = len(names) if tune == "all" else len(new)
-    per_task = max(model.batch_size // model.num_tasks, 1)
+    per_task = max(model.batch_size // len(model.learning_tasks), 1)
     cls = type(model)
     arguments = {
         name: getattr(model, ATTRIBUTES.get(name, name)) for name in arguments_of(cls) if name not in _OF_ITS_OWN
@@ -135,10 +137,10 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
         },
         buffer_size=model.buffer_size // model.num_tasks * len(names),
         batch_size=-(-per_task * learning // len(names)) * len(names),  # that the number of tasks divides
-        learning_starts=model.learning_starts * len(new) // model.num_tasks,
+        learning_starts=model.learning_starts * len(new) // before[-1]["tasks"],  # which the model's are for
         ent_coef=_ent_coef(model, len(kept), len(new), rows),
     )
-    arguments |= kwargs
+    arguments |= with_own_options(vars(model), kwargs)
     # None of the old tasks is played: each has its ring, and stays empty where it cannot learn.
     in_all = SomeTasks(env, names) if played == new and kept else env
     adapted = cls(model.policy_class, in_all, device=model.device, _init_setup_model=False, **arguments)
@@ -153,8 +155,9 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
     adapted.critic_target.load_state_dict(adapted.critic.state_dict())
     if "ent_coef" not in kwargs:
         _grow_temperatures(adapted, model, len(kept), len(new), rows, first)
-    if adapted.reward_scale is not None and model.reward_scale is not None and kept:
-        adapted.reward_scale.set_largest_returns([*model.reward_scale.largest_returns(), *[0.0] * len(new)])
+    scale, old_scale = adapted.reward_scale, model.reward_scale
+    if kept and scale is not None and old_scale is not None and scale.gamma == old_scale.gamma:
+        scale.set_largest_returns([*old_scale.largest_returns(), *[0.0] * len(new)])
     if tune == "all" and kept:
         _take_transitions(adapted, model, len(new))
     begun = {name: old[row] for name, row in zip(new, rows, strict=True)} if init == "nearest" else init  # type: ignore[call-overload]
@@ -232,6 +235,13 @@ def _take_transitions(adapted: Any, model: LearningSAC, num_new: int) -> None:
     own, old = adapted.replay_buffer, model.replay_buffer
     if not isinstance(own, MultiTaskReplayBuffer) or not isinstance(old, MultiTaskReplayBuffer) or not old.size():
         return
+    if own.capacity_per_task != old.capacity_per_task:
+        raise ConfigurationError(
+            "tune='all' keeps what the model's replay buffer holds, which has room for "
+            f"{old.capacity_per_task} transitions of each task, not for {own.capacity_per_task} as with "
+            f"buffer_size={adapted.buffer_size}: leave buffer_size out, or empty the buffer before, "
+            "model.replay_buffer.reset()."
+        )
     segment, head = old.segment(), old.head()
     assert segment is not None
     none = np.zeros(num_new, np.int64)

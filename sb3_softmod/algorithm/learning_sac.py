@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_softmod.algorithm.options import check_n_steps
+from sb3_softmod.algorithm.options import check_n_steps, check_reward_scaling
 from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
@@ -22,6 +22,7 @@ from sb3_softmod.learner.loss_weights import RECENT_EPISODES
 from sb3_softmod.learner.metrics import TaskMetrics
 from sb3_softmod.learner.options import LearnerOptions, LearnerState
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
+from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.task_rings import send
 from sb3_softmod.learner.temperatures import Temperatures
 from sb3_softmod.saving.sac import SavingSAC
@@ -34,6 +35,7 @@ class LearningSAC(SavingSAC):
     overlap: bool
     gradient_surgery: GradientSurgery | None
     gradient_surgery_kwargs: dict[str, Any] | None
+    reward_scaling: RewardScaling | None
     _metrics: TaskMetrics
     #: What this model was adapted from, in plain data; None for one that was not.
     adapted_from: dict[str, Any] | None = None
@@ -88,6 +90,7 @@ class LearningSAC(SavingSAC):
         Tells the replay buffer too.
         """
         check_loss_weighting(vars(self))
+        self._update_reward_scale()
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
         check_n_steps(self.n_steps, type(buffer))
@@ -107,6 +110,17 @@ class LearningSAC(SavingSAC):
     def _update_learned_weights(self) -> None:
         kind = (self.loss_weighting, self.loss_weighting_kwargs, self.num_tasks, self.device)
         self.learned_weights = learned_weights(*kind, self.learned_weights)
+
+    def _update_reward_scale(self) -> None:
+        """Let ``reward_scale`` be that of ``reward_scaling`` and of the discount; of another one it begins anew."""
+        check_reward_scaling(self.reward_scaling, self.gamma, self._vec_normalize_env)
+        made = self.reward_scale
+        if self.reward_scaling is None:
+            self.reward_scale = None
+        elif made is None or made.gamma != self.gamma:
+            self.reward_scale = RewardScale(self.num_tasks, self.gamma, self.device)
+            if made is not None:
+                self.reward_scale.set_progress(made.progress())
 
     def _update_success_rates(self) -> None:
         """Let the next gradient steps know of all episodes so far; a task without episodes counts as failing."""

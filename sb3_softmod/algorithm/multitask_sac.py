@@ -294,8 +294,7 @@ class MultiTaskSAC(CollectingSAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
             self.ent_coef_tensor = initial.to(self.device)
-        if self.reward_scaling is not None:
-            self.reward_scale = RewardScale(M, self.gamma, self.device)
+        self._update_reward_scale()
         self.success_rates, self._success_is_of = th.zeros(M, device=self.device), None
         self._gradient_step = None
         self._metrics = TaskMetrics(M, self.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids, task_names_of
 from sb3_softmod.envs.normalize import normalize_observations
@@ -26,6 +26,9 @@ def nearest_tasks(model: Any, env: VecEnv, names: Sequence[str], num_known: int)
     :param num_known: how many of the model's tasks are asked
     :return: ``[K]``, indices of the model's tasks
     """
+    normalized = unwrap_vec_normalize(env)
+    if normalized is not None:
+        env = normalized.venv  # the model has statistics of its own, and returns are compared as they are
     returns = np.stack([_returns(model, env, known) for known in range(num_known)])  # [known, tasks of the env]
     own = task_names_of(env)
     best = np.where(np.isnan(returns), -np.inf, returns).argmax(0)

@@ -179,7 +179,8 @@ class Surgery:
         if self._kind == "NashMTL" and self._rows != self.num_tasks:
             aggregator.n_tasks = self._rows  # type: ignore[assignment]
             aggregator.reset()  # type: ignore[operator]
-        state = {name.partition("/")[2]: value for name, value in self._to_continue.items() if name.startswith(key)}
+        known = ((*name.partition("/"), value) for name, value in self._to_continue.items())
+        state = {name: value for owner, _, name, value in known if owner == key}
         if state:
             with th.random.fork_rng():
                 call(aggregator)  # makes what is no number: a solver, the keys of its memory

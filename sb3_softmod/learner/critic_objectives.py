@@ -160,7 +160,7 @@ def project(probabilities: Tensor, positions: Tensor) -> Tensor:
     """
     lower = positions.floor()
     upper_share = positions - lower
-    index = lower.long()
+    index = lower.long().clamp_(0, probabilities.shape[-1] - 1)  # NaN is no index; its share makes the loss NaN
     out = th.zeros_like(probabilities).scatter_add_(-1, index, probabilities * (1 - upper_share))
     # The last position has none above it, and gives nothing to one.
     return out.scatter_add_(-1, (index + 1).clamp_(max=probabilities.shape[-1] - 1), probabilities * upper_share)

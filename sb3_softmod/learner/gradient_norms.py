@@ -32,6 +32,12 @@ class WatchedFunction:
             handle.remove()
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        if not outputs.requires_grad:
+            raise ConfigurationError(
+                "loss_weighting='gradnorm' measures gradients at the last layer that all tasks share, and neither that "
+                "layer of the critics nor anything before it learns: adapt(tasks, loss_weighting='uniform'), or drop "
+                "the old tasks and tune all."
+            )
         outputs.retain_grad()
         self._inputs, self._outputs = inputs[0].detach(), outputs
 

@@ -40,7 +40,7 @@ class RewardScale:
     """
 
     def __init__(self, num_tasks: int, gamma: float, device: th.device) -> None:
-        self._gamma = gamma
+        self.gamma = gamma
         self._largest = np.zeros(num_tasks)  # absolute return of each task, from the episodes that are over
         self._has_ended = np.zeros(num_tasks, bool)  # an episode of each task
         self._tasks = np.zeros(0, int)  # that the envs play
@@ -97,10 +97,10 @@ class RewardScale:
         return largest
 
     def _largest_of(self, rewards: list[float], terminated: bool) -> float:
-        following = 0.0 if terminated else sum(rewards) / len(rewards) / (1 - self._gamma)
+        following = 0.0 if terminated else sum(rewards) / len(rewards) / (1 - self.gamma)
         largest = 0.0
         for reward in reversed(rewards):
-            following = reward + self._gamma * following
+            following = reward + self.gamma * following
             largest = max(largest, abs(following))
         return largest
 
@@ -121,7 +121,7 @@ class RewardScale:
         :param v_max: what the largest return of a task becomes
         :return: ``[M]``, positive
         """
-        scale = (self.largest + alpha * (abs(target_entropy) / (2 * (1 - self._gamma)))) / v_max
+        scale = (self.largest + alpha * (abs(target_entropy) / (2 * (1 - self.gamma)))) / v_max
         return th.where(scale > 0, scale, 1.0)
 
     # -------------------------------------------------------------------- saving
@@ -132,14 +132,15 @@ class RewardScale:
         :param largest: ``[M]``
         """
         self._largest = np.array(largest, float)
+        self._has_ended = self._largest > 0  # what is known needs no provisional returns
 
     def progress(self) -> dict[str, Any]:
         """What :meth:`set_progress` takes, unfinished episodes included."""
         arrays = {"largest": self._largest.copy(), "has_ended": self._has_ended.copy(), "tasks": self._tasks.copy()}
-        return {"gamma": self._gamma, **arrays, "rewards": [np.array(rewards) for rewards in self._rewards]}
+        return {"gamma": self.gamma, **arrays, "rewards": [np.array(rewards) for rewards in self._rewards]}
 
     def set_progress(self, progress: Mapping[str, Any]) -> None:
         """Go on from where another one was; of another discount only the unfinished episodes are taken."""
-        if progress["gamma"] == self._gamma:
+        if progress["gamma"] == self.gamma:
             self._largest, self._has_ended = progress["largest"].copy(), progress["has_ended"].copy()
         self._tasks, self._rewards = progress["tasks"].copy(), [each.tolist() for each in progress["rewards"]]

@@ -97,8 +97,10 @@ def make(
     check_networks(data["policy_kwargs"], kwargs)
     check_critic(data, kwargs)
     kwargs.pop("policy_kwargs", None)
-    if "replay_buffer_kwargs" in kwargs:
-        kwargs["replay_buffer_kwargs"] = kwargs["replay_buffer_kwargs"] or {}
+    kwargs = with_own_options(data, kwargs)
+    for name in ("replay_buffer_kwargs", "loss_weighting_kwargs"):
+        if name in kwargs:
+            kwargs[name] = kwargs[name] or {}
     kwargs = {ATTRIBUTES.get(name, name): value for name, value in kwargs.items()}
 
     env = data.get("env") if env is None else env  # a file that was told to include its env
@@ -209,6 +211,17 @@ def check_arguments(cls: type, where: str, given: Iterable[str], more: Iterable[
             raise ConfigurationError(f"{cls.__name__}.{where} has no argument {name!r}: {nearest(name, known)}")
 
 
+def with_own_options(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the caller; those that name another weighting or surgery than the model has leave the options
+    of the model's own behind, which the other one may not know.
+
+    :param saved: the attributes of the model, or of its file
+    """
+    names = ("loss_weighting", "gradient_surgery")
+    others = [name for name in names if name in kwargs and kwargs[name] != saved.get(name)]
+    return {**{f"{name}_kwargs": None for name in others}, **kwargs}
+
+
 def check_custom_objects(path: Any, facts: Mapping[str, Any], custom_objects: Any) -> dict[str, Any]:
     """Warn of names that a file does not hold: what is to replace them is not used.
 
@@ -263,7 +276,7 @@ def check_networks(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
 def check_critic(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse critics that predict something else than those that were trained.
 
-    :param saved: the attributes of the file
+    :param saved: the attributes of the model, or of its file
     :param kwargs: arguments of the caller
     :raises ConfigurationError: naming the options
     """
@@ -275,8 +288,8 @@ def check_critic(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
     if (kind != "mse") != (made is not None) or (made is not None and given != own):
         trained = f"on {made[0]} atoms from {made[1]:g} to {made[2]:g}" if made is not None else "by squared errors"
         raise ConfigurationError(
-            f"its critics were trained {trained}, not as critic={kind!r} with {given}: leave critic, num_atoms, v_min "
-            "and v_max out, the file has them."
+            f"The model's critics were trained {trained}, not as critic={kind!r} with {given}: leave critic, "
+            "num_atoms, v_min and v_max out, the model has them."
         )
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, statistics_from_plain
-from sb3_softmod.saving.loading import Saved, check_critic, check_networks, restore
+from sb3_softmod.saving.loading import Saved, check_critic, check_networks, restore, with_own_options
 from sb3_softmod.saving.models import is_plain, saved_weights
 from sb3_softmod.saving.plain_models import (
     COUNTS,
@@ -44,6 +44,7 @@ def load_safely(
     for name, value, fact in (("env", env, "observation_space"), ("policy", policy, "policy_class")):
         if value is None and not is_plain(facts[fact]):
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")
+    kwargs = with_own_options(facts, kwargs)
     for name in ("gradient_surgery", "gradient_surgery_kwargs"):  # it would learn otherwise, and nobody would notice
         if name not in kwargs and not is_plain(facts.get(name)):
             raise ConfigurationError(f"load(..., safe=True) needs {name}=...: in the file it is pickled.")

@@ -147,13 +147,27 @@ class WideEnv(PointMass):
             "have 2 entries.*those of the new tasks 3",
         ),
         (lambda: DummyVecEnv([lambda: TaskEnv(WideEnv(2, 4), 0, ["many"])]), {}, r"actions are Box.*\(2,\).*\(4,\)"),
+        (
+            lambda: DummyVecEnv([lambda: TaskEnv(WideEnv(), 0, ["corner-0", "corner-1", "corner-2", "wide"])]),
+            {},
+            "have 2 entries.*those of the new tasks 3",
+        ),
         (lambda: MultiTaskVecNormalize(new_env()), {}, "must not be normalised by itself"),
+        (lambda: new_env(), {"critic": "hl_gauss"}, "critics were trained by squared errors, not as critic='hl_gauss'"),
     ],
 )
 def test_bad_input(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
     model = trained(steps=0)
     with pytest.raises(ConfigurationError, match=message):
         model.adapt(tasks() if callable(tasks) else tasks, **{"init": "mean", **kwargs})
+
+
+def test_distributions_of_returns_stay() -> None:
+    model = trained(steps=0, critic="hl_gauss", num_atoms=11, v_max=5.0)
+    for other in (dict[str, Any](v_max=6.0), dict[str, Any](critic="mse")):
+        with pytest.raises(ConfigurationError, match=r"on 11 atoms from -10 to 5, not as .*leave critic, num_atoms"):
+            model.adapt(new_env(), init="mean", **other)
+    assert model.adapt(new_env(), init="mean", critic="categorical", v_max=5.0).critic_kind == "categorical"
 
 
 def test_needs_a_policy_of_this_package() -> None:
@@ -193,6 +207,23 @@ def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
 
 
+def test_the_nearest_task_of_a_normalised_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model sees and the returns that are compared are those without the normalisation."""
+    model = trained(env=MultiTaskVecNormalize(make_point_mass_env(M)))
+    asked: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    for normalized, seen in asked.items():
+
+        def act(obs: np.ndarray, seen: list[np.ndarray] = seen, **_: Any) -> Any:
+            seen.append(obs)
+            return np.clip(obs[:, :2], -1, 1), None
+
+        monkeypatch.setattr(model, "predict", act)
+        env = new_env()
+        env.seed(0)
+        model.adapt(MultiTaskVecNormalize(env) if normalized else env, keep_tasks=False)
+    np.testing.assert_array_equal(asked[True], asked[False])
+
+
 def test_fresh_routing_is_another() -> None:
     model = trained()
     th.manual_seed(1)
@@ -230,6 +261,14 @@ def test_again() -> None:
     np.testing.assert_array_equal(third.predict(more, deterministic=True)[0], actions)
 
 
+@pytest.mark.parametrize(("tune", "sizes"), [("routing", [(20, 10), (12, 5)]), ("all", [(50, 10), (60, 5)])])
+def test_again_with_as_many_samples_of_each_task(tune: Any, sizes: list[tuple[int, int]]) -> None:
+    """10 in a batch of each task that learns, rounded up so that all tasks divide it; 5 of each before learning."""
+    second = trained(steps=0, batch_size=10 * M, learning_starts=5 * M).adapt(new_env(), tune=tune, init="mean")
+    third = second.adapt(new_env(("later",), (2,)), tune=tune, init="mean")
+    assert [(model.batch_size, model.learning_starts) for model in (second, third)] == sizes
+
+
 def test_normalisation_of_the_old_tasks_stays() -> None:
     env = MultiTaskVecNormalize(make_point_mass_env(M))
     model = trained(env=env)
@@ -262,6 +301,17 @@ def test_the_replay_buffer_grows() -> None:
     assert (frozen.batch_size, new.batch_size) == (10, 20)  # 4 of each task that learns, as far as 5 tasks divide it
 
 
+def test_a_replay_buffer_with_other_room() -> None:
+    model = trained()
+    options: dict[str, Any] = dict(tune="all", init="mean", buffer_size=500)
+    message = "room for 200 transitions of each task, not for 100 as with buffer_size=500: leave buffer_size out"
+    with pytest.raises(ConfigurationError, match=message):
+        model.adapt(new_env(), **options)
+    assert model.replay_buffer is not None
+    model.replay_buffer.reset()
+    assert model.adapt(new_env(), **options).replay_buffer.capacity_per_task == 100  # type: ignore[union-attr]
+
+
 def test_listed_temperatures_and_reward_scales_grow() -> None:
     model = trained(ent_coef=[0.1, 0.2, 0.3], reward_scaling="per-task")
     new = model.adapt(new_env(), init="mean")
@@ -270,6 +320,9 @@ def test_listed_temperatures_and_reward_scales_grow() -> None:
     assert model.reward_scale is not None
     np.testing.assert_array_equal(new.reward_scale.largest_returns(), [*model.reward_scale.largest_returns(), 0, 0])
     new.learn(60)
+    discounted = model.adapt(new_env(), init="mean", gamma=0.9)
+    assert discounted.reward_scale is not None
+    assert discounted.reward_scale.largest_returns().tolist() == [0] * 5  # those of another discount tell nothing
 
 
 @pytest.mark.parametrize("safe", [False, True])
@@ -338,12 +391,23 @@ def test_learned_weights(weighting: Any) -> None:
     assert_same(of_old_tasks(new), before)
 
 
+def test_another_weighting_has_options_of_its_own() -> None:
+    model = trained(steps=0, loss_weighting="famo", loss_weighting_kwargs=dict(weight_decay=0.1))
+    assert model.adapt(new_env(), init="mean").loss_weighting_kwargs == dict(weight_decay=0.1)
+    assert model.adapt(new_env(), init="mean", loss_weighting="uncertainty").loss_weighting_kwargs == {}
+
+
 def test_gradient_norms_need_a_layer_that_all_tasks_share() -> None:
     model = trained(loss_weighting="gradnorm")
     with pytest.raises(ConfigurationError, match=r"gradnorm.*adapt\(tasks, loss_weighting='uniform'\)"):
         model.adapt(new_env(), init="mean")
     assert model.adapt(new_env(), init="mean", loss_weighting="uniform").learn(60).num_tasks == M + 2
     assert model.adapt(new_env(), tune="all", init="mean", keep_tasks=False).learn(60).num_tasks == 2
+    # A frozen layer has gradients too, where something before it learns.
+    assert model.adapt(new_env(), tune="routing", init="mean", keep_tasks=False).learn(60).num_tasks == 2
+    heads = trained("MultiHeadPolicy", steps=0, loss_weighting="gradnorm")
+    with pytest.raises(ConfigurationError, match=r"gradnorm.*nor anything before it learns: adapt\(tasks, loss_weight"):
+        heads.adapt(new_env(), tune="heads", init="mean", keep_tasks=False).learn(60)
 
 
 @pytest.mark.parametrize("policy", ["SoftModPolicy", "HardRoutingPolicy"])

@@ -192,7 +192,7 @@ def test_a_file_keeps_its_kind_of_critic(tmp_path: Path) -> None:
     make_model().save(tmp_path / "mse")
     make_model(**CATEGORICAL).save(tmp_path / "categorical")
     for name, options, message in (
-        ("mse", dict(critic="categorical"), "its critics were trained by squared errors, not as critic='categorical'"),
+        ("mse", dict(critic="categorical"), "critics were trained by squared errors, not as critic='categorical'"),
         ("categorical", dict(critic="mse"), "on 31 atoms from -20 to 5, not as critic='mse'"),
         ("categorical", dict(v_max=6.0), "'v_max': 6.0}: leave critic, num_atoms, v_min and v_max out"),
     ):

@@ -197,6 +197,19 @@ def test_copies_and_states_go_on_alike(given: Any) -> None:
     assert another.state() == {}
 
 
+def test_each_of_many_members_goes_on_from_its_own_memory() -> None:
+    """The eleventh's name begins as the second's."""
+    members = th.randn(11, 3, 4, generator=th.Generator().manual_seed(0))
+    surgery, again = (Surgery("gradvac", dict(beta=0.5), 3) for _ in range(2))
+    combine(surgery, *members)
+    again.set_state(surgery.state())
+    results = []
+    for each in (surgery, again):
+        th.manual_seed(0)
+        results.append(combine(each, *members.flip(-1)))
+    assert all(map(th.equal, *results))
+
+
 # ------------------------------------------------------------------------------------------------ in a training
 
 

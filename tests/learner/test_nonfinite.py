@@ -51,6 +51,8 @@ def test_an_infinite_reward_stops_before_anything_is_learned_from_it(policy: str
     [
         ("actor.network.mlp.layers.0.weight", dict(), "the loss of the temperatures"),
         ("actor.network.mlp.layers.0.weight", dict(ent_coef=0.1), "the loss of the critic"),
+        ("actor.network.mlp.layers.0.weight", dict(ent_coef=0.1, critic="categorical"), "the loss of the critic"),
+        ("actor.network.mlp.layers.0.weight", dict(critic="categorical"), "the loss of the temperatures"),
         ("critic.network.mlp.layers.0.weight", dict(), "the loss of the critic"),
         ("critic.network.mlp.layers.0.weight", dict(precision="bf16"), "the loss of the critic"),
         ("critic_target.network.mlp.layers.0.weight", dict(), "the loss of the critic"),

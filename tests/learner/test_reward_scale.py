@@ -104,6 +104,16 @@ def test_an_episode_never_mixes_two() -> None:
     assert new.largest_returns().tolist() == [0, 0]
 
 
+def test_a_known_return_needs_no_provisional_ones() -> None:
+    scale = RewardScale(2, 0.5, CPU)
+    scale.set_largest_returns([4.0, 0.0])
+    play(scale, 0, [100.0], "none")
+    assert scale.largest_returns().tolist() == [4, 0]
+    play(scale, 0, [0.0], "terminated")
+    play(scale, 1, [3.0], "none")  # of which nothing is known
+    assert scale.largest_returns().tolist() == [100, 6]
+
+
 def test_an_episode_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_scale, "LONGEST_EPISODE", 4)
     scale = RewardScale(1, 0.5, CPU)
@@ -216,6 +226,25 @@ def test_truncated_episodes_and_normalised_observations() -> None:
     assert largest(model) == [5.0, 0.0]
     assert model.replay_buffer is not None
     assert set(model.replay_buffer.sample(50).rewards.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_an_attribute_that_is_changed_counts_from_the_next_step_on() -> None:
+    """A scale of another discount begins anew, but for the episodes that are under way."""
+    model = make_model(paying([1.0, 2.0, 3.0], [-8.0, 0.0, 0.0, 0.0]), gamma=0.5, batch_size=4, learning_starts=100)
+    model.learn(2 * 4)
+    assert largest(model) == [3.5, 8.0]
+    model.gamma = 0.9
+    model.learn(2 * 4, reset_num_timesteps=False)
+    assert largest(model) == pytest.approx([5.23, 8.0])  # 3, 2 + 2.7, 1 + 4.23
+    model.reward_scaling = None
+    model.learn(2 * 4, reset_num_timesteps=False)
+    assert model.reward_scale is None
+    model.reward_scaling = "per-task"
+    model.learn(2 * 12, reset_num_timesteps=False)
+    assert largest(model) == pytest.approx([5.23, 8.0])
+    model.gamma = 1.0
+    with pytest.raises(ConfigurationError, match="needs a gamma below 1"):
+        model.learn(2 * 4, reset_num_timesteps=False)
 
 
 def test_envs_that_are_reset_begin_new_episodes() -> None:

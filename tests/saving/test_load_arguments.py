@@ -187,12 +187,33 @@ def test_every_argument_counts(name: str, safe: bool, tmp_path: Path) -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", ["replay_buffer_class", "replay_buffer_kwargs", "batch_size", "learning_starts"])
+@pytest.mark.parametrize(
+    "name",
+    ["replay_buffer_class", "replay_buffer_kwargs", "loss_weighting_kwargs", "batch_size", "learning_starts"],
+)
 def test_none_is_the_default(name: str, tmp_path: Path) -> None:
     make_model(MultiTaskSAC).save(tmp_path / "model")
     given: dict[str, Any] = {name: None}
     loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **given)
     assert described(loaded) == described(make_model(MultiTaskSAC, **given))
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize(
+    ("name", "own", "options", "other", "none"),
+    [
+        ("loss_weighting", "famo", dict(weight_decay=0.1), "gradnorm", {}),
+        ("gradient_surgery", "cagrad", dict(c=0.5), "mgda", None),
+    ],
+)
+def test_options_go_with_what_they_are_of(
+    name: str, own: str, options: dict[str, Any], other: str, none: Any, safe: bool, tmp_path: Path
+) -> None:
+    make_model(MultiTaskSAC, **{name: own, f"{name}_kwargs": options}).save(tmp_path / "model")
+    how: dict[str, Any] = dict(safe=True, policy="MTMlpPolicy") if safe else {}
+    for given, expected in ((own, options), (other, none)):
+        loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **{**how, name: given})
+        assert (getattr(loaded, name), getattr(loaded, f"{name}_kwargs")) == (given, expected)
 
 
 def test_another_window_keeps_the_last_episodes(tmp_path: Path) -> None:
