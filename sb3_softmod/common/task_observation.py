@@ -180,18 +180,24 @@ def check_common(attribute: str, names: Sequence[str | int], values: Sequence[An
             )
 
 
+def turns_of(env: VecEnv) -> list[Sequence[int]]:
+    """The tasks that each env plays, now or in a later episode.
+
+    :param env: whose envs list them as ``tasks_in_turn``, as :class:`.TaskEnv` does; without, those that they play now
+    """
+    if env.has_attr("tasks_in_turn"):
+        return env.get_attr("tasks_in_turn")
+    return [(task,) for task in env.get_attr("task_id")]
+
+
 def tasks_in_turn(env: VecEnv, num_tasks: int) -> np.ndarray:
     """Which tasks the envs play, now or in a later episode.
 
-    :param env: whose envs list them as ``tasks_in_turn``, as :class:`.TaskEnv` does; without, those that they play now
+    :param env: see :func:`turns_of`
     :param num_tasks: M
     :return: ``[M]`` booleans
     """
-    if env.has_attr("tasks_in_turn"):
-        ids = [task for tasks in env.get_attr("tasks_in_turn") for task in tasks]
-    else:
-        ids = env.get_attr("task_id")
-    return np.isin(range(num_tasks), ids)
+    return np.isin(range(num_tasks), [task for tasks in turns_of(env) for task in tasks])
 
 
 def task_names_of(env: VecEnv) -> list[str]:

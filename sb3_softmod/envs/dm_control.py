@@ -7,6 +7,7 @@ from functools import partial
 
 import gymnasium as gym
 
+from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.envs import gymnasium_tasks
 from sb3_softmod.envs.arguments import as_names
@@ -30,6 +31,8 @@ def make_task_makers(
     :raises ConfigurationError: as there
     """
     sources = _sources(tasks, render_mode)
+    endless = all(name.startswith("lqr-") for name in sources)  # the only tasks that dm_control ends at no step
+    require_integer("max_episode_steps", max_episode_steps, 1, None if endless else DM_CONTROL_HORIZON)
     return gymnasium_tasks.make_task_makers(sources, seed=seed, max_episode_steps=max_episode_steps)
 
 

@@ -189,15 +189,17 @@ class GymnasiumVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of all envs.
+        """Call a method of all envs, or ``render`` of some.
 
-        :raises ConfigurationError: for some of them, which gymnasium cannot
+        :raises ConfigurationError: for another method of some of them, which gymnasium cannot
         """
-        if len(list(self._get_indices(indices))) < self.num_envs:
+        chosen = list(self._get_indices(indices))
+        if len(chosen) < self.num_envs and method_name != "render":  # which leaves the others as they are
             raise ConfigurationError(f"{self.envs} calls {method_name} of all envs, not of some: leave out indices.")
         if not _have(self.envs, method_name):
             raise AttributeError(f"Not all of the envs of {self.envs} have an attribute {method_name!r}.")
-        return list(self._inner.call(method_name, *method_args, **method_kwargs))
+        values = self._inner.call(method_name, *method_args, **method_kwargs)
+        return [values[index] for index in chosen]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether some envs are wrapped with a class; False for those in other processes."""

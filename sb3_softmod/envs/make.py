@@ -16,7 +16,7 @@ from sb3_softmod.envs.gymnasium_tasks import TaskSource
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.metaworld import NUM_GOALS, Goals, RenderMode
 from sb3_softmod.envs.registered import task_names
-from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, TASK_SETS, TaskSet
+from sb3_softmod.envs.task_sets import DM_CONTROL_HORIZON, METAWORLD_HORIZON, NAMESPACE, TASK_SETS, TaskSet
 from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.envs.worker import Env, TaskMaker
 
@@ -160,7 +160,7 @@ def make_dm_control_env(
 
     :param tasks: ``domain-task``, for instance "walker-walk"
     :param seed: as in :func:`make_multitask_env`
-    :param max_episode_steps: the horizon; an episode that ends there is truncated
+    :param max_episode_steps: the horizon, at most dm_control's own of 1000; an episode that ends there is truncated
     :param envs_per_task: copies of each task
     :param render_mode: this and all that follow: as in :func:`make_metaworld_env`
     :return: ``envs_per_task * M`` envs with float32 observations ``[O + M]``; copies of a task stand together
@@ -204,7 +204,7 @@ def as_env(env: Any, seed: int | None) -> Any:
     """What an algorithm learns in, of what a user passed for it.
 
     :param env: an env, or a vector env of gymnasium; the name of a task or set, see :data:`.TASK_SETS`, or a list of
-        Meta-World's tasks, made with ``seed``; an id of gymnasium; or None
+        Meta-World's tasks, made with ``seed``; an id of gymnasium, with it if the id is of a task set; or None
     :raises ConfigurationError: for something else, or an unknown name
     """
     if isinstance(env, gym.vector.VectorEnv):
@@ -221,6 +221,8 @@ def as_env(env: Any, seed: int | None) -> Any:
     if env not in gym.registry and ":" not in env:
         return make_metaworld_env(env, seed=seed)
     try:
+        if env.rpartition(":")[2].startswith(f"{NAMESPACE}/"):
+            return gym.make(env, render_mode="rgb_array", seed=seed)
         return maybe_make_env(env, 0)
     except Exception as error:  # whatever the function behind an id raises
         own = (

@@ -116,8 +116,9 @@ class MultiTaskVecNormalize(VecNormalize):
         """Scale rewards by the returns of their tasks.
 
         :param reward: ``[B]`` or ``[B, 1]``
-        :param ids: ``[B]``, the task of each; default those of the envs
+        :param ids: ``[B]``, the task of each; may be left out with ``norm_reward=False``
         :return: the same shape, float32
+        :raises ConfigurationError: without the tasks
         """
         if not self.norm_reward:
             return reward.astype(np.float32)
@@ -156,7 +157,7 @@ class MultiTaskVecNormalize(VecNormalize):
             raise ConfigurationError(
                 f"The statistics are of observations of the shape {given}, but those of the env have {own}."
             )
-        self.__dict__.update(statistics)
+        self.__dict__.update(deepcopy(dict(statistics)))  # a copy, since they go on here
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MultiTaskVecNormalize:
         """With a copy of its envs, which SB3's leaves out."""
@@ -231,7 +232,13 @@ class MultiTaskVecNormalize(VecNormalize):
             self.obs_rms[group].update(states[finite & (groups == group)])
 
     def _scale_of(self, reward: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
-        return self.reward_scale()[self._ids if ids is None else ids].reshape(reward.shape)
+        if ids is None:
+            raise ConfigurationError(
+                "MultiTaskVecNormalize scales rewards by their tasks, and was not told which these are of: SB3's own "
+                "algorithms sample batches without. Pass norm_reward=False to it, learn with MultiTaskSAC, or give "
+                "normalize_reward the task of each reward, ids."
+            )
+        return self.reward_scale()[ids].reshape(reward.shape)
 
 
 def mixed_statistics(statistics: Mapping[str, Any], routes: np.ndarray) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):
         self._makers = makers
         self._built: dict[int, gym.Env[np.ndarray, Any]] = {}
         self._turns = itertools.cycle(range(len(makers)))
+        self._seeds: dict[int, int] = {}  # for the next reset of a task, of those that were not reset since a seed
         self._now = self._build(0)
         self.observation_space = self._now.observation_space
         self.action_space = self._now.action_space
@@ -49,9 +50,18 @@ class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode of the next task; arguments as in gymnasium."""
-        self._now = self._build(next(self._turns))
-        return self._now.reset(seed=seed, options=options)
+        """Begin an episode of the next task.
+
+        :param seed: begins with the first task again, and gives each task a seed of its own for its next episode
+        :param options: as in gymnasium
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self._turns = itertools.cycle(range(self.num_tasks))
+            self._seeds = {task: seed + task for task in range(self.num_tasks)}
+        task = next(self._turns)
+        self._now = self._build(task)
+        return self._now.reset(seed=self._seeds.pop(task, None), options=options)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step; see :class:`.TaskEnv` for what ``info`` holds."""

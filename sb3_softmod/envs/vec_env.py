@@ -173,8 +173,11 @@ class MultiTaskVecEnv(VecEnv):
                 for index, info in reset_infos.items():
                     self._began(index, (self._tasks[index], None, {}), origins[index], info)
         infos = self._infos(ends)
+        due: dict[int, Episode] = {}
         while idle:
-            lost = self._begin({index: self._next_episode(index) for index in sorted(idle)})
+            # What a worker failed to begin is still to come: its task keeps its turn.
+            due = {index: due.get(index) or self._next_episode(index) for index in sorted(idle)}
+            lost = self._begin(due)
             for index, info in self._cut_off([index for index in lost if index not in ends]).items():
                 infos[index] = ends[index] = info
             idle = lost

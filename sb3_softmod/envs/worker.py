@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -64,6 +64,21 @@ def step_dtype(observation_space: spaces.Space, action_space: spaces.Space) -> n
     )
 
 
+def check_task(task: int, facts: Mapping[str, Any], names: Sequence[str], num_makers: int) -> None:
+    """Refuse what a maker made of another task than its own.
+
+    :param facts: :data:`FACTS` of what it made
+    :param names: of all tasks, by some other env
+    :raises ConfigurationError: naming the task
+    """
+    if facts["task_id"] != task or facts["task_names"] != names or len(names) != num_makers:
+        raise ConfigurationError(
+            f"The maker of task {task} made a TaskEnv with task_id {facts['task_id']} of the tasks "
+            f"{list(facts['task_names'])}, but there are {num_makers} makers: one is needed for each task, in their "
+            "order."
+        )
+
+
 class EnvGroup:
     """The envs of one worker, each known by its index in the whole vector.
 
@@ -96,7 +111,7 @@ class EnvGroup:
         """Exchange steps through an array with a row for each env.
 
         :param dtype: from :func:`step_dtype`
-        :param known: the :data:`FACTS` of some env; those that are built later must have the same spaces
+        :param known: the :data:`FACTS` of some env; those that are built later must have the same tasks and spaces
         :param memory: name of the shared memory; None for memory of this process
         """
         size = len(self._copies)
@@ -133,6 +148,8 @@ class EnvGroup:
             episode. And what its episode began from, and the info of its reset.
         """
         self._origins, self._seed = dict(origins), seed
+        for key in self._built.keys() - origins.keys():  # not played there yet: their first episodes are still to come
+            self._built.pop(key).close()
         for key in origins.keys() & self._built.keys():
             restore(self._built[key], self._origins.pop(key))
         resumed = {}
@@ -222,6 +239,7 @@ class EnvGroup:
         """Let an env play a task from now on."""
         if (index, task) not in self._built:
             facts = self._build(index, task)
+            check_task(task, facts, self._known["task_names"], len(self._makers))
             for space in ("observation_space", "action_space"):
                 names = [self._name(self._known["task_id"]), self._name(task)]
                 check_common(space, names, [self._known[space], facts[space]])

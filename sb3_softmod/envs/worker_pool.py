@@ -12,10 +12,10 @@ import numpy as np
 
 from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.cores import usable_cores
-from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.errors import EnvError, SoftModError
 from sb3_softmod.common.task_observation import check_common
 from sb3_softmod.envs.origin import Origin
-from sb3_softmod.envs.worker import Replay, TaskMaker, step_dtype
+from sb3_softmod.envs.worker import Replay, TaskMaker, check_task, step_dtype
 from sb3_softmod.envs.worker_process import LocalWorker, WorkerLost, WorkerProcess
 
 Worker = LocalWorker | WorkerProcess
@@ -183,12 +183,7 @@ class WorkerPool:
         """Refuse envs that do not fit together."""
         names = self.facts["task_names"]
         for task, fact in zip(self.tasks, facts, strict=True):
-            if fact["task_id"] != task or fact["task_names"] != names or len(names) != len(self._makers):
-                raise ConfigurationError(
-                    f"The maker of task {task} made a TaskEnv with task_id {fact['task_id']} of the tasks "
-                    f"{list(fact['task_names'])}, but there are {len(self._makers)} makers: one is needed for each "
-                    "task, in their order."
-                )
+            check_task(task, fact, names, len(self._makers))
         for space in ("action_space", "observation_space"):
             check_common(space, [names[task] for task in self.tasks], [fact[space] for fact in facts])
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_names
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.task_observation import num_tasks_of, task_ids, task_names_of, tasks_in_turn
+from sb3_softmod.common.task_observation import num_tasks_of, task_ids, task_names_of, tasks_in_turn, turns_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.make import make_task_set_env
@@ -23,7 +23,6 @@ from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.some_tasks import SomeTasks
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, TaskSet, get_task_set
-from sb3_softmod.envs.vec_env import MultiTaskVecEnv
 from sb3_softmod.evaluation.evaluated_env import learned_normalized, normalize_of, playing, statistics_of
 from sb3_softmod.evaluation.result import TaskEvaluation
 
@@ -180,7 +179,7 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
     statistics = EpisodeStatistics(num_tasks, window=n_eval_episodes)
     observations = np.asarray(env.reset())
     tasks = task_ids(observations, num_tasks)
-    rotates = isinstance(env.unwrapped, MultiTaskVecEnv) and env.num_envs < env.unwrapped.num_tasks
+    rotates = any(len(turns) > 1 for turns in turns_of(env))
     # How many episodes that count may still begin: by task where the envs rotate, otherwise by env.
     of_tasks = n_eval_episodes * tasks_in_turn(env, num_tasks)
     to_begin = of_tasks if rotates else _shares(tasks, n_eval_episodes)

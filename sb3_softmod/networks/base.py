@@ -10,12 +10,13 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from torch import Tensor, nn
 
+from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.errors import ConfigurationError
 
 SelfNetwork = TypeVar("SelfNetwork", bound="MultiTaskNetwork")
 
 #: No network is wider or deeper: a slip of the keyboard must not fill the memory.
-_LARGEST = 65_536
+LARGEST = 65_536
 
 
 class MultiTaskNetwork(nn.Module, ABC):
@@ -132,10 +133,7 @@ def require_positive(**sizes: object) -> None:
     :raises ConfigurationError: naming the size and the value
     """
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigurationError(f"{name} must be a positive integer, not {value!r}.")
-        if value > _LARGEST:
-            raise ConfigurationError(f"{name} must be at most {_LARGEST:,}, not {value}.")
+        require_integer(name, value, 1, LARGEST)
 
 
 def require_widths(name: str, widths: object, at_least: int = 0) -> tuple[int, ...]:

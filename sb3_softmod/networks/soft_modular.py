@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch as th
 from torch import Tensor, nn
 
-from sb3_softmod.common.checks import require_choice, require_flag
+from sb3_softmod.common.checks import require_choice, require_flag, require_integer
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.networks import official_weights
-from sb3_softmod.networks.base import MultiTaskNetwork, require_positive, require_widths
+from sb3_softmod.networks.base import LARGEST, MultiTaskNetwork, require_positive, require_widths
 from sb3_softmod.networks.layers import BatchedLinear, BatchedMLP, Init, Normalization, normalize, relu, softmax
 from sb3_softmod.networks.mixing import mix
 
@@ -25,6 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "shallow": dict(num_layers=2, num_modules=2, module_dim=256),
     "deep": dict(num_layers=4, num_modules=4, module_dim=128),
 }
+
+#: What neither of these says, nor the variant.
+DEFAULTS: dict[str, Any] = dict(embedding_dim=400, condition_on_obs=True)
 
 #: What the paper's equations and the authors' released code do differently.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,7 +80,7 @@ class SoftModularOptions:
         """
         for kind, name, known in (("variant", variant, VARIANTS), ("preset", preset, PRESETS)):
             require_choice(kind, name, known)
-        options = {**PRESETS[preset], **VARIANTS[variant]}
+        options = {**DEFAULTS, **PRESETS[preset], **VARIANTS[variant]}
         options.update({name: value for name, value in given.items() if value is not None})
         for name, hint in get_type_hints(cls).items():
             if hint is bool:
@@ -91,9 +94,7 @@ class SoftModularOptions:
                 "num_layers must be at least 2: routing connects one layer of modules to the next."
             )
         depth = options["num_routing_layers"]
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-            raise ConfigurationError(f"num_routing_layers must be 0 or a positive integer, not {depth!r}.")
-        require_positive(num_routing_layers=depth or 1)
+        require_integer("num_routing_layers", depth, 0, LARGEST)
         width = options["embedding_dim"]
         options["state_hidden"] = require_widths("state_hidden", options.get("state_hidden", (width,)))
         options.setdefault("routing_dim", 256 if depth else width)
@@ -126,7 +127,7 @@ class SoftModularNetwork(MultiTaskNetwork):
     :param num_layers: L, at least 2
     :param num_modules: n, modules in a layer
     :param module_dim: d, width of a module
-    :param embedding_dim: D, width of f(s) and h(z)
+    :param embedding_dim: D, width of f(s) and h(z) (default 400)
     :param state_hidden: widths of the hidden layers of f; default one of width D
     :param num_routing_layers: linear layers between e and the routing, with ReLU before and between them
         (paper 0, official 2)
@@ -137,7 +138,7 @@ class SoftModularNetwork(MultiTaskNetwork):
     :param module_activation: "before_mixing" (Eq. 8) or "after_mixing": ReLU(sum_j p_ij (W_j g_j)) (official)
     :param head: "sum" (Eq. 9), or "routed": the modules of layer L have width d, a last routing vector mixes them,
         and out = W_last ReLU(sum_j p_j (W_j g_j)) (official)
-    :param condition_on_obs: False routes on h(z) alone (the ablation "w/o Obs")
+    :param condition_on_obs: False routes on h(z) alone (the ablation "w/o Obs"; default True)
     :param init: "pytorch", or "official": the authors' initial weights, with near-uniform routing
     :param normalization: "layer": layer normalisation, without learned scale and shift, in f before each ReLU and of
         f(s), and of each module's output: :math:`\mathrm{ReLU}(\mathrm{LN}(W_j g_j))` in Eq. 8
@@ -166,7 +167,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         num_layers: int | None = None,
         num_modules: int | None = None,
         module_dim: int | None = None,
-        embedding_dim: int = 400,
+        embedding_dim: int | None = None,
         state_hidden: Sequence[int] | None = None,
         num_routing_layers: int | None = None,
         routing_dim: int | None = None,
@@ -174,7 +175,7 @@ class SoftModularNetwork(MultiTaskNetwork):
         activate_embedding: bool | None = None,
         module_activation: Literal["before_mixing", "after_mixing"] | None = None,
         head: Literal["sum", "routed"] | None = None,
-        condition_on_obs: bool = True,
+        condition_on_obs: bool | None = None,
         init: Literal["pytorch", "official"] | None = None,
         normalization: Normalization | None = None,
         ensemble_size: int = 1,

@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_softmod.common.files import save_figure
+from sb3_softmod.common.files import as_path, check_folder, save_figure
 from sb3_softmod.common.task_observation import task_names_of
 from sb3_softmod.evaluation.evaluate import rollout
 from sb3_softmod.routing.history_figure import draw_routing_history
@@ -21,7 +21,7 @@ _PAIRS = 6
 
 
 def plot_routing(
-    model: Any, env: VecEnv, out: Path, *, steps: int = STEPS, seed: int = 0, note: str | None = None
+    model: Any, env: VecEnv, out: str | Path, *, steps: int = STEPS, seed: int = 0, note: str | None = None
 ) -> list[Path]:
     """Draw the routing of a model over rollouts of its deterministic policy: the paper's Figures 3 and 4.
 
@@ -37,8 +37,11 @@ def plot_routing(
     :param note: below each figure: which run, which goals; default says the number of steps
     :return: the files
     :raises ConfigurationError: for a model without routing, or fewer than one step
+    :raises FileError: for a folder that cannot be
     """
     routed_networks(model)  # before the rollouts, which take a while
+    check_folder(out)
+    out = as_path(out)
     all_samples = sample_routing(model, *rollout(model, env, steps), task_names_of(env))
     note = f"{steps} steps of each of {env.num_envs} envs" if note is None else note
     files = []
@@ -53,12 +56,14 @@ def plot_routing(
     return files
 
 
-def plot_routing_history(snapshots: Path, out: Path) -> list[Path]:
+def plot_routing_history(snapshots: str | Path, out: str | Path) -> list[Path]:
     """Draw how the routing changed during training, ``routing-history`` as SVG and PNG.
 
     :param snapshots: the file of a :class:`.RoutingSnapshotCallback`
     :param out: folder, made if need be
     :return: the files
     :raises ConfigurationError: for a file that is missing or holds fewer than two snapshots
+    :raises FileError: for a folder that cannot be
     """
-    return save_figure(draw_routing_history(RoutingSnapshots.load(snapshots)), out / "routing-history")
+    check_folder(out)
+    return save_figure(draw_routing_history(RoutingSnapshots.load(snapshots)), as_path(out) / "routing-history")

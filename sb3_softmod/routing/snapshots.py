@@ -96,7 +96,7 @@ class RoutingSnapshots:
             )
 
     @classmethod
-    def load(cls, path: Path) -> RoutingSnapshots:
+    def load(cls, path: str | Path) -> RoutingSnapshots:
         """Read what :meth:`save` wrote.
 
         :raises ConfigurationError: naming the file, where it is missing or no such file

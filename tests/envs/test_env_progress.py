@@ -119,6 +119,21 @@ def test_going_on_twice() -> None:
     np.testing.assert_equal(play(env, obs, 35, seed=2), expected)
 
 
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_back_to_where_the_same_envs_were(n_workers: int) -> None:
+    """Tasks that they played since then begin once more as if for the first time."""
+    env = make_env(n_workers, n_envs=2)
+    env.seed(0)
+    obs = play(env, env.reset(), 5, seed=0)[-1][0]
+    progress = env.progress()
+    expected = play(env, obs, 60, seed=1)
+    assert {task for step in expected for task in step[4]} == set(range(5))
+    obs, strayed = env.set_progress(progress)
+    assert not strayed.any()
+    np.testing.assert_equal(play(env, obs, 60, seed=1), expected)
+    env.close()
+
+
 @pytest.mark.parametrize("n_envs", [None, 1])
 def test_gymnasium_envs_without_a_seed(n_envs: int | None) -> None:
     """The tasks that were not played before the stop get the seeds that they would have got, too."""

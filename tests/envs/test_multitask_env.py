@@ -186,6 +186,13 @@ def test_bad_dm_control_tasks(tasks: list[str], message: str) -> None:
         make_dm_control_env(tasks)
 
 
+@needs_dm_control
+def test_a_horizon_above_that_of_dm_control() -> None:
+    with pytest.raises(ConfigurationError, match="max_episode_steps must be from 1 to 1000, not 1001"):
+        make_dm_control_env(["cartpole-balance"], max_episode_steps=1001)
+    make_dm_control_env("lqr-lqr_2_1", max_episode_steps=1001, n_workers=0).close()  # has no end of its own
+
+
 def test_without_dm_control(monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 

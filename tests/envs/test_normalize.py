@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from point_mass import PointMass, make_point_mass_env
+from stable_baselines3 import SAC
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, sync_envs_normalization
 
@@ -93,7 +94,8 @@ def test_inverse() -> None:
     play(env, 60)
     raw, rewards = np.asarray(env.get_original_obs()), env.get_original_reward()
     np.testing.assert_allclose(env.unnormalize_obs(env.normalize_obs(raw)), raw, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(env.unnormalize_reward(env.normalize_reward(rewards)), rewards, rtol=1e-5)
+    ids = np.arange(3)
+    np.testing.assert_allclose(env.unnormalize_reward(env.normalize_reward(rewards, ids), ids), rewards, rtol=1e-5)
 
 
 @pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
@@ -212,3 +214,27 @@ def test_bad_input_is_refused() -> None:
         MultiTaskVecNormalize(make_env(2)).set_statistics(MultiTaskVecNormalize(make_env(3)).statistics())
     with pytest.raises(ConfigurationError, match="use MultiTaskVecNormalize"):
         SoftModSAC("SoftModPolicy", VecNormalize(make_point_mass_env(2)))
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])  # as many as envs, and more
+def test_rewards_of_unknown_tasks_are_refused(batch_size: int) -> None:
+    options: dict[str, Any] = dict(batch_size=batch_size, learning_starts=9, buffer_size=100)
+    model = SAC("MlpPolicy", MultiTaskVecNormalize(make_env()), policy_kwargs=dict(net_arch=[4]), **options)
+    with pytest.raises(
+        ConfigurationError, match=r"scales rewards by their tasks.* Pass norm_reward=False to it, learn"
+    ):
+        model.learn(30)
+    raw = MultiTaskVecNormalize(make_env(), norm_reward=False)
+    assert SAC("MlpPolicy", raw, policy_kwargs=dict(net_arch=[4]), **options).learn(30)._n_updates > 0
+
+
+def test_taken_statistics_are_a_copy() -> None:
+    given = MultiTaskVecNormalize(make_env())
+    play(given, 10)
+    statistics = given.statistics()
+    counts = [rms.count for rms in (*statistics["obs_rms"], *statistics["ret_rms"])]
+    env = MultiTaskVecNormalize(make_env())
+    env.set_statistics(statistics)
+    play(env, 10)
+    assert [rms.count for rms in (*statistics["obs_rms"], *statistics["ret_rms"])] == counts
+    assert env.obs_rms[0].count > counts[0]

@@ -10,11 +10,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from point_mass import make_task
 
-from sb3_softmod import ConfigurationError, make_metaworld_env
+from sb3_softmod import ConfigurationError, MultiTaskSAC, make_metaworld_env
 from sb3_softmod.envs.make import make_task_set_env
-from sb3_softmod.envs.registered import task_names
+from sb3_softmod.envs.registered import TasksInTurn, task_names
 from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
 
 MT3 = ["reach-v3", "drawer-close-v3", "button-press-topdown-v3"]
@@ -117,6 +119,31 @@ def test_the_tasks_of_a_set_in_turn() -> None:
         *_, truncated, info = env.step(env.action_space.sample())
         assert truncated
         assert info["episode"]["l"] == 2
+
+
+def test_a_seed_reaches_all_tasks_in_turn() -> None:
+    def starts(seed: int | None) -> list[np.ndarray]:
+        return [env.reset(seed=seed)[0], *(env.reset()[0] for _ in range(5))]
+
+    first = []
+    for _ in range(2):
+        env = TasksInTurn([lambda copy, task=task: make_task(task, 3) for task in range(3)])
+        first.append(starts(7))
+        env.reset()  # of the first task: the seed then begins in the middle of a round
+        np.testing.assert_array_equal(starts(7), first[-1])
+    np.testing.assert_array_equal(first[0], first[1])
+    assert [start[2:].argmax() for start in first[0]] == [0, 1, 2] * 2
+    assert len({start[:2].tobytes() for start in first[0]}) == 6  # each task begins elsewhere, in each episode
+    check_env(env, skip_render_check=True)
+
+
+def test_the_seed_of_a_model_is_that_of_a_registered_set() -> None:
+    def goals() -> list[list[float]]:
+        model = MultiTaskSAC("MTMlpPolicy", "SoftMod/MT3-v3", seed=0, buffer_size=100, policy_kwargs=dict(net_arch=[4]))
+        env: Any = model.get_env()
+        return [env.reset()[0, 36:39].tolist() for _ in range(4)]
+
+    assert goals() == goals()
 
 
 def test_one_task_of_a_set() -> None:

@@ -312,6 +312,14 @@ def test_tasks_that_do_not_fit_are_found_late_when_built_late(n_workers: int) ->
         env.step(np.zeros((1, 2)))
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_makers_in_the_wrong_order_are_found_when_built_late(n_workers: int) -> None:
+    env = MultiTaskVecEnv([partial(make_copy, task, horizon=1) for task in (0, 2, 1)], n_envs=1, n_workers=n_workers)
+    env.reset()
+    with pytest.raises(ConfigurationError, match="The maker of task 1 made a TaskEnv with task_id 2 of"):
+        env.step(np.zeros((1, 2)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from child_processes import is_alive
-from point_mass import HORIZON
+from point_mass import HORIZON, make_task
 from shared_memory import left_behind, segments
 from worker_envs import M, make_troubled_env
 
@@ -129,6 +130,26 @@ def test_restarting_a_rotation() -> None:
     assert [info["task_id"] for info in infos] == [0, 1]
     assert env.task_ids.tolist() == [2, 0]
     env.close()
+
+
+def test_a_task_that_a_worker_fails_to_begin_keeps_its_turn(tmp_path: Path) -> None:
+    failed = tmp_path / "failed"
+
+    def make(task: int, copy: int) -> TaskEnv:
+        if task == 1 and not failed.exists():
+            failed.touch()
+            raise OSError("this once")
+        return make_task(task, 3, horizon=1)
+
+    env = MultiTaskVecEnv([partial(make, task) for task in range(3)], n_envs=1, n_workers=0, restart_failed=True)
+    env.reset()
+    with pytest.warns(UserWarning, match="this once"):
+        env.step(np.zeros((1, 2)))
+    turns = env.task_ids.tolist()
+    for _ in range(3):
+        env.step(np.zeros((1, 2)))
+        turns += env.task_ids.tolist()
+    assert turns == [1, 2, 0, 1]
 
 
 SCRIPT = """

@@ -9,11 +9,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from point_mass import GOALS, HORIZON, PointMass, make_point_mass_env, make_task
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_softmod import ConfigurationError, MultiTaskVecEnv, TaskEnv
+from sb3_softmod import ConfigurationError, GymnasiumVecEnv, MultiTaskVecEnv, TaskEnv
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
+from sb3_softmod.envs.registered import TasksInTurn
 from sb3_softmod.evaluation.evaluate import act, evaluate_tasks, rollout
 from sb3_softmod.evaluation.result import TaskEvaluation
 
@@ -78,6 +80,17 @@ def test_the_episodes_that_began_first_count() -> None:
     assert evaluate_tasks(Expert(), env, n_eval_episodes=1).length == [30, 1, 1]
     env = MultiTaskVecEnv(makers, n_envs=2, n_workers=0)
     assert evaluate_tasks(Expert(), env, n_eval_episodes=4).length == [pytest.approx((30 + 3) / 4), 1, 1]
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, lambda envs: GymnasiumVecEnv(SyncVectorEnv(envs))])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_envs_that_go_to_another_task_at_reset(n_envs: int, kind: Any) -> None:
+    horizons = [3, 5, 11, 20]
+    makers = [partial(_copy, task, horizon=horizon) for task, horizon in enumerate(horizons)]
+    env = kind([lambda: TasksInTurn(makers)] * n_envs)
+    result = evaluate_tasks(Expert(), env, n_eval_episodes=2)
+    assert result.episodes == [2] * 4
+    assert result.length == horizons
 
 
 def test_one_task_of_a_set() -> None:

@@ -6,6 +6,7 @@ import ctypes.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worker_envs import Drawn
 from zoo_runs import train
 
-from sb3_softmod import TaskEnv
-from sb3_softmod.evaluation.video import Filmed, VideoFile, labelled
+from sb3_softmod import GymnasiumVecEnv, TaskEnv
+from sb3_softmod.evaluation.video import Filmed, VideoFile, labelled, record_episodes
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -56,8 +58,8 @@ class Large(Drawn):
         return np.full((120, 160, 3), 20 * self.steps, np.uint8)
 
 
-def make_large() -> TaskEnv:
-    return TaskEnv(gym.wrappers.TimeLimit(Large(0), 6), 0, ["only"])
+def make_large(task: int = 0, names: Sequence[str] = ("only",)) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(Large(task), 6 - 2 * task), task, names)
 
 
 def test_the_first_episode_is_filmed(tmp_path: Path) -> None:
@@ -72,6 +74,19 @@ def test_the_first_episode_is_filmed(tmp_path: Path) -> None:
     assert frames.shape == (2 * 6, 120, 160, 3)  # of each the reset and five steps; the sixth ends the episode
     brightness = frames[:, 60:, 80:].mean((1, 2, 3))
     np.testing.assert_allclose(brightness, [0, 20, 40, 60, 80, 100] * 2, atol=4)
+
+
+def test_a_vector_env_of_gymnasium(tmp_path: Path) -> None:
+    class Still:
+        def predict(self, observations: np.ndarray, **_: Any) -> tuple[np.ndarray, None]:
+            return np.zeros((len(observations), 2)), None
+
+    env = GymnasiumVecEnv(SyncVectorEnv([partial(make_large, task, ["long", "short"]) for task in range(2)]))
+    files = record_episodes(Still(), env, tmp_path)
+    assert [file.name for file in files] == ["long.mp4", "short.mp4"]
+    for file, steps in zip(files, (6, 4), strict=True):
+        brightness = frames_of(file)[:, 60:, 80:].mean((1, 2, 3))
+        np.testing.assert_allclose(brightness, 20 * np.arange(steps), atol=4)
 
 
 def test_enjoy_makes_a_video(tmp_path: Path) -> None:

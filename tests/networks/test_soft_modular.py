@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from torch import Tensor
 
 from sb3_softmod import ConfigurationError, SoftModularNetwork
-from sb3_softmod.networks import BatchedLinear
+from sb3_softmod.networks import BatchedLinear, SoftModularOptions
 
 IN, OUT, M, B = 5, 3, 4, 6
 SIZES = [(2, 2, 3, 7), (2, 3, 4, 5), (3, 2, 5, 4), (4, 4, 3, 6), (2, 1, 3, 4)]  # L, n, d, D
@@ -170,6 +172,21 @@ def test_presets() -> None:
     assert SoftModularNetwork(4, 2, 3, preset="deep", num_modules=2).options.num_modules == 2
 
 
+def test_none_leaves_an_option_open() -> None:
+    left_open: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(SoftModularOptions))
+    options = SoftModularNetwork(4, 2, 3, **left_open).options
+    assert options == SoftModularNetwork(4, 2, 3).options
+    assert (options.embedding_dim, options.condition_on_obs) == (400, True)
+
+
+def test_integers_of_numpy_are_sizes() -> None:
+    sizes = dict(num_layers=3, num_modules=2, module_dim=5, embedding_dim=6, num_routing_layers=1, routing_dim=7)
+    of_numpy: dict[str, Any] = {name: np.int64(size) for name, size in sizes.items()}
+    network = SoftModularNetwork(IN, OUT, M, **of_numpy, state_hidden=[np.int32(8)], ensemble_size=np.int64(2))
+    assert network.options == SoftModularNetwork(IN, OUT, M, **sizes, state_hidden=[8]).options  # type: ignore[arg-type]
+    assert network(th.zeros(1, IN), th.eye(M)[:1]).shape == (2, 1, OUT)
+
+
 def test_official_initialisation_routes_almost_evenly() -> None:
     th.manual_seed(0)
     network = SoftModularNetwork(IN, OUT, M, variant="official", preset="deep")
@@ -185,13 +202,13 @@ def test_official_initialisation_routes_almost_evenly() -> None:
         (dict(preset="deeper"), "Unknown preset 'deeper': did you mean 'deep'"),
         (dict(head="routing"), "Unknown head 'routing': did you mean 'routed'"),
         (dict(num_layers=1), "num_layers must be at least 2"),
-        (dict(num_modules=0), "num_modules must be a positive integer, not 0"),
-        (dict(module_dim=2.5), "module_dim must be a positive integer, not 2.5"),
+        (dict(num_modules=0), "num_modules must be from 1 to 65536, not 0"),
+        (dict(module_dim=2.5), "module_dim must be an integer, not 2.5"),
         (dict(state_hidden=400), "state_hidden must be a list of layer widths, not 400"),
-        (dict(state_hidden=[-1]), "Each width in state_hidden must be a positive integer, not -1"),
-        (dict(num_routing_layers=-1), "num_routing_layers must be 0 or a positive integer, not -1"),
+        (dict(state_hidden=[-1]), "Each width in state_hidden must be from 1 to 65536, not -1"),
+        (dict(num_routing_layers=-1), "num_routing_layers must be from 0 to 65536, not -1"),
         (dict(routing_dim=64), "routing_dim=64 needs num_routing_layers of at least 1"),
-        (dict(ensemble_size=0), "ensemble_size must be a positive integer"),
+        (dict(ensemble_size=0), "ensemble_size must be from 1 to 65536, not 0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

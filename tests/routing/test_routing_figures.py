@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from point_mass import make_point_mass_env
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC
+from sb3_softmod import ConfigurationError, FileError, MultiTaskSAC
 from sb3_softmod.routing.figures import plot_routing, plot_routing_history
 from sb3_softmod.routing.history_figure import distance_to_last, draw_routing_history
 from sb3_softmod.routing.map_figure import draw_routing_map, embed_routes, task_order, task_style
@@ -256,3 +256,16 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="steps must be at least 1, not 0"):
         plot_routing(model(), env, tmp_path, steps=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_figures(tmp_path: Path) -> None:
+    """A name is one, and what cannot be one is found before the rollouts."""
+    snapshots().save(tmp_path / "routing.npz")
+    files = plot_routing_history(str(tmp_path / "routing.npz"), str(tmp_path / "figures"))
+    assert [file.parent for file in files] == [tmp_path / "figures"] * 2
+    env = make_point_mass_env(2)
+    env.reset = lambda: pytest.fail("the rollouts began")  # type: ignore[method-assign]
+    blocked = str(tmp_path / "routing.npz" / "figures")
+    for draw in (lambda: plot_routing(model(), env, blocked), lambda: plot_routing_history(files[0], blocked)):
+        with pytest.raises(FileError, match=r"Cannot write to .*figures: .*routing\.npz is no folder"):
+            draw()

@@ -237,7 +237,8 @@ def test_the_same_seed_twice_is_refused(logs: Path) -> None:
 
 
 def test_scores_that_were_found_in_different_ways_are_not_mixed(tmp_path: Path) -> None:
-    for seed, settings in enumerate([dict(protocol="metaworld"), dict(protocol="metaworld"), dict(model="best")]):
+    ways: list[dict[str, Any]] = [dict(protocol="metaworld"), dict(protocol="metaworld"), dict(model="best")]
+    for seed, settings in enumerate(ways):
         folder = write_run(tmp_path, "mt_sac", seed, {2000: [0.0, 0.0]})
         evaluate(folder, [0.5, 1.0], seed=seed, **settings)
     evaluate(write_run(tmp_path, "mt_sac", 3, {2000: [0.0, 0.0]}), [0.5, 1.0], seed=7)
