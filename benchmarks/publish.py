@@ -1,6 +1,6 @@
 """A run's policy as a model that comes with the package.
 
-    python benchmarks/publish.py laptop/softmod_shallow/MT10-Conditioned_1 --minutes 60 --name MT10
+    python benchmarks/publish.py laptop/softmod_shallow/MT10-Conditioned_1 --minutes 30 --name MT10
 
 writes sb3_softmod/pretrained_models/MT10.zip, below 4 MB, and its card, MT10.json. Success is that of Meta-World's
 protocol; where the run was not evaluated yet, that is done first.
@@ -20,7 +20,7 @@ from sb3_softmod.algorithm.pretrained import FOLDER, save_pretrained
 from sb3_softmod.evaluation.evaluate import Protocol
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name, load_model
-from sb3_softmod.runs.run import FINAL, load_run
+from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.timed_snapshots import SNAPSHOTS
 
 #: What a file may have, in bytes: everybody who installs the package gets it.
@@ -51,9 +51,13 @@ def main() -> None:
 def card_of(folder: Path, minutes: float | None) -> dict[str, Any]:
     """What is known of a run's policy; of one without evaluation by the protocol, once it was evaluated."""
     run = load_run(folder)
-    path = folder / (FINAL if minutes is None else evaluation_name(minutes))
-    found = TaskEvaluation.from_json(path) if path.exists() else None
-    if found is None or found.settings.get("protocol") != PROTOCOL:
+    if minutes is None:
+        found = run.evaluation
+    else:
+        path = folder / evaluation_name(minutes)
+        found = TaskEvaluation.from_json(path) if path.exists() else None
+    wanted = ("last" if minutes is None else f"after {minutes:g} minutes", PROTOCOL)
+    if found is None or (found.settings.get("model"), found.settings.get("protocol")) != wanted:
         found = evaluate_run(folder, protocol=PROTOCOL, minutes=minutes)
     facts = run.manifest
     steps = {name: facts.get(name) for name in ("env_steps", "gradient_steps")}

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "sb3-softmod train --resume": "test_zoo_resume.py: the run must be unfinished",
     "python benchmarks/best_model.py": "by hand: it simulates for minutes",
     "python benchmarks/methods.py": "by hand: it measures for minutes",
+    "python benchmarks/laptop.py --minutes": "as that with --env, which runs here",
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/peer_jax.py": "by hand; the step itself: tests/learner/test_jax_peer.py",
     "python benchmarks/scaling.py": "by hand: it measures for minutes",
@@ -90,6 +91,11 @@ def small(arguments: list[str]) -> list[str]:
         place = arguments.index(option) + 1
         mine = "".join(arguments[place:])
         arguments[place:place] = [value for value in values if value.partition(":")[0] + ":" not in mine]
+    if "--minutes" in arguments:
+        place = arguments.index("--minutes") + 1
+        end = next(k for k in range(place, len(arguments)) if arguments[k].startswith("-"))
+        arguments[place:end] = ["0.02"]
+        return [*TINY, "--eval-freq", "-1", *arguments]
     steps = ["-n", str(20 * num_tasks), "--eval-freq", str(10 * num_tasks) if num_tasks <= 10 else "-1"]
     if "--optimize" in arguments:
         steps += ["--n-trials", "2", "--n-startup-trials", "1", "--no-optim-plots"]

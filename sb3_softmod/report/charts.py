@@ -41,9 +41,13 @@ class Style:
     dashes: tuple[int, int]
 
 
-def styles_of(lines: Sequence[Line]) -> dict[str, Style]:
-    """The legend: a style for each series. A mean whose runs have styles of their own is grey."""
-    own = list(dict.fromkeys(line.series for line in lines if not line.is_mean))
+def styles_of(lines: Sequence[Line], runs: Sequence[str] = ()) -> dict[str, Style]:
+    """The legend: a style for each series. A mean whose runs have styles of their own is grey.
+
+    :param lines: of all charts
+    :param runs: series of runs, which have a style without a line too
+    """
+    own = list(dict.fromkeys([*runs, *(line.series for line in lines if not line.is_mean)]))
     styles = {
         name: Style(_COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)])
         for place, name in enumerate(own)

@@ -143,13 +143,23 @@ class _Group:
 
 
 def _groups(shown: Sequence[Shown]) -> list[_Group]:
-    """Those whose tasks report success, of the runs that were evaluated."""
-    rates: dict[str, list[float]] = {}
+    """Those whose tasks report success, of the runs that were evaluated; of finished ones alone, where there are any.
+    Runs that were evaluated otherwise are groups of their own.
+    """
+    finished = {each.label.group for each in shown if each.run.finished}
+    rates: dict[str, dict[str, list[float]]] = {}
     for each in shown:
-        if each.success is not None and not _unknown(each.success.mean_success_rate):
-            rates.setdefault(each.label.group, []).append(each.success.mean_success_rate)
+        counts = each.run.finished or each.label.group not in finished
+        if counts and each.success is not None and not _unknown(each.success.mean_success_rate):
+            ways = rates.setdefault(each.label.group, {})
+            ways.setdefault(each.run.way_of(each.success), []).append(each.success.mean_success_rate)
     groups = []
-    for name, of_runs in rates.items():
+    named = {
+        name if len(ways) == 1 else f"{name}, {way}": of_runs
+        for name, ways in rates.items()
+        for way, of_runs in ways.items()
+    }
+    for name, of_runs in named.items():
         mean, interval = mean_and_interval(np.array(of_runs)[:, None])
         bounds = None if interval is None else (max(0.0, float(interval[0][0])), min(1.0, float(interval[1][0])))
         groups.append(_Group(name, float(mean[0]), bounds, len(of_runs)))
@@ -165,7 +175,7 @@ def _charts(
         of_runs = [(each.label, attempt(partial(measured, each.run, metric))) for each in shown]
         if known := [(label, *curve) for label, curve in of_runs if curve is not None]:
             found.append((metric, lines_of(metric, known)))
-    styles = styles_of([line for _, lines in found for line in lines])
+    styles = styles_of([line for _, lines in found for line in lines], [each.label.series for each in shown])
     charts = [
         dict(
             key=metric.key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,9 @@ from sb3_softmod.methods import METHODS
 from sb3_softmod.runs.setting import Budget, Setting, flattened
 
 MANIFEST, EVALUATIONS, FINAL = "run.json", "evaluations.csv", "evaluation.json"
+
+#: Of a score that no evaluation after training gave.
+DURING_TRAINING = "evaluated during training"
 
 #: Without one of these, a manifest does not say what was compared.
 _NEEDED = ("status", "method", "task_set", "tasks", "seed", "planned_env_steps")
@@ -150,14 +153,16 @@ class Run:
         """
         found = self.evaluation
         if found is not None:
-            return FinalScore(np.array(found.success_rate), min(found.episodes), self._how(found.settings))
+            return FinalScore(np.array(found.success_rate), min(found.episodes), self.way_of(found))
         if not len(self.success):
             return None
-        return FinalScore(self.success[-1], self.episodes, "evaluated during training")
+        return FinalScore(self.success[-1], self.episodes, DURING_TRAINING)
 
-    def _how(self, settings: Mapping[str, Any]) -> str:
-        """How the policy was evaluated after training, in words; its seed where it is not that of the training."""
-        seed, protocol, model = (settings.get(name) for name in ("seed", "protocol", "model"))
+    def way_of(self, found: TaskEvaluation) -> str:
+        """How a policy of this run was evaluated, in words; the seed of the goals where it is not the training's."""
+        if "during_training_at" in found.settings:
+            return DURING_TRAINING
+        seed, protocol, model = (found.settings.get(name) for name in ("seed", "protocol", "model"))
         parts = [
             f"{protocol} protocol" if protocol else "evaluated after training",
             *([f"the {model} model"] if model not in (None, "last") else []),

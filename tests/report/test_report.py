@@ -292,9 +292,35 @@ def test_runs_that_are_told_apart_by_budget_and_folder(tmp_path: Path) -> None:
     page = Page(write_report([short, *same])[0])
     assert [line["name"] for line in page.charts["success"]["lines"]] == [
         "MT-SAC, 1,000 steps, seed 1",
-        *(f"MT-SAC, 2,000 steps, seed 1, {folder}" for folder in same),
-        "MT-SAC, 2,000 steps, mean of 2 runs",
+        *(f"MT-SAC, 2,000 steps, seed 1, {folder}" for folder in same),  # no mean: they are one seed
     ]
+
+
+def test_what_a_mean_is_of(tmp_path: Path) -> None:
+    """A seed counts once, a run that was killed not beside finished ones, and others than those evaluated alike not."""
+    killed = write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 500: [0.0, 0.0]}, status="running", suffix="-killed")
+    stopped = write_run(tmp_path, "mt_sac", 4, {0: [0.0, 0.0], 1000: [0.0, 0.0]}, status="stopped")
+    done = [write_run(tmp_path, "mt_sac", seed, {0: [0.0, 0.0], 2000: [0.4, 0.6]}) for seed in (1, 2, 3)]
+    settings = dict(protocol="metaworld", model="last")
+    found = TaskEvaluation(TASKS, [50, 50], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [9.0, 9.0], settings)
+    found.to_json(done[2] / "evaluation.json")
+    page = Page(write_report([killed, stopped, *done])[0])
+    assert "MT-SAC, evaluated during training 50 % 2 runs MT-SAC, metaworld protocol 100 % 1 run" in page.words
+    (mean,) = [line for line in page.charts["success"]["lines"] if line["mean"]]
+    assert mean["name"] == "mean of 4 runs"  # a curve of the stopped one too, as far as all came
+    assert mean["steps"][-1] == 1000
+
+
+def test_a_run_without_any_curve_beside_another(tmp_path: Path) -> None:
+    first = write_run(tmp_path, "mt_sac", 1, {1000: [0.2, 0.4]})
+    other = write_run(tmp_path, "softmod_deep", 1, {1000: [0.2, 0.4]}, goals=None)
+    (other / "evaluations.csv").unlink()
+    TaskEvaluation(TASKS, [50] * 2, [1.0] * 2, [1.0] * 2, [1.0] * 2, [9.0] * 2).to_json(other / "evaluation.json")
+    assert "Ours (Deep) 100 % 1 run" in Page(write_report([first, other])[0]).words
+    manifest = json.loads((other / "run.json").read_text())
+    del manifest["goals"]
+    (other / "run.json").write_text(json.dumps(manifest))
+    assert "MT10-Fixed, seed 1" in Page(write_report([other])[0]).words
 
 
 def test_runs_that_cannot_stand_side_by_side(tmp_path: Path) -> None:
