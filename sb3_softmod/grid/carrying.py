@@ -9,6 +9,7 @@ that stands for them: no reader, and no run that goes on, finds a checkpoint new
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -157,7 +158,8 @@ class Carrier:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """All files but those that belong to this machine, or are being written."""
-    for path in sorted(folder.rglob("*")):
+    # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
+    for path in sorted(Path(place) / name for place, _, names in os.walk(folder) for name in names):
         parts = path.relative_to(folder).parts
         own = parts[0] in (CLAIMS, _INCOMING) or path.name == ".lock" or path.suffix == ".tmp"
         if path.is_file() and not own and not any(part.startswith(".partial-") for part in parts):

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sb3_softmod.envs.worker_pool import WORKERS
 from sb3_softmod.grid.folder import next_arguments
 from sb3_softmod.zoo.settings import RunSettings, settings_of
 
@@ -39,6 +40,14 @@ class Resources:
         stepping = [] if self.workers else ["--vec-env", "dummy"]
         device = "cuda" if self.gpus else "cpu"
         return ["--num-threads", str(self.threads - self.workers), "--device", device, *stepping]
+
+    def environment(self) -> dict[str, str]:
+        """Variables for what has no option."""
+        threads = str(self.threads - self.workers)
+        return {
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+            WORKERS: str(max(self.workers, 1)),
+        }
 
 
 @dataclass(frozen=True)
@@ -119,4 +128,6 @@ class Cell:
     def command(self) -> str:
         """The command line that begins it, or goes on with it."""
         arguments = next_arguments(self.folder, self.arguments(), self.resources.arguments())
-        return shlex.join(["sb3-softmod", "train", *arguments])
+        # By env, because a shell that is given the line by exec takes no assignment before the command.
+        variables = [f"{name}={value}" for name, value in self.resources.environment().items()]
+        return shlex.join(["env", *variables, "sb3-softmod", "train", *arguments])

@@ -196,12 +196,16 @@ def _with_whole_paths(folder: Path, options: Sequence[str]) -> list[str]:
     found: list[str] = []
     for text in options:
         option, equals, value = text.partition("=")
-        parts = [option, value] if equals and option in _PATHS else [text]
-        if (found and found[-1] in _PATHS) or len(parts) == 2:
+        parts = [option, value] if equals and _names_file(option) else [text]
+        if (found and _names_file(found[-1])) or len(parts) == 2:
             path = os.path.join(folder, parts[-1])
             parts[-1] = path if os.path.isfile(path) else parts[-1]
         found += parts
     return found
+
+
+def _names_file(option: str) -> bool:
+    return any(name.startswith(option) for name in _PATHS)  # train takes abbreviations
 
 
 def _resources(place: str, given: Any) -> Resources:

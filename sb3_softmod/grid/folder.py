@@ -5,6 +5,7 @@
     METHOD/SET/seed-0-1a2b3c4d/
         cell.json       what the cell is
         claims/         who works at it
+        queued          the claim is that of a driver, whose cluster has no room yet
         train.log       what its processes said
         failed.json     why it was given up
         tensorboard/
@@ -24,15 +25,15 @@ from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.files import read_json
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 
-LOG, FAILURE, IDENTITY = "train.log", "failed.json", "cell.json"
+LOG, FAILURE, IDENTITY, QUEUED = "train.log", "failed.json", "cell.json", "queued"
 #: A line of the log that begins so stands above what one attempt said.
 ATTEMPT = "#### "
-_MANIFEST = "run.json"
+_MANIFEST, _TENSORBOARD = "run.json", "tensorboard"
 
 
 def in_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
     """Arguments of ``train`` with the folders of a cell."""
-    return [*arguments, "-f", str(folder), "-tb", str(folder / "tensorboard")]
+    return [*arguments, "-f", str(folder), "-tb", str(folder / _TENSORBOARD)]
 
 
 def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[str]) -> list[str]:
@@ -65,14 +66,19 @@ def is_finished(folder: Path) -> bool:
     return False
 
 
-def clear_beginning(folder: Path) -> None:
+def clear_beginning(folder: Path, arguments: Sequence[str]) -> None:
     """Remove what a run that never wrote a checkpoint has left in the folder of a cell: the next one begins anew.
 
-    The caller has claimed the folder.
+    The caller has claimed the folder. What others keep there, as W&B does, stays.
+
+    :param arguments: of a run that begins
     """
-    for run in (path for path in folder.glob("*/*_[0-9]*") if path.is_dir()):
+    method, task_set = (arguments[arguments.index(option) + 1] for option in ("--algo", "--env"))
+    for run in folder.glob(f"{method}/{task_set}_[0-9]*"):
         if not any((run / CHECKPOINTS).glob("[0-9]*")):
             shutil.rmtree(run)
+    if run_of(folder) is None:
+        shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
 
 
 def failure_of(folder: Path) -> Mapping[str, Any] | None:
@@ -82,6 +88,15 @@ def failure_of(folder: Path) -> Mapping[str, Any] | None:
     with suppress(ConfigurationError):
         return read_json(folder / FAILURE)
     return None
+
+
+def attempts(folder: Path) -> int:
+    """How many processes have trained the cell, or tried to."""
+    path = folder / LOG
+    if not path.exists():
+        return 0
+    with path.open(errors="replace") as file:
+        return sum(line.startswith(ATTEMPT) for line in file)
 
 
 def last_lines(folder: Path, count: int) -> list[str]:

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING
 
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.common.files import make_folder
-from sb3_softmod.envs.worker_pool import WORKERS
 from sb3_softmod.grid.claims import Claim
-from sb3_softmod.grid.folder import ATTEMPT, FAILURE, LOG, clear_beginning, is_finished, next_arguments
+from sb3_softmod.grid.folder import ATTEMPT, FAILURE, LOG, QUEUED, clear_beginning, is_finished, next_arguments
 
 if TYPE_CHECKING:
     from sb3_softmod.grid.cells import Cell
@@ -63,12 +62,7 @@ class Order:
     def of(cls, cell: Cell) -> Order:
         """The order for a cell."""
         resources = cell.resources
-        threads = str(resources.threads - resources.workers)
-        environment = {
-            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
-            WORKERS: str(max(resources.workers, 1)),
-            "PYTHONUNBUFFERED": "1",  # the log is read while it is written
-        }
+        environment = {**resources.environment(), "PYTHONUNBUFFERED": "1"}  # the log is read while it is written
         if paths := os.environ.get("PYTHONPATH"):  # where a worker of Ray starts it, which may have none
             environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
         if "--track" in cell.options:  # a run that goes on is the same run there
@@ -156,8 +150,9 @@ def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> 
 
     if is_finished(folder):
         return Outcome.FINISHED
-    (folder / FAILURE).unlink(missing_ok=True)
-    clear_beginning(folder)
+    for said in (FAILURE, QUEUED):
+        (folder / said).unlink(missing_ok=True)
+    clear_beginning(folder, arguments)
     command = next_arguments(folder, arguments, resources)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     print(f"{ATTEMPT}{now}, process {os.getpid()}: sb3-softmod train {' '.join(command)}", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import Claim
-from sb3_softmod.grid.folder import last_lines
+from sb3_softmod.grid.folder import QUEUED, attempts, last_lines
 from sb3_softmod.grid.process import Order, Outcome
 from sb3_softmod.grid.resources import Capacity, memory_of, refuse_misfits
 from sb3_softmod.grid.runner import Ended
@@ -60,6 +60,7 @@ class RayRunner:
         self._cells: dict[ray.ObjectRef, Cell] = {}
         self._claims: dict[str, Claim] = {}
         self._claimed: list[Cell] = []
+        self._attempts_before: dict[str, int] = {}
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse cells that would fit on no node that there is."""
@@ -74,12 +75,17 @@ class RayRunner:
                 self._claimed.append(cell)
                 return True
             self._claims[cell.name] = claim
+            (cell.folder / QUEUED).touch()
+        # A claim may outlive its worker or node: the task that Ray starts again then finds the cell taken, and ends.
+        # The next task goes on counting; of the attempts since the first start none has finished the cell.
+        begun = attempts(cell.folder)
+        failures = begun - self._attempts_before.setdefault(cell.name, begun)
         task = ray.remote(train_cell).options(
             name=cell.name,
             num_cpus=cell.resources.threads,
             num_gpus=cell.resources.gpus,
             memory=memory_of(cell),
-            max_retries=cell.retries,
+            max_retries=max(cell.retries - failures, 0),
             retry_exceptions=[RunFailedError],
         )
         self._cells[task.remote(order, self._files)] = cell

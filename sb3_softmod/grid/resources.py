@@ -101,14 +101,19 @@ def refuse_misfits(cells: Iterable[Cell], places: Sequence[Capacity], where: str
 def _memory() -> float:
     found = []
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    with suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        found.append(float(limit - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+        found.append(1024.0 * _number_after("MemAvailable", Path("/proc/meminfo")))
+    with suppress(OSError, ValueError, StopIteration):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Cached pages of files count as used until somebody wants their memory.
+        found.append(float(limit - used + _number_after("inactive_file", group / "memory.stat")))
     if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
         found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return min(found, default=math.inf)
+
+
+def _number_after(name: str, path: Path) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))
 
 
 def _gpus() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sb3_softmod.common.csv_files import last_rows, number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed, owner_of
-from sb3_softmod.grid.folder import failure_of, is_finished, run_of
+from sb3_softmod.grid.folder import QUEUED, failure_of, is_finished, run_of
 from sb3_softmod.runs.progress import PROGRESS
 from sb3_softmod.runs.run import EVALUATIONS, Run
 
@@ -61,7 +61,7 @@ def status_of(cell: Cell) -> CellStatus:
         fraction = min(seconds / (60 * cell.settings.minutes), 1.0)
         left = 60 * cell.settings.minutes - seconds
     failure = failure_of(folder)
-    if claimed(folder):
+    if claimed(folder) and not (folder / QUEUED).exists():
         return CellStatus(RUNNING, steps, fraction, success, left, owner_of(folder))
     if failure is not None:
         return CellStatus(FAILED, steps, fraction, success, note=str(failure.get("why")).splitlines()[-1])
@@ -107,12 +107,13 @@ def failures_of(cells: Sequence[Cell], count: int) -> str:
 
 
 def _progress(run: Path) -> tuple[int, float, float]:
-    """Environment steps, steps a second, and seconds of training, as last logged."""
-    rows = last_rows(run / PROGRESS)
-    if not rows:
-        return 0, 0.0, 0.0
-    values = [number(rows[-1].get(f"time/{key}", "")) for key in ("total_timesteps", "fps", "time_elapsed")]
-    steps, per_second, seconds = (value if math.isfinite(value) else 0.0 for value in values)
+    """Environment steps, steps a second, and seconds of training where its budget is one of minutes, as last logged."""
+    rows = last_rows(run / PROGRESS)[::-1]
+    found = []
+    for key in ("total_timesteps", "fps", "training_seconds"):
+        values = (number(row.get(f"time/{key}", "")) for row in rows)  # no row needs to have all of them
+        found.append(next(filter(math.isfinite, values), 0.0))
+    steps, per_second, seconds = found
     return int(steps), per_second, seconds
 
 

@@ -52,7 +52,9 @@ def _train(order: Order, carrier: Carrier | None) -> str:
         process.wait()
         if carrier is not None:
             carrier.bring()
+        said = last_lines(order.folder, 10)
+        if carrier is not None:
             carrier.clear()
     if outcome in (Outcome.FAILED, Outcome.STOPPED):
-        raise RunFailedError("\n".join(filter(None, [*last_lines(order.folder, 10), process.reason()])))
+        raise RunFailedError("\n".join(filter(None, [*said, process.reason()])))
     return outcome.name

@@ -28,7 +28,8 @@ class TimedSnapshots(BaseCallback):
     checkpoint goes on with the minutes of the checkpoint: neither the break nor what was lost counts.
 
     After each mark there are ``model_15min.zip`` and, for all marks so far, ``snapshots.json``: a list of ``minutes``,
-    ``seconds`` (of training; a little later than the mark), ``env_steps`` (over all tasks) and ``gradient_steps``.
+    ``seconds`` (of training; a little later than the mark), ``env_steps`` (over all tasks) and ``gradient_steps``. The
+    seconds until now are logged as ``time/training_seconds``.
 
     :param path: the folder for them, that of the run
     :param minutes: the marks, in any order; fractions are allowed
@@ -79,6 +80,7 @@ class TimedSnapshots(BaseCallback):
 
     def _on_step(self) -> bool:
         seconds = self.seconds()
+        self.logger.record("time/training_seconds", round(seconds, 1), exclude="tensorboard")
         while not self.finished and seconds >= 60 * self.minutes[len(self.snapshots)]:
             self._save(self.minutes[len(self.snapshots)], seconds)
         return not self.finished

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from grid_runs import cells_of, write_grid
 from sb3_softmod import ConfigurationError
 from sb3_softmod.cli import main
 from sb3_softmod.grid.cells import Resources
-from sb3_softmod.grid.file import parse_memory, parse_seeds, read_grid
+from sb3_softmod.grid.file import grid_of_options, parse_memory, parse_seeds, read_grid
 from sb3_softmod.grid.resources import Capacity, memory_of, refuse_misfits
 
 
@@ -38,6 +40,7 @@ def test_cells(tmp_path: Path) -> None:
     assert cell.identity["budget"] == {"env_steps": 200}
     assert cell.identity["hyperparams"]["policy_kwargs"]["module_dim"] == 8
     words = shlex.split(cell.command())
+    words = words[words.index("sb3-softmod") :]
     assert words[:7] == ["sb3-softmod", "train", "--algo", "softmod_shallow", "--env", "Points", "--seed"]
     assert words[words.index("--conf-file") + 1] == str(tmp_path / "points.yml")
     assert "horizon:10" in words
@@ -89,6 +92,24 @@ def test_resources() -> None:
     assert Resources(threads=5).workers == 2
 
 
+def test_commands_keep_to_the_threads(tmp_path: Path) -> None:
+    """Also as a job array runs them: envs get the processes, and torch the threads, that they have in a grid."""
+    (cell,) = cells_of(changed(write_grid(tmp_path, algos=["mt_sac"], seeds=0), resources={"threads": 5}))
+    (tmp_path / "sb3-softmod").write_text('#!/bin/sh\necho "$SB3_SOFTMOD_WORKERS $OMP_NUM_THREADS $1 $2 $3"\n')
+    (tmp_path / "sb3-softmod").chmod(0o755)
+    (tmp_path / "cells.txt").write_text(cell.command() + "\n")
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    said = subprocess.run(
+        ["sh", "-c", 'eval exec $(sed -n "1p" cells.txt)'],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert said == "2 3 train --algo mt_sac\n"
+
+
 def test_seeds_and_sizes() -> None:
     assert parse_seeds("f", "0-3,7, 2") == [0, 1, 2, 3, 7]
     assert parse_seeds("f", 4) == [4]
@@ -110,6 +131,19 @@ def test_memory(tmp_path: Path) -> None:
     assert memory_of(large) - memory_of(small) == pytest.approx(1.1 * 24 * 1_000_000, abs=1)
     (given,) = cells_of(changed(path, resources={"memory": "2G"}))
     assert memory_of(given) == 2 * 10**9
+
+
+def test_memory_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached pages of files are there for a run: the kernel gives them back."""
+    says = {
+        "/proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "4000000000\n",
+        "/sys/fs/cgroup/memory.current": "3000000000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 500000000\nactive_file 7\ninactive_file 2000000000\n",
+    }
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: says.get(str(path)) or read_text(path))
+    assert Capacity.of_this_machine().memory == 3e9
 
 
 def test_misfits(tmp_path: Path) -> None:
@@ -169,6 +203,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith(
+        "env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 SB3_SOFTMOD_WORKERS=1 "
         "sb3-softmod train --algo mt_sac --env MT3 --seed 0 --num-threads 1 --device cpu --conf-file laptop -n 100 "
         f"-params gamma:0.9 -f {tmp_path}/runs/mt_sac/MT3/seed-0-"
     )
@@ -189,6 +224,16 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert main(wrong) == 2
         assert f"sb3-softmod: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--conf", "points.yml"], ["--conf=points.yml"], ["-co", "points.yml"]])
+def test_abbreviated_options(option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that name a file too, a run in another working folder finds it."""
+    write_grid(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = ["--gym-packages", "grid_points", *option]
+    (cell,) = grid_of_options(["mt_sac"], ["Points"], "0", options, {}, tmp_path / "runs").cells
+    assert str(tmp_path / "points.yml") in shlex.split(cell.command())
 
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

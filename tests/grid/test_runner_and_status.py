@@ -163,8 +163,8 @@ def running_run(cell: Cell, steps: int) -> Path:
     run = write_run(cell.folder, "mt_sac", 1, {100: [0.0, 1.0]}, benchmark="Points", status="running")
     with (run / "progress.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["time/total_timesteps", "time/fps", "time/time_elapsed"])
-        rows.writerow([steps, 2, steps // 2])
+        rows.writerow(["time/total_timesteps", "time/fps"])
+        rows.writerow([steps, 2])
         file.write("15")  # half of a row
     return run
 
@@ -199,6 +199,20 @@ def test_status(cell: Cell, tmp_path: Path) -> None:
     assert "0:00:40" in line
 
 
+def test_status_of_minutes(cell: Cell, tmp_path: Path) -> None:
+    """What the clock of the run says, which goes on after a break; SB3's begins anew, and counts evaluations."""
+    (one,) = cells_with(cell, tmp_path, 1)
+    one = replace(one, settings=replace(one.settings, minutes=10))
+    run = running_run(one, 120)
+    rows = "time/total_timesteps,time/time_elapsed,time/training_seconds\n120,7,450.0\n120,7,\n"
+    (run / "progress.csv").write_text(rows)
+    claim = Claim.take(one.folder, lambda: None)
+    assert claim is not None
+    found = status_of(one)
+    claim.release()
+    assert (found.steps, found.fraction, found.seconds_left) == (120, 0.75, 150.0)
+
+
 def test_what_counts_as_finished(cell: Cell, tmp_path: Path) -> None:
     """The manifest says so, and the last model is whole."""
     one, two = cells_with(cell, tmp_path, 2)
@@ -221,11 +235,28 @@ def test_begins_anew_or_goes_on(cell: Cell, tmp_path: Path) -> None:
     assert next_arguments(one.folder, ["--algo", "mt_sac"], ["-P"]) == begin
     (run / "checkpoints" / "000000000040").mkdir(parents=True)
     assert next_arguments(one.folder, ["--algo", "mt_sac"], ["-P"]) == ["--resume", str(run), "-P"]
-    clear_beginning(one.folder)
+    clear_beginning(one.folder, one.arguments())
     assert run_of(one.folder) == run
     (run / "checkpoints" / "000000000040").rmdir()
-    clear_beginning(one.folder)
+    clear_beginning(one.folder, one.arguments())
     assert run_of(one.folder) is None
+
+
+def test_logs_of_others_stay(cell: Cell, tmp_path: Path) -> None:
+    """Those of TensorBoard too when a run goes on; when it begins anew they are of the one before."""
+    (one,) = cells_with(cell, tmp_path, 1)
+    checkpoint = running_run(one, 50) / "checkpoints" / "000000000040"
+    tensorboard = one.folder / "tensorboard" / "mt_sac_1"
+    of_others = [one.folder / "wandb" / "offline-run-20260101_101010-ab", one.folder / "runs" / "Points__mt_sac__0__17"]
+    for path in (checkpoint, tensorboard, *of_others):
+        path.mkdir(parents=True)
+    clear_beginning(one.folder, one.arguments())
+    assert tensorboard.is_dir()
+    assert all(path.is_dir() for path in of_others)
+    checkpoint.rmdir()
+    clear_beginning(one.folder, one.arguments())
+    assert not tensorboard.exists()
+    assert all(path.is_dir() for path in of_others)
 
 
 def test_last_lines_and_rows(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def attempts(cell: Cell) -> int:
 
 def train_arguments(cell: Cell, folder: Path) -> list[str]:
     """Of ``sb3-softmod``, for the same run in another folder."""
-    return shlex.split(cell.command().replace(str(cell.folder), str(folder)))[1:]
+    words = shlex.split(cell.command().replace(str(cell.folder), str(folder)))
+    return words[words.index("train") :]
 
 
 def train_alone(cell: Cell, folder: Path) -> Path:

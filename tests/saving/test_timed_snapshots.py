@@ -10,8 +10,10 @@ import pytest
 from point_mass import make_point_mass_env
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 
 from sb3_softmod import CheckpointCallback, ConfigurationError, MultiTaskSAC, TimedSnapshots
+from sb3_softmod.common.csv_files import last_rows
 from sb3_softmod.evaluation import MultiTaskEvalCallback
 from sb3_softmod.saving import timed_snapshots
 
@@ -68,6 +70,16 @@ def test_marks(clock: Clock, tmp_path: Path) -> None:
     for name, steps in (("model_0.5min.zip", 3 * M), ("model_1.5min.zip", 9 * M)):
         assert MultiTaskSAC.load(tmp_path / name).num_timesteps == steps
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_log(clock: Clock, tmp_path: Path) -> None:
+    """It says the seconds that count."""
+    model = make_model()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    callbacks = [Tick(clock, 10, evaluating=100), TimedSnapshots(tmp_path, [5])]
+    model.learn(10**9, callbacks, log_interval=1)
+    row, *_ = last_rows(tmp_path / "progress.csv")
+    assert (row["time/total_timesteps"], row["time/training_seconds"]) == (str(20 * M), "200.0")
 
 
 def test_marks_within_one_step(clock: Clock, tmp_path: Path) -> None:
