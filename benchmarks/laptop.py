@@ -118,7 +118,7 @@ def arguments_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[fl
 def evaluated(run: Run, minutes: float) -> dict[str, Any]:
     """How the policy after some minutes plays, and what it took to learn it; played once, and read afterwards."""
     path, snapshot = run.folder / evaluation_name(minutes), run.folder / snapshot_name(minutes)
-    if path.exists() and path.stat().st_mtime >= snapshot.stat().st_mtime:
+    if path.exists() and not (snapshot.exists() and snapshot.stat().st_mtime > path.stat().st_mtime):
         found = TaskEvaluation.from_json(path)
     else:
         found = evaluate_run(run.folder, protocol="metaworld", minutes=minutes)
@@ -139,10 +139,12 @@ def evaluated(run: Run, minutes: float) -> dict[str, Any]:
 
 def options_of(run: Run) -> list[str]:
     """Its options of sb3-softmod train, but for where it lies."""
-    return without_place(run.manifest["arguments"])
+    return without_place(run.manifest.get("arguments", []))
 
 
 def without_place(arguments: list[str]) -> list[str]:
+    if "-f" not in arguments:
+        return arguments
     place = arguments.index("-f")
     return arguments[:place] + arguments[place + 2 :]
 

@@ -35,10 +35,11 @@ class Method:
     :param options: arguments of :class:`.MultiTaskSAC`
     :param env_steps: the published budget by task set, environment steps over all tasks
     :param sizes: further options of the network, whose values differ from task set to task set
-    :param defined_by: the options that no file of hyperparameters replaces: the method would be another one
     :param default_kwargs: further options of the network, which a file of hyperparameters may change for all methods of
         its policy: sizes that do not define the method
     :param relative_params: parameters relative to Ours (Deep) in the paper's Table 2
+    :param defined_by: the options that no file of hyperparameters replaces, as none replaces weights that are learned:
+        the method would be another one
     """
 
     title: str
@@ -48,9 +49,9 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     env_steps: Mapping[str, int] = field(default_factory=lambda: dict(ENV_STEPS["ours"]))
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    defined_by: tuple[str, ...] = ()
     default_kwargs: Mapping[str, Any] = field(default_factory=dict)
     relative_params: float | None = None
+    defined_by: tuple[str, ...] = ()
 
     @property
     def network_class(self) -> type[MultiTaskNetwork]:
@@ -143,7 +144,7 @@ def _multi_head(title: str, source: str, relative_params: float | None = None, *
 
 def _of_others(name: str, title: str, source: str, policy: str, **options: Any) -> Method:
     """A method of later work, with what was published under its name; the options are what it is."""
-    return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}), tuple(options))
+    return Method(title, source, policy, {}, options, ENV_STEPS[name], SIZES.get(name, {}), defined_by=tuple(options))
 
 
 def _weighted(name: str, title: str, source: str, loss_weighting: str) -> Method:

@@ -85,7 +85,7 @@ def small(arguments: list[str]) -> list[str]:
     num_tasks = len(task_names(get_task_set(arguments[arguments.index("--env") + 1])))
     budget = {"n_envs": 1, "batch_size": 2, "learning_starts": 5, "buffer_size": 200}
     params = [f"{name}:{number * num_tasks}" for name, number in budget.items()]
-    for option, values in (("-params", [*params, "train_freq:5"]), ("--env-kwargs", ["horizon:5"])):
+    for option, values in (("-params", [*params, "train_freq:5", "compile:False"]), ("--env-kwargs", ["horizon:5"])):
         if option not in arguments:
             arguments = [*arguments, option]
         place = arguments.index(option) + 1

@@ -52,12 +52,13 @@ class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode of the next task.
 
-        :param seed: begins with the first task again, and gives each task a seed of its own for its next episode
+        :param seed: begins with task ``seed % M``, so that episodes of ascending seeds are of all tasks, and gives each
+            task a seed of its own for its next episode
         :param options: as in gymnasium
         """
         super().reset(seed=seed)
         if seed is not None:
-            self._turns = itertools.cycle(range(self.num_tasks))
+            self._turns = itertools.cycle((seed + task) % self.num_tasks for task in range(self.num_tasks))
             self._seeds = {task: seed + task for task in range(self.num_tasks)}
         task = next(self._turns)
         self._now = self._build(task)

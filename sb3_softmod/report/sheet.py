@@ -19,6 +19,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "env_kwargs": "environment options",
         "n_envs": "environments",
         "seed": "seed",
+        "hyperparams": "hyperparameters",
     },
     "How it went": {
         "status": "status",
@@ -100,6 +101,8 @@ def _cell(key: str, value: Any) -> list[tuple[str, str]]:
         return [("", f"{100 * value:.0f} %")]
     if key == "arguments" and isinstance(value, list):
         return [("", shlex.join(["sb3-softmod", "train", *map(str, value)]))]
+    if key == "hyperparams" and isinstance(value, Mapping):  # what has lines of its own, and none of minutes stands for
+        value = {name: each for name, each in value.items() if name not in ("n_timesteps", "n_envs", "env_kwargs")}
     if key == "began_with" and isinstance(value, Mapping) and not value.get("env_steps"):
         return []  # as most do
     if key in _TIMES and isinstance(value, str):

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.runs.parameters import REFERENCE
-from sb3_softmod.runs.results import Entry, Format, check_format, collect, latex_text, render, score_cell
+from sb3_softmod.runs.results import (
+    Entry,
+    Format,
+    check_format,
+    collect,
+    differences_of,
+    latex_text,
+    render,
+    score_cell,
+)
 from sb3_softmod.runs.run import Run
 
 
@@ -16,6 +26,8 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
 
     Runs of other settings, or evaluated otherwise, have rows of their own. Without a run of Ours
     (Deep), the ratios are to the first row.
+
+    What is different between rows of a method stands with its name.
 
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set; the paper's is MT50-Fixed
@@ -29,7 +41,9 @@ def capacity_table(runs: Sequence[Run], benchmark: str, format: Format = "markdo
         known = ", ".join(sorted({entry.benchmark for entry in every})) or "nothing"
         raise ConfigurationError(f"No run on {benchmark}; there are runs on {known}.")
     reference = next((entry for entry in entries if entry.method == REFERENCE), entries[0])
-    rows = [[entry.title, *_numbers(entry, reference), entry.network] for entry in entries]
+    unsized = [replace(entry, setting=entry.setting._replace(parameters=None)) for entry in entries]  # a column has it
+    titles = [", ".join(filter(None, [entry.title, differences_of(entry, unsized)])) for entry in unsized]
+    rows = [[title, *_numbers(entry, reference), entry.network] for title, entry in zip(titles, entries, strict=True)]
     if format == "csv":
         header = ["method", "title", "benchmark", "seeds", "mean", "std", "parameters", "relative", "network"]
         lines = []

@@ -88,7 +88,7 @@ def evaluate_run(
         env_kwargs={name: value for name, value in env_options(run).items() if name not in of_protocol},
         progress_bar=progress_bar,
     )
-    found.settings["env_steps_of_run"] = run.manifest.get("env_steps")  # what is written before a run goes on is void
+    found.settings["state_of_run"] = run.state
     found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
     found.to_json(run.folder / (FINAL if minutes is None else evaluation_name(minutes)))
     return found

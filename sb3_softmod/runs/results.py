@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -116,15 +117,20 @@ def check_format(format: str) -> None:
     require_choice("format", format, get_args(Format))
 
 
+def differences_of(entry: Entry, entries: Sequence[Entry]) -> str:
+    """What sets an entry apart from the others of its method and benchmark; nothing where it is alone."""
+    place = (entry.method, entry.benchmark)
+    return ", ".join(differences(entry.setting, [e.setting for e in entries if (e.method, e.benchmark) == place]))
+
+
 def score_cell(entries: Sequence[Entry], format: str) -> str:
-    """One line for each entry; what is different between them stands in front."""
+    """One line for each entry of a method and benchmark; what is different between them stands in front."""
     line_break = _SYMBOLS[format][1]
     lines = []
     for entry in entries:
-        label = ""
-        if len(entries) > 1:
-            label = ", ".join(differences(entry.setting, (e.setting for e in entries))) + ": "
-        lines.append(label + _score(entry, format))
+        label = differences_of(entry, entries)
+        label = latex_text(label) if format == "latex" else label
+        lines.append(f"{label}: {_score(entry, format)}" if label else _score(entry, format))
     text = line_break.join(lines)
     return rf"\shortstack{{{text}}}" if format == "latex" and len(lines) > 1 else text
 
@@ -168,14 +174,14 @@ def render(format: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 def latex_text(text: str) -> str:
     """Text as LaTeX prints it."""
-    return text.replace("&", r"\&").replace("_", r"\_")
+    return re.sub(r"[&_%#{}$]", r"\\\g<0>", text)
 
 
 def _csv(entries: Sequence[Entry]) -> str:
     header = [
         "method", "title", "benchmark", "planned_env_steps", "planned_minutes", "horizon", "goals", "reward_version",
         "parameters", "seeds", "evaluation", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high",
-        "unfinished_at",
+        "unfinished_at", "different",
     ]  # fmt: skip
     rows = []
     for entry in entries:
@@ -185,6 +191,6 @@ def _csv(entries: Sequence[Entry]) -> str:
             numbers = [found.mean, "" if found.std is None else found.std, found.iqm, *(found.iqm_interval or ("", ""))]
         rows.append(
             [entry.method, entry.title, entry.benchmark, *budget, *facts, len(entry.scores), evaluation, entry.episodes,
-             *numbers, " ".join(map(str, entry.unfinished))]
+             *numbers, " ".join(map(str, entry.unfinished)), differences_of(entry, entries)]
         )  # fmt: skip
     return render("csv", header, rows)

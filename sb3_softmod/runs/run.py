@@ -120,7 +120,7 @@ class Run:
     @property
     def goals_seed(self) -> int | None:
         """The seed of the goals that it learned with."""
-        seed: int | None = self.manifest.get("env_kwargs", self.manifest).get("seed")
+        seed: int | None = (self.manifest.get("env_kwargs") or self.manifest).get("seed")
         return seed
 
     @property
@@ -142,8 +142,12 @@ class Run:
         found = TaskEvaluation.from_json(path)
         if found.task_names != self.task_names:
             raise ConfigurationError(f"{path} is of other tasks than the run: {', '.join(found.task_names)}.")
-        now = self.manifest.get("env_steps")
-        return found if found.settings.get("env_steps_of_run", now) == now else None
+        return found if found.settings.get("state_of_run", self.state) == self.state else None
+
+    @property
+    def state(self) -> list[int | None]:
+        """How far it is, and how often it was resumed: an evaluation of another state is not of its last policy."""
+        return [self.manifest.get("env_steps"), len(self.manifest.get("resumed") or [])]
 
     @cached_property
     def final(self) -> FinalScore | None:
@@ -166,7 +170,7 @@ class Run:
         parts = [
             f"{protocol} protocol" if protocol else "evaluated after training",
             *([f"the {model} model"] if model not in (None, "last") else []),
-            *([] if seed in (None, self.goals_seed) else [f"goals of seed {seed}"]),
+            *([f"goals of seed {seed}"] if self.manifest.get("goals") and seed not in (None, self.goals_seed) else []),
         ]
         return ", ".join(parts)
 
@@ -196,14 +200,15 @@ class FinalScore:
 
 
 def one_a_seed(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one method and setting, without those that were begun anew: of a seed, the one that is finished.
+    """The runs of one method and setting, without those that were begun anew: of a seed the one that is finished, or
+    came farthest.
 
-    :raises ConfigurationError: for a seed that was run twice, so that the runs would not be independent
+    :raises ConfigurationError: for a seed that was finished twice, so that the runs would not be independent
     """
     kept: dict[Any, Run] = {}
-    for run in sorted(runs, key=lambda run: not run.finished):
+    for run in sorted(runs, key=lambda run: (run.finished, run.steps), reverse=True):
         earlier = kept.setdefault(run.manifest["seed"], run)
-        if earlier is not run and earlier.finished is run.finished:
+        if earlier is not run and run.finished:
             raise ConfigurationError(
                 f"{earlier.folder} and {run.folder} are the same seed of the same experiment: move one away."
             )
@@ -282,7 +287,8 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "planned_minutes": lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
     **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
     "parameters": _are_counts,
-    **dict.fromkeys(("network", "hyperparams"), lambda value: value is None or isinstance(value, dict)),
+    "resumed": lambda value: value is None or isinstance(value, list),
+    **dict.fromkeys(("network", "hyperparams", "env_kwargs"), lambda value: value is None or isinstance(value, dict)),
 }
 
 

@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     goals: Any
     reward_version: Any
     parameters: int | None
-    hyperparams: frozenset[tuple[str, str]] | None
+    hyperparams: tuple[tuple[str, str], ...] | None
     evaluation: str | None = None
 
 
@@ -56,14 +56,14 @@ _TEXTS = dict(
 )
 
 
-def flattened(hyperparams: Mapping[str, Any] | None) -> frozenset[tuple[str, str]] | None:
+def flattened(hyperparams: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...] | None:
     """Hyperparameters as a setting has them: ``policy_kwargs.net_arch`` and its value, as text.
 
     :param hyperparams: of ``run.json``
     """
     if hyperparams is None:
         return None
-    return frozenset((name, value) for name, value in _flat(hyperparams) if name not in _APART)
+    return tuple(sorted((name, value) for name, value in _flat(hyperparams) if name not in _APART))
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
@@ -87,9 +87,9 @@ def differences(setting: Setting, settings: Iterable[Setting]) -> list[str]:
         if len(found) > 1 and (value := getattr(setting, name)) in found:
             texts.append(f"unknown {name.replace('_', ' ')}" if value is None else text.format(value))
     known = [dict(each.hyperparams) for each in settings if each.hyperparams is not None]
-    if setting.hyperparams is None:
-        return [*texts, "unknown hyperparameters"] if known else texts
-    own = dict(setting.hyperparams)
-    names = sorted({name for each in known for name in each})
+    if 0 < len(known) < len(settings):  # runs of earlier versions
+        texts.append(f"hyperparameters {'un' if setting.hyperparams is None else ''}known")
+    own = dict(setting.hyperparams or ())
+    names = sorted({name for each in known for name in each} if own else ())
     different = [name for name in names if len({each.get(name) for each in known}) > 1]
     return [*texts, *(f"{name.rpartition('.')[2]} {own.get(name, 'by default')}" for name in different)]

@@ -31,6 +31,7 @@ from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.task_sets import ENV_OPTIONS, TASK_SETS, TaskSet
+from sb3_softmod.learner.learned_weights import LEARNED_WEIGHTINGS
 from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.policies import POLICIES, MultiTaskSACPolicy, policy_options
 
@@ -168,7 +169,8 @@ def complete(
 ) -> dict[str, Any]:
     """Add what a method is to what a file says.
 
-    What a method is :attr:`~.Method.defined_by` stays, whatever the file says; the command line may replace it.
+    What a method is :attr:`~.Method.defined_by` stays, whatever the file says, as do weights that are learned; the
+    command line may replace it.
 
     :param hyperparams: those of the file for this env, changed by those of the command line
     :param method: its policy and options stand behind them; ``policy_kwargs`` are joined, one by one
@@ -180,7 +182,8 @@ def complete(
     policy = method.policy
     if not isinstance(policy, str):  # RL Zoo imports the class by its name
         policy = f"{policy.__module__}.{policy.__qualname__}"
-    definition = {name: method.options[name] for name in method.defined_by if name not in given}
+    learned = ["loss_weighting"] if method.options.get("loss_weighting") in LEARNED_WEIGHTINGS else []
+    definition = {name: method.options[name] for name in [*method.defined_by, *learned] if name not in given}
     out = {"policy": policy, **method.options, **hyperparams, **definition}
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:

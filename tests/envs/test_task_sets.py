@@ -129,10 +129,11 @@ def test_a_seed_reaches_all_tasks_in_turn() -> None:
     for _ in range(2):
         env = TasksInTurn([lambda copy, task=task: make_task(task, 3) for task in range(3)])
         first.append(starts(7))
-        env.reset()  # of the first task: the seed then begins in the middle of a round
+        env.reset()  # the seed then begins in the middle of a round
         np.testing.assert_array_equal(starts(7), first[-1])
     np.testing.assert_array_equal(first[0], first[1])
-    assert [start[2:].argmax() for start in first[0]] == [0, 1, 2] * 2
+    assert [start[2:].argmax() for start in first[0]] == [1, 2, 0] * 2
+    assert [env.reset(seed=seed)[0][2:].argmax() for seed in range(4)] == [0, 1, 2, 0]
     assert len({start[:2].tobytes() for start in first[0]}) == 6  # each task begins elsewhere, in each episode
     check_env(env, skip_render_check=True)
 

@@ -17,6 +17,7 @@ from run_folders import TASKS, write_run
 
 from sb3_softmod import ConfigurationError
 from sb3_softmod.evaluation.result import TaskEvaluation
+from sb3_softmod.runs.capacity import capacity_table
 from sb3_softmod.runs.curves import collect_curves, draw_curves
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.run import find_runs, load_run
@@ -66,11 +67,11 @@ def test_the_final_evaluation_comes_before_those_of_training(tmp_path: Path) -> 
 
 def test_an_evaluation_from_before_a_run_went_on_is_void(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "mt_sac", 1, {2000: [0.6, 1.0]}, env_steps=2000)
-    for at, success in ((1000, [0.6, 1.0]), (None, [0.6, 1.0]), (2000, [0.0, 0.5])):  # None: of a run that was killed
-        evaluate(folder, [0.0, 0.5], env_steps_of_run=at)
+    for at in ([1000, 0], [None, 0], [2000, 1], [2000, 0]):  # None: of a run that was killed
+        evaluate(folder, [0.0, 0.5], state_of_run=at)
         final = load_run(folder).final
         assert final is not None
-        assert final.success.tolist() == success
+        assert final.success.tolist() == ([0.0, 0.5] if at == [2000, 0] else [0.6, 1.0])
 
 
 def test_a_run_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
@@ -264,9 +265,18 @@ def test_runs_of_other_hyperparameters_are_not_mixed(tmp_path: Path) -> None:
     ways = ["learning_rate 0.0001, depth by default", "learning_rate 0.001, depth 3"]
     labels = [curve.label for curve in collect_curves(runs, "MT10-Fixed")]
     few = "MT-SAC (2 seeds of 5 episodes a task, no interval"
-    assert sorted(labels) == [f"{few}, {way}" + ")" for way in ways]
+    assert labels == [f"{few}, {way}" + ")" for way in ways]
     *_, row = results_table(runs).splitlines()
-    assert all(f"{way}: " in row for way in ways)
+    assert re.findall(r"(?:\| |<br>)(learning[^:]*): ", row) == ways
+    assert all(f"{way}: " in results_table(runs, "latex") for way in (way.replace("_", r"\_") for way in ways))
+    assert [row["different"] for row in csv.DictReader(io.StringIO(results_table(runs, "csv")))] == ways
+    assert [line.split(" | ")[0] for line in capacity_table(runs, "MT10-Fixed").splitlines()[2:]] == [
+        f"| MT-SAC, {way}" for way in ways
+    ]
+    write_run(tmp_path, "mt_sac", 3, {2000: [0.5, 1.0]})  # of an earlier version
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert "hyperparameters unknown: 75.0 %" in row
+    assert "hyperparameters known, learning_rate 0.001, depth 3: " in row
 
 
 def test_a_set_whose_tasks_report_no_success(tmp_path: Path) -> None:
@@ -304,6 +314,10 @@ def test_a_run_that_was_begun_anew_counts_once(tmp_path: Path) -> None:
     assert curve.label == "MT-SAC (1 seed of 5 episodes a task, no interval)"
     assert curve.steps.tolist() == [0, 2000]
     assert "not finished" not in results_table(find_runs(tmp_path)[0])
+    for steps in (500, 1500):  # two that were ended
+        success = {0: [0.0, 0.0], steps: [1.0, 1.0]}
+        write_run(tmp_path, "mt_sac", 2, success, status="running", suffix=f"-{steps}")
+    assert "not finished: 1,500 of 2,000 steps" in results_table(find_runs(tmp_path)[0])
     write_run(tmp_path, "mt_sac", 1, {0: [0.0, 0.0], 2000: [0.6, 1.0]}, suffix="-again")
     with pytest.raises(ConfigurationError, match=r"MT10-Fixed_1 and .*MT10-Fixed_1-again are the same seed"):
         collect_curves(find_runs(tmp_path)[0], "MT10-Fixed")

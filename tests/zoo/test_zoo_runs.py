@@ -127,7 +127,7 @@ def test_the_goals_of_the_training_are_evaluated(tmp_path: Path) -> None:
     assert main(f"evaluate {run} --episodes 1".split()) == 0
     settings = json.loads((run / "evaluation.json").read_text())["settings"]
     assert (settings["goals"], settings["seed"], settings["horizon"]) == ("fixed", 8, 5)
-    assert settings["env_steps_of_run"] == 60
+    assert settings["state_of_run"] == [60, 0]
 
 
 def test_a_run_that_fails(tmp_path: Path) -> None:
