@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sb3_softmod.runs.run import Run, grouped, one_a_seed
 from sb3_softmod.runs.setting import differences
 from sb3_softmod.runs.statistics import ENOUGH_SEEDS, mean_and_interval
 
+#: Characters of a line of the legend.
+_LINE = 100
 #: Points of a curve between which runs are interpolated.
 POINTS = 200
 
@@ -108,7 +111,7 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
             success = curve.success[:, :, index] if by_task else np.nanmean(curve.success, -1)
             mean, interval = mean_and_interval(100 * success)
             band = None if interval is None else tuple(np.clip(bound, 0, 100) for bound in interval)
-            draw_band(axis, place, curve.steps, mean, band, linewidth=1.6, label=curve.label)
+            draw_band(axis, place, curve.steps, mean, band, linewidth=1.6, label=fill(curve.label, _LINE))
         axis.set_title(name, fontsize=9)
         axis.set_ylim(-3, 103)
         quieten(axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,9 @@ from sb3_softmod.runs.statistics import ENOUGH_SEEDS, performance_profiles, prob
 
 #: Success rates at which profiles are drawn; no run is above 1.
 THRESHOLDS = np.linspace(0, 0.995, 200)
+
+#: Characters of a line of a label: names with many hyperparameters are long.
+_LABEL = 48
 
 
 @dataclass(frozen=True)
@@ -82,32 +86,37 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
     """
     entries = finished_entries(runs, benchmark)
     pairs = improvements(entries)
-    height = 3.0 + 0.2 * len(entries) + 0.2 * max(len(pairs) - 8, 0)
+    versus = [fill(f"{pair.first} > {pair.second}", _LABEL) for pair in pairs]
+    lines = sum(1 + text.count("\n") for text in versus)
+    profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)
+    labels = {}
+    for name, entry in entries.items():
+        count = len(entry.scores)
+        few = "" if count >= ENOUGH_SEEDS else "; too few for an interval"
+        label = f"{name} ({count} seed{'s' * (count > 1)} of {entry.episodes} episodes a task{few})"
+        labels[name] = fill(label, 2 * _LABEL)
+    height = 3.0 + 0.2 * sum(1 + text.count("\n") for text in labels.values()) + 0.2 * max(lines - 8, 0)
     figure = Figure(figsize=(10.8 if pairs else 6.4, height), layout="constrained")
     left, *right = figure.subplots(1, 1 + bool(pairs), squeeze=False)[0]
-    profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)
     for place, (name, (profile, (low, high))) in enumerate(profiles.items()):
-        count = len(entries[name].scores)
-        few = "" if count >= ENOUGH_SEEDS else "; too few for an interval"
-        label = f"{name} ({count} seed{'s' * (count > 1)} of {entries[name].episodes} episodes a task{few})"
-        band = None if few else (100 * low, 100 * high)
-        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, band, label=label)
+        band = None if len(entries[name].scores) < ENOUGH_SEEDS else (100 * low, 100 * high)
+        draw_band(left, place, 100 * THRESHOLDS, 100 * profile, band, label=labels[name])
     left.set(xlabel="success rate (%)", ylabel="runs above it (%)", xlim=(0, 100), ylim=(-3, 103))
     goals = " and ".join(dict.fromkeys(str(entry.setting.goals) for entry in entries.values()))
     left.set_title(f"{benchmark} ({goals} goals)", fontsize=10)
     for axis in right:
-        _draw_improvements(axis, pairs)
+        _draw_improvements(axis, pairs, versus)
     for axis in (left, *right):
         quieten(axis)
     figure.legend(loc="outside lower left", fontsize=8, frameon=False)
     return figure
 
 
-def _draw_improvements(axis: Axes, pairs: Sequence[Improvement]) -> None:
+def _draw_improvements(axis: Axes, pairs: Sequence[Improvement], labels: Sequence[str]) -> None:
     for place, pair in enumerate(pairs):
         if pair.interval is not None:
             axis.plot(pair.interval, (place, place), color="0.6", linewidth=5, solid_capstyle="butt")
         axis.plot(pair.probability, place, "|", color="black", markersize=11, markeredgewidth=2)
     axis.axvline(0.5, color="0.4", linewidth=0.8, linestyle=":")
-    axis.set_yticks(range(len(pairs)), [f"{pair.first} > {pair.second}" for pair in pairs])
+    axis.set_yticks(range(len(pairs)), labels)
     axis.set(xlim=(-0.03, 1.03), ylim=(len(pairs) - 0.5, -0.5), xlabel="probability of improvement")

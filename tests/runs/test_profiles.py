@@ -68,6 +68,17 @@ def test_one_method_alone_has_no_improvement(tmp_path: Path) -> None:
     assert len(draw_profiles(find_runs(tmp_path)[0], "MT10-Fixed").axes) == 1
 
 
+def test_long_names_are_wrapped(tmp_path: Path) -> None:
+    for setting in range(4):
+        hyperparams = {f"an_option_with_a_long_name_{k}": setting for k in range(8)}
+        write_run(tmp_path, "mt_sac", 1, {2000: [0.5, 0.25]}, suffix=f"-{setting}", hyperparams=hyperparams)
+    figure = draw_profiles(find_runs(tmp_path)[0], "MT10-Fixed")
+    figure.savefig(tmp_path / "profiles.png")  # without a warning that there is no room for the axes
+    texts = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert len(texts) == 6
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 48
+
+
 def test_an_unknown_benchmark_is_refused(logs: Path) -> None:
     with pytest.raises(ConfigurationError, match="No finished run on MT3 reports success; there are such runs on MT10"):
         finished_entries(find_runs(logs)[0], "MT3")
