@@ -68,8 +68,10 @@ def commands() -> list[str]:
 
 
 def _whole(command: str) -> bool:
-    """Whether a command in the text is one, or only speaks of an option."""
+    """Whether a command in the text is one, or only speaks of it or of an option."""
     program, _, rest = command.partition(" ")
+    if program == "sb3-softmod" and " " not in rest:
+        return False
     if program != "sb3-softmod" or rest.split()[0] not in ("train", "adapt") or "--help" in rest:
         return True
     return "--algo" in rest if rest.startswith("train") else "--tasks" in rest
