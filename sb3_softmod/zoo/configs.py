@@ -182,8 +182,7 @@ def complete(
     policy = method.policy
     if not isinstance(policy, str):  # RL Zoo imports the class by its name
         policy = f"{policy.__module__}.{policy.__qualname__}"
-    learned = ["loss_weighting"] if method.options.get("loss_weighting") in LEARNED_WEIGHTINGS else []
-    definition = {name: method.options[name] for name in [*method.defined_by, *learned] if name not in given}
+    definition = {name: method.options[name] for name in definition_of(method) if name not in given}
     out = {"policy": policy, **method.options, **hyperparams, **definition}
     if "n_timesteps" not in out:
         if task_set.tasks not in method.env_steps:
@@ -204,6 +203,12 @@ def complete(
     layers = [eval(layer, vars(exp_manager)) if isinstance(layer, str) else layer or {} for layer in layers]
     out["policy_kwargs"] = reduce(join_kwargs, layers)
     return out
+
+
+def definition_of(method: Method) -> set[str]:
+    """The names of the options that a method keeps, whatever a file or a trial says."""
+    learned = {"loss_weighting"} if method.options.get("loss_weighting") in LEARNED_WEIGHTINGS else set()
+    return {*method.defined_by, *learned}
 
 
 def _entries(path: str, node: yaml.Node | None, of: str, known: Collection[str]) -> list[tuple[str, yaml.Node]]:

@@ -41,7 +41,16 @@ from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 from sb3_softmod.zoo import tuning
-from sb3_softmod.zoo.configs import HALF, NUM_THREADS, block_of, check_parameters, complete, find_config, load_config
+from sb3_softmod.zoo.configs import (
+    HALF,
+    NUM_THREADS,
+    block_of,
+    check_parameters,
+    complete,
+    definition_of,
+    find_config,
+    load_config,
+)
 from sb3_softmod.zoo.key_values import reason_of
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
@@ -174,7 +183,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         policy = MultiTaskSAC.policy_aliases.get(self._hyperparams["policy"], self._hyperparams["policy"])
         options = policy_options(policy) if issubclass(policy, MultiTaskSACPolicy) else []
         weighting = self._hyperparams.get("loss_weighting")
-        defining = self.method is not None and "loss_weighting" in self.method.defined_by
+        defining = self.method is not None and "loss_weighting" in definition_of(self.method)
         stays = defining or weighting in LEARNED_WEIGHTINGS
         params = tuning.suggest(trial, options, weighting if stays else None)
         candidate = tuning.to_hyperparams(params, len(self.task_names))
