@@ -27,12 +27,15 @@ from sb3_softmod.evaluation.evaluated_env import learned_normalized, normalize_o
 from sb3_softmod.evaluation.result import TaskEvaluation
 
 #: How others evaluate: Meta-World's protocol, whose envs time out after 500 steps (metaworld.evaluation and
-#: SawyerXYZEnv.max_path_length), and section 5.2 of the paper, with the horizon of its training.
+#: SawyerXYZEnv.max_path_length), and section 5.2 of the paper, with the goals and the horizon of its training.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "metaworld": dict(goals="each-once", n_eval_episodes=50, terminate_on_success=True, horizon=MAX_HORIZON),
-    "paper": dict(goals="random", n_eval_episodes=100, terminate_on_success=False),
+    "paper": dict(n_eval_episodes=100, terminate_on_success=False),
 }
 Protocol = Literal["metaworld", "paper"]
+
+#: How often each env may go through all of its tasks without coming to one whose episodes are still to be played.
+_ROUNDS = 20
 
 #: About how many envs an evaluation by name plays at once.
 _ENVS = 30
@@ -59,7 +62,8 @@ def evaluate_tasks(
 
     ``evaluate_tasks(model, "MT10", protocol="metaworld", seed=1)`` plays Meta-World's protocol: each of a task's 50
     goals once, up to the first success, for at most 500 steps, however long the episodes of the training were.
-    ``protocol="paper"`` plays the paper's, 100 episodes of 200 steps with random goals.
+    ``protocol="paper"`` plays the paper's, 100 episodes of 200 steps with the goals of the set: of "MT10-Fixed" one a
+    task, else random ones.
 
     :param model: anything with ``predict``
     :param env: a multi-task env, which is reset (the next ``learn`` of a model that learns in it begins new episodes);
@@ -99,7 +103,12 @@ def evaluate_tasks(
                     f"{name} is for envs that are made by name: make the env that you pass with it."
                 )
         return _evaluate(model, env, settings, progress_bar)
-    options = {**of_protocol, **({} if goals is None else {"goals": goals}), **(env_kwargs or {})}
+    options = {
+        **as_task_set(env).options,
+        **of_protocol,
+        **({} if goals is None else {"goals": goals}),
+        **(env_kwargs or {}),
+    }
     with closing(
         make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)
     ) as made:
@@ -149,7 +158,7 @@ def as_task_set(tasks: str | Sequence[str]) -> TaskSet:
     """
     if isinstance(tasks, str) and (tasks in TASK_SETS or tasks.startswith(NAMESPACE) or "+" in tasks):
         return get_task_set(tasks)
-    return TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3)
+    return TaskSet(str(tasks), "metaworld", resolve_task_names(tasks), 3, dict(goals="random"))
 
 
 def _evaluate(model: Any, env: VecEnv, settings: dict[str, Any], progress_bar: bool) -> TaskEvaluation:
@@ -182,6 +191,8 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
     rotates = any(len(turns) > 1 for turns in turns_of(env))
     # How many episodes that count may still begin: by task where the envs rotate, otherwise by env.
     of_tasks = n_eval_episodes * tasks_in_turn(env, num_tasks)
+    patience = _ROUNDS * np.array([len(turns) for turns in turns_of(env)])
+    waited = np.zeros(env.num_envs, int)  # episodes in turn that do not count
     to_begin = of_tasks if rotates else _shares(tasks, n_eval_episodes)
     progress.reset(int(to_begin.sum()))
     counts = np.zeros(env.num_envs, bool)  # whether the episode that an env plays now counts
@@ -191,8 +202,17 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
             key = tasks[index] if rotates else index
             counts[index] = to_begin[key] > 0
             to_begin[key] -= counts[index]
+            waited[index] += 1
+        if (begins & counts).any():
+            waited[:] = 0
         if not counts.any() and not to_begin.any():
             return statistics
+        if (waited > patience).all():
+            awaited = [repr(name) for name, missing in zip(task_names_of(env), to_begin, strict=True) if missing]
+            raise ConfigurationError(
+                f"The envs list task {', '.join(awaited)} in tasks_in_turn, but began {waited.sum()} episodes on end "
+                "of other tasks: list the tasks that an env comes to, and no others."
+            )
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]
         tasks = task_ids(observations, num_tasks)

@@ -32,6 +32,7 @@ from sb3_softmod import (
 )
 from sb3_softmod.algorithm import task_turns
 from sb3_softmod.envs.registered import TasksInTurn
+from sb3_softmod.evaluation import evaluate_tasks
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.routing.snapshots import RoutingSnapshotCallback, RoutingSnapshots
 
@@ -295,6 +296,17 @@ def test_envs_that_play_one_task_each_say_so() -> None:
     assert env.has_attr("tasks_in_turn")
     assert env.get_attr("tasks_in_turn", [2, 0]) == [(2,), (0,)]
     env.close()
+
+
+def test_an_evaluation_does_not_wait_for_a_turn_that_never_comes() -> None:
+    class Actor:
+        def predict(self, observations: np.ndarray, **_: Any) -> tuple[np.ndarray, None]:
+            return np.zeros((len(observations), 2), np.float32), None
+
+    assert evaluate_tasks(Actor(), DummyVecEnv([Announced]), n_eval_episodes=2).episodes == [2, 2, 2]
+    message = "list task 'corner-2' in tasks_in_turn, but began .* on end of other tasks: list the tasks that an env"
+    with pytest.raises(ConfigurationError, match=message):
+        evaluate_tasks(Actor(), DummyVecEnv([partial(Announced, [1, 0])]), n_eval_episodes=2)
 
 
 def test_a_task_that_comes_unannounced_is_learned_from_then_on() -> None:

@@ -112,6 +112,13 @@ def test_the_protocols() -> None:
     assert whole.settings["horizon"] == 500
 
 
+def test_the_paper_plays_the_goals_of_the_set() -> None:
+    found = evaluate_tasks(Idle(), "MT10-Fixed", protocol="paper", n_eval_episodes=1, env_kwargs=dict(horizon=1))
+    assert found.settings["goals"] == "fixed"
+    found = evaluate_tasks(Idle(), "MT10-Fixed", protocol="metaworld", n_eval_episodes=1, env_kwargs=dict(horizon=1))
+    assert found.settings["goals"] == "each-once"
+
+
 def test_a_model_of_normalised_observations_brings_its_statistics(tmp_path: Path) -> None:
     env = MultiTaskVecNormalize(make_metaworld_env(["reach-v3", "push-v3"], seed=0, n_workers=0), norm_reward=False)
     small = dict(embedding_dim=8, module_dim=8)
