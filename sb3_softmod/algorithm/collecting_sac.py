@@ -91,7 +91,14 @@ class CollectingSAC(ActingSAC):
             if self._overlapped is None or self._overlapped.venv is not env:
                 self._overlapped = Overlapped(env, self._learn_postponed)  # which asks the envs for their render mode
             env = self._overlapped
-        return super().collect_rollouts(env, callback, *args, **kwargs)
+        whole = False
+        try:
+            collected = super().collect_rollouts(env, callback, *args, **kwargs)
+            whole = collected.continue_training
+        finally:
+            if not whole:  # a callback or Ctrl-C ended it: SB3 drops the step that the envs have taken
+                self._last_obs = None  # a later training begins new episodes
+        return collected
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

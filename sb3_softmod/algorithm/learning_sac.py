@@ -64,7 +64,11 @@ class LearningSAC(SavingSAC):
             self._learn_now(gradient_steps, batch_size)
 
     def _learn_now(self, gradient_steps: int, batch_size: int) -> None:
-        """Take the gradient steps; nothing in here waits for the device, but for :class:`.SingleTaskNetwork`."""
+        """Take the gradient steps.
+
+        Nothing in here waits for the device but :class:`.SingleTaskNetwork`, gradient surgery other than PCGrad,
+        optimizers other than the fused Adam, and a look in every hundredth update whether all were finite.
+        """
         step, buffer = self._learner(), self.replay_buffer
         assert buffer is not None
         self.policy.set_training_mode(True)
@@ -96,7 +100,11 @@ class LearningSAC(SavingSAC):
         check_n_steps(self.n_steps, type(buffer))
         if isinstance(buffer, MultiTaskReplayBuffer):
             buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
-        if self._gradient_step is not None and self._gradient_step.state.learned_weights is not state.learned_weights:
+        made = None if self._gradient_step is None else self._gradient_step.state
+        if made is not None and (
+            made.learned_weights is not state.learned_weights
+            or made.options.on_nonfinite != state.options.on_nonfinite  # how many updates may fail in a row
+        ):
             self._gradient_step = None
         if self._gradient_step is None:
             acceleration = self._acceleration()

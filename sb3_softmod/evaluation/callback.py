@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from sb3_softmod.saving.training_state import callbacks_of, plain_attributes, se
 #: A later model takes the place of the best one while it is at most so many standard errors below the highest mean
 #: success rate. Without a margin the best of many evaluations is often the luckiest: benchmarks/best_model.py.
 MARGIN = 2.0
+
+#: Success rate and return of the best evaluation, before there is one.
+_NOTHING_YET = (-np.inf, -np.inf)
 
 
 class MultiTaskEvalCallback(EvalCallback):
@@ -110,8 +114,9 @@ class MultiTaskEvalCallback(EvalCallback):
         self.num_evaluations = 0
         #: That evaluations took so far, which :class:`.TimedSnapshots` does not count as training.
         self.seconds_of_evaluation = 0.0
-        self._best = (-np.inf, -np.inf)
+        self._best = _NOTHING_YET
         self._error_of_best = 0.0
+        self._reported: np.ndarray | None = None  # [M], which tasks ever reported success
 
     def summary(self) -> dict[str, float | None]:
         """Success rate and return of the last evaluation, and the highest of each; None for what there is not."""
@@ -163,6 +168,7 @@ class MultiTaskEvalCallback(EvalCallback):
         found = evaluate_tasks(
             self.model, self.eval_env, n_eval_episodes=self.n_eval_episodes, deterministic=self.deterministic
         )
+        found = self._with_failures(found)
         self.num_evaluations += 1
         # SB3's names: other callbacks of SB3 read them.
         self.last_mean_reward = mean_over_tasks(found.mean_return)
@@ -189,6 +195,24 @@ class MultiTaskEvalCallback(EvalCallback):
         if self.callback is not None:
             go_on = go_on and self._on_event()
         return go_on
+
+    def _with_failures(self, found: TaskEvaluation) -> TaskEvaluation:
+        """Envs may speak of success only when there is one: a task that once reported it fails where it does not.
+
+        With the first success of a task its failures before are known, so that earlier means do not count any more.
+        """
+        reports = np.isfinite(found.success_rate)
+        if self._reported is None:
+            self._reported = np.zeros_like(reports)
+        if self.num_evaluations and (reports & ~self._reported).any():
+            self._best, self._error_of_best, self.best_success_rate = _NOTHING_YET, 0.0, -np.inf
+        self._reported |= reports
+        at_end = self._reported & np.isfinite(found.success_at_end_rate).any()
+        return replace(
+            found,
+            success_rate=np.where(self._reported, np.nan_to_num(found.success_rate), np.nan).tolist(),
+            success_at_end_rate=np.where(at_end, np.nan_to_num(found.success_at_end_rate), np.nan).tolist(),
+        )
 
     def _tell_of_improvement(self, is_best: bool) -> None:
         """SB3's callback takes a ``best_mean_reward`` above the last that it saw for a new best model."""
@@ -223,8 +247,7 @@ class MultiTaskEvalCallback(EvalCallback):
         self.evaluations_results.append(found.mean_return)
         self.evaluations_length.append(found.length)  # type: ignore[arg-type]
         self._task_names = list(found.task_names)
-        if np.isfinite(self.last_success_rate):
-            self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
+        self.evaluations_successes.append(found.success_rate)  # type: ignore[arg-type]
         self._write_arrays()
         columns = ("episodes", "success_rate", "success_at_end_rate", "mean_return", "length")
         path = Path(f"{self.log_path}.csv")
@@ -240,7 +263,8 @@ class MultiTaskEvalCallback(EvalCallback):
                 table.writerows([self.num_timesteps, *row] for row in rows)
 
     def _write_arrays(self) -> None:
-        successes = dict(successes=self.evaluations_successes) if self.evaluations_successes else {}
+        reported = np.isfinite(self.evaluations_successes).any()
+        successes = dict(successes=self.evaluations_successes) if reported else {}
         with replacing(f"{self.log_path}.npz") as draft, draft.open("wb") as file:
             np.savez(
                 file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,26 @@ def test_an_interrupted_run_can_be_saved_and_goes_on(overlap: bool, tmp_path: Pa
     for going_on in (model, SoftModSAC.load(tmp_path / "model", env=make_point_mass_env(M))):
         going_on.learn(100, reset_num_timesteps=False)
         assert going_on.num_timesteps == 180
+
+
+class End(BaseCallback):
+    """Ends the training after some steps."""
+
+    def _on_step(self) -> bool:
+        return self.n_calls < 30
+
+
+@pytest.mark.parametrize("callback", [Interrupt, End])
+def test_what_goes_on_begins_new_episodes(callback: type[BaseCallback]) -> None:
+    """The step that the envs took last was not stored: no transition leads over it."""
+    model = make_model()
+    with suppress(KeyboardInterrupt):
+        model.learn(400, callback=callback())
+    model.learn(400, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    batch = model.replay_buffer.sample(500 * M)
+    moved = th.clamp(batch.observations[:, :2] + 0.2 * batch.actions, -1, 1)
+    assert th.allclose(batch.next_observations[:, :2], moved, atol=1e-6)
 
 
 def test_same_seed_same_run() -> None:

@@ -162,6 +162,34 @@ def test_an_evaluation_env_that_is_not_normalised_is_refused_at_once() -> None:
     assert model.num_timesteps == 0
 
 
+def test_tasks_that_speak_of_success_alone(tmp_path: Path) -> None:
+    """Who once reported success fails where he is silent; means of before all were known do not stand in the way."""
+
+    class Terse(PointMass):
+        def step(self, action: np.ndarray) -> Any:
+            *out, info = super().step(action)
+            return (*out, info if info["success"] else {})
+
+    def play(evaluation: int, positions: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """Nothing succeeds, then one task, all but one, one again."""
+        chosen = np.isin(tasks, ([], [0], [0, 1, 2], [0])[evaluation])
+        return np.where(chosen[:, None], GOALS[tasks] - positions, -GOALS[tasks])
+
+    def make(task: int) -> TaskEnv:
+        return TaskEnv(gym.wrappers.TimeLimit(Terse(task), HORIZON), task, [f"corner-{i}" for i in range(M)])
+
+    callback = MultiTaskEvalCallback(
+        DummyVecEnv([partial(make, task) for task in range(M)]),
+        n_eval_episodes=20, eval_freq=5, log_path=str(tmp_path), best_model_save_path=str(tmp_path),
+    )  # fmt: skip
+    make_model(make_point_mass_env(M), play, learning_starts=100).learn(20 * M, callback)
+    assert SoftModSAC.load(tmp_path / "best_model").num_timesteps == 15 * M
+    assert (callback.best_success_rate, callback.last_success_rate) == (1.0, pytest.approx(1 / 3))
+    nan = np.nan
+    expected = [[nan] * 4, [1, nan, nan, nan], [1, 1, 1, nan], [1, 0, 0, nan]]
+    np.testing.assert_array_equal(np.load(tmp_path / "evaluations.npz")["successes"], expected)
+
+
 class Staged(gym.Env[np.ndarray, np.ndarray]):
     """Its first episodes belong to the first evaluation, and so on, two to each: of each ``(successes, return)``."""
 

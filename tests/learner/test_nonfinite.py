@@ -169,6 +169,21 @@ def test_a_model_goes_on_once_it_is_healed(tmp_path: Path) -> None:
     assert not same(dict(model.policy.state_dict()), healthy)
 
 
+@pytest.mark.filterwarnings("ignore:Gradient step")
+def test_what_to_do_can_be_told_later(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    model.train(3, B)
+    set_parameter(model, "critic.network.mlp.layers.0.weight", math.nan)
+    with pytest.raises(NonFiniteError, match="Gradient step 4 "):
+        model.train(1, B)
+    model.on_nonfinite = "skip"
+    model.train(5, B)
+    assert model.nonfinite_updates == 6
+    model.on_nonfinite = "raise"
+    with pytest.raises(NonFiniteError, match="Gradient step 9 "):
+        model.train(1, B)
+
+
 # ------------------------------------------------------------------------------ "skip"
 
 
