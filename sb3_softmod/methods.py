@@ -6,7 +6,7 @@ registry. Nothing here imports torch until a model is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class Method:
         from sb3_softmod.envs.make import as_env
 
         env = as_env(env, overrides.get("seed"))
-        tasks = _published_set(env)
+        tasks = _published_set_of(env)
         schedule = {} if tasks is None else {name: by_set[tasks] for name, by_set in SCHEDULE.items()}
         own = join_kwargs(self.default_kwargs, self.network_options(tasks))
         policy_kwargs = join_kwargs(own, overrides.pop("policy_kwargs", None) or {})
@@ -96,17 +96,21 @@ def join_kwargs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     return {**joined, "critic_options": of_critics} if of_critics else joined
 
 
-def _published_set(env: Any) -> str | None:
-    """Whether an env's tasks are those of MT10 or of MT50."""
-    from stable_baselines3.common.vec_env import VecEnv
-
+def published_set(names: Iterable[str]) -> str | None:
+    """Either "MT10" or "MT50", for which sizes and budgets are published; None for other tasks."""
     from sb3_softmod.envs.metaworld import resolve_task_names
+
+    return next((tasks for tasks in ("MT10", "MT50") if set(names) == set(resolve_task_names(tasks))), None)
+
+
+def _published_set_of(env: Any) -> str | None:
+    from stable_baselines3.common.vec_env import VecEnv
 
     try:
         names = env.get_attr("task_names")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("task_names")
     except AttributeError:  # the model says what the env lacks
         return None
-    return next((tasks for tasks in ("MT10", "MT50") if set(names) == set(resolve_task_names(tasks))), None)
+    return published_set(names)
 
 
 def get_method(name: str) -> Method:

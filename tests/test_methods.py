@@ -173,6 +173,8 @@ def test_table_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["MT-MH-SAC-6"] == ["998,400", "1.75", "859,650", "1.51", "2.4*"]
     assert found["PaCo"] == ["6,801,160", "11.91", "6,777,020", "11.91"]  # 20 sets of parameters on MT50
     assert "* Ours differs" in out
+    assert main(["table", "params", "--env", "MT50-Fixed"]) == 0
+    assert rows(capsys.readouterr().out) == found  # whatever the goals
     assert main(["table", "params", "--env", "reach-v3"]) == 0  # no column of the paper
     out = capsys.readouterr().out
     assert "*" not in out

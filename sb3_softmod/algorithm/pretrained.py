@@ -17,6 +17,7 @@ from sb3_softmod.common.checks import require_names
 from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import as_path, read_json, replacing
 from sb3_softmod.common.version import __version__
+from sb3_softmod.envs.make import as_env
 from sb3_softmod.saving.plain_models import save_plain
 
 #: Where they are: of each a zip file and a card.
@@ -36,12 +37,14 @@ def pretrained(
     with new optimizers and an empty replay buffer. Loading runs no code from the file.
 
     :param name: see :func:`pretrained_names`
-    :param env: to go on learning; an env, or the name of a Meta-World task or set
+    :param env: to go on learning; an env, or the name of a Meta-World task or set, with the goals of the training
     :param device: where to load to
     :raises ConfigurationError: for an unknown name, with those that there are, or an env of other tasks
     :raises FileError: naming the file, if it is broken
     """
-    return MultiTaskSAC.load(_file(name, "zip"), env=env, device=device, safe=True)
+    path = _file(name, "zip")
+    made = None if env is None else as_env(env, pretrained_card(name)["env_kwargs"].get("seed"))
+    return MultiTaskSAC.load(path, env=made, device=device, safe=True)
 
 
 def pretrained_names() -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from sb3_softmod.common.errors import FileError, SoftModError
 
@@ -41,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             raise FileError(f"Cannot write {path}: it is a folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.tmp")
+        draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")  # others may write the file at the same moment
         try:
             yield draft
             os.replace(draft, path)
@@ -63,7 +64,7 @@ def check_folder(path: str | Path) -> None:
     there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
     if not os.path.isdir(there):
         raise FileError(f"Cannot write to {path}: {there} is no folder.")
-    if not os.access(there, os.W_OK):
+    if not os.access(there, os.W_OK | os.X_OK):
         raise FileError(f"Cannot write to {path}: {there} allows no writing.")
 
 
@@ -95,12 +96,8 @@ def check_writable(path: str | Path) -> None:
 
     :raises FileError: naming it
     """
-    path = as_path(path)
-    make_folder(path.parent)
-    if path.is_dir():
-        raise FileError(f"Cannot write {path}: it is a folder.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise FileError(f"Cannot write {path}: no permission to write in its folder.")
+    make_folder(as_path(path).parent)
+    check_file(path)
 
 
 def read_text(path: str | Path) -> str:
@@ -142,8 +139,8 @@ def save_figure(figure: Figure, stem: Path, note: str | None = None) -> list[Pat
     """
     if note is not None:
         figure.supxlabel(note, fontsize=7, color="0.35")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
+    files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")}
+    for kind, file in files.items():
+        with replacing(file) as draft:
+            figure.savefig(draft, format=kind, dpi=150)
+    return list(files.values())

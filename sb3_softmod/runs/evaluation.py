@@ -48,7 +48,18 @@ def load_model(
 
 
 def env_options(run: Run) -> dict[str, Any]:
-    """The arguments of the envs that a run's policy was trained in, but for the seed."""
+    """The arguments of the envs that a run's policy was trained in, but for the seed.
+
+    :raises ConfigurationError: for envs with wrappers, which are not made here
+    """
+    wrappers = [
+        name for name in ("env_wrapper", "vec_env_wrapper") if (run.manifest.get("hyperparams") or {}).get(name)
+    ]
+    if wrappers:
+        raise ConfigurationError(
+            f"{run.folder} was trained in envs with a wrapper ({wrappers[0]} of its hyperparameters), and only its "
+            "evaluations during training and sb3-softmod enjoy play these."
+        )
     names = ("goals", "horizon", "reward_version")
     return {name: run.manifest[name] for name in names if run.manifest.get(name) is not None}
 

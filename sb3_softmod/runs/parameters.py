@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from sb3_softmod.envs.metaworld import resolve_task_names
-from sb3_softmod.methods import METHODS, Method, join_kwargs
+from sb3_softmod.methods import METHODS, Method, join_kwargs, published_set
 from sb3_softmod.networks import BroNetwork
 from sb3_softmod.policies import network_options
 from sb3_softmod.policies.value_atoms import NUM_ATOMS
@@ -55,7 +55,7 @@ def count_parameters(method: Method, num_tasks: int, tasks: str | None = None) -
 
     :param method: an entry of :data:`.METHODS`
     :param num_tasks: M
-    :param tasks: the task set, on which the sizes of some networks depend
+    :param tasks: "MT10" or "MT50", on which the sizes of some networks depend; see :func:`.published_set`
     """
     given = join_kwargs(method.default_kwargs, method.network_options(tasks))
     options = {name: value for name, value in given.items() if name in network_options(method.network_class)}
@@ -76,8 +76,9 @@ def parameter_table(env: str) -> Table:
     :param env: a Meta-World task or set
     :raises ConfigurationError: for an unknown one
     """
-    num_tasks = len(resolve_task_names(env))
-    counts = {name: count_parameters(method, num_tasks, env) for name, method in METHODS.items()}
+    names = resolve_task_names(env)
+    num_tasks, sizes = len(names), published_set(names)
+    counts = {name: count_parameters(method, num_tasks, sizes) for name, method in METHODS.items()}
     reference = counts[REFERENCE]
     like_paper = num_tasks == PAPER_TASKS
     table = Table(

@@ -57,13 +57,8 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
     named = {}
     for entry in entries:
         # Different methods have different networks and hyperparameters anyway.
-        _, _, _, _, parameters, hyperparams, _ = entry.setting
-        settings = [
-            each.setting
-            if each.method == entry.method
-            else each.setting._replace(parameters=parameters, hyperparams=hyperparams)
-            for each in entries
-        ]
+        own = {name: getattr(entry.setting, name) for name in ("parameters", "hyperparams")}
+        settings = [each.setting if each.method == entry.method else each.setting._replace(**own) for each in entries]
         named[", ".join([entry.title, *differences(entry.setting, settings)])] = entry
     return named
 

@@ -185,12 +185,14 @@ def _csv(entries: Sequence[Entry]) -> str:
     ]  # fmt: skip
     rows = []
     for entry in entries:
-        found, (budget, *facts, _, evaluation) = entry.aggregate, entry.setting
+        found, told = entry.aggregate, entry.setting
+        facts = (told.horizon, told.goals, told.reward_version, told.parameters)
         numbers: list[Any] = ["", "", "", "", ""]
         if found is not None:
             numbers = [found.mean, "" if found.std is None else found.std, found.iqm, *(found.iqm_interval or ("", ""))]
         rows.append(
-            [entry.method, entry.title, entry.benchmark, *budget, *facts, len(entry.scores), evaluation, entry.episodes,
+            [entry.method, entry.title, entry.benchmark, *told.budget, *facts, len(entry.scores), told.evaluation,
+             entry.episodes,
              *numbers, " ".join(map(str, entry.unfinished)), differences_of(entry, entries)]
         )  # fmt: skip
     return render("csv", header, rows)

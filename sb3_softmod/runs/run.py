@@ -108,8 +108,18 @@ class Run:
     def setting(self) -> Setting:
         """What must be the same in all runs of a mean."""
         horizon, goals, version = (self.manifest.get(key) for key in ("horizon", "goals", "reward_version"))
-        hyperparams = flattened(self.manifest.get("hyperparams"))
-        return Setting(self.budget, horizon, goals, version, self.parameters, hyperparams)
+        told = self.manifest.get("hyperparams")
+        if told is not None and (of_evaluations := self.manifest.get("eval_env_kwargs")):
+            told = {**told, "eval_env_kwargs": str(of_evaluations)}
+        begins = "from scratch" if self.origin is None else "from a trained model"
+        return Setting(self.budget, horizon, goals, version, self.parameters, begins, flattened(told))
+
+    @property
+    def origin(self) -> str | None:
+        """The trained model that it began from: of one experiment each run may have another."""
+        adapted_from = self.manifest.get("adapted_from") or {}
+        origin = self.manifest.get("continues") or adapted_from.get("run")
+        return None if origin is None else str(origin)
 
     @property
     def goals(self) -> str:
@@ -200,19 +210,19 @@ class FinalScore:
 
 
 def one_a_seed(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one method and setting, without those that were begun anew: of a seed the one that is finished, or
-    came farthest.
+    """The runs of one method and setting, without those that were begun anew: of a seed, and a model that was trained
+    before, the one that is finished, or came farthest.
 
     :raises ConfigurationError: for a seed that was finished twice, so that the runs would not be independent
     """
     kept: dict[Any, Run] = {}
     for run in sorted(runs, key=lambda run: (run.finished, run.steps), reverse=True):
-        earlier = kept.setdefault(run.manifest["seed"], run)
+        earlier = kept.setdefault((run.manifest["seed"], run.origin), run)
         if earlier is not run and run.finished:
             raise ConfigurationError(
                 f"{earlier.folder} and {run.folder} are the same seed of the same experiment: move one away."
             )
-    return [run for run in runs if kept[run.manifest["seed"]] is run]
+    return [run for run in runs if kept[run.manifest["seed"], run.origin] is run]
 
 
 def load_run(folder: str | Path) -> Run:
@@ -288,7 +298,10 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("seed", "horizon", "goals", "reward_version"), _is_word),
     "parameters": _are_counts,
     "resumed": lambda value: value is None or isinstance(value, list),
-    **dict.fromkeys(("network", "hyperparams", "env_kwargs"), lambda value: value is None or isinstance(value, dict)),
+    **dict.fromkeys(
+        ("network", "hyperparams", "env_kwargs", "eval_env_kwargs", "adapted_from"),
+        lambda value: value is None or isinstance(value, dict),
+    ),
 }
 
 
@@ -312,7 +325,8 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
     if not os.path.isdir(logs):  # which, unlike pathlib, takes names of any length
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
-    for folder in sorted([logs, *(path for path in logs.rglob("*") if path.is_dir())]):
+    # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
+    for folder in sorted(Path(place) for place, _, _ in os.walk(logs)):
         if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
             continue
         try:

@@ -32,6 +32,7 @@ class Setting(NamedTuple):
     :param goals: that it learned with
     :param reward_version: of Meta-World
     :param parameters: of actor and critics together
+    :param begins: "from scratch", or "from a trained model"
     :param hyperparams: name and value of all others, see :func:`flattened`
     :param evaluation: how the score was found; None also for a run without one
     """
@@ -41,6 +42,7 @@ class Setting(NamedTuple):
     goals: Any
     reward_version: Any
     parameters: int | None
+    begins: str
     hyperparams: tuple[tuple[str, str], ...] | None
     evaluation: str | None = None
 
@@ -52,6 +54,7 @@ _TEXTS = dict(
     goals="{} goals",
     reward_version="rewards {}",
     parameters="{:,} parameters",
+    begins="{}",
     evaluation="{}",
 )
 

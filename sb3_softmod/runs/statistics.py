@@ -15,6 +15,8 @@ from sb3_softmod.common.errors import ConfigurationError
 REPETITIONS = 2000
 #: Seeds from which on a spread is told: of fewer, neither a standard deviation nor a bootstrap says anything.
 ENOUGH_SEEDS = 3
+#: Of the bootstrap, so that the same scores have the same intervals.
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,10 @@ class Aggregate:
     seeds: int
 
 
-def aggregate(scores: np.ndarray, seed: int = 0) -> Aggregate:
+def aggregate(scores: np.ndarray) -> Aggregate:
     """Mean ± std, and interquartile mean with its interval.
 
     :param scores: ``[seeds, tasks]``, for instance success rates; tasks that are NaN in any run are left out
-    :param seed: of the bootstrap
     :raises ConfigurationError: without a score
     """
     from rliable import metrics
@@ -48,7 +49,7 @@ def aggregate(scores: np.ndarray, seed: int = 0) -> Aggregate:
     scores = _complete(scores)
     interval, enough = None, len(scores) >= ENOUGH_SEEDS
     if enough:
-        _, interval = _estimate(scores, lambda runs: metrics.aggregate_iqm(runs), REPETITIONS, seed)
+        _, interval = _estimate(scores, lambda runs: metrics.aggregate_iqm(runs), REPETITIONS)
     of_seeds = scores.mean(1)
     std = float(of_seeds.std()) if enough else None
     return Aggregate(float(of_seeds.mean()), std, float(metrics.aggregate_iqm(scores)), interval, len(scores))
@@ -70,19 +71,18 @@ def mean_and_interval(of_seeds: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarra
 
 
 def performance_profiles(
-    scores: Mapping[str, np.ndarray], thresholds: np.ndarray, seed: int = 0
+    scores: Mapping[str, np.ndarray], thresholds: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The share of runs, over seeds and tasks, that score above each threshold.
 
     :param scores: of each method ``[seeds, tasks]``
     :param thresholds: ``[n]``
-    :param seed: of the bootstrap
     :return: of each method the profile ``[n]`` and its 95 % interval ``[2, n]``
     """
     from rliable import library
 
     complete = {name: _complete(of_method) for name, of_method in scores.items()}
-    with _seeded(seed):
+    with _seeded():
         profiles, intervals = library.create_performance_profile(
             complete, thresholds, custom_profile_func=_shares_above, reps=REPETITIONS
         )
@@ -94,12 +94,11 @@ def _shares_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return (scores.reshape(-1, 1) > thresholds).mean(0)
 
 
-def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float] | None]:
+def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[float, float] | None]:
     """How probable it is that a run of X beats a run of Y on a task drawn at random (ties count half).
 
     :param x: ``[seeds, tasks]``
     :param y: ``[seeds, tasks]``, the same tasks
-    :param seed: of the bootstrap
     :return: the probability and its 95 % interval; None instead where either has fewer than :data:`ENOUGH_SEEDS`
     :raises ConfigurationError: for different numbers of tasks
     """
@@ -112,31 +111,31 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> t
     if min(map(len, pair)) < ENOUGH_SEEDS:
         return float(metrics.probability_of_improvement(*pair)), None
     # A repetition takes long: a rank test for each task.
-    return _estimate(pair, lambda *drawn: metrics.probability_of_improvement(*drawn), REPETITIONS // 10, seed)
+    return _estimate(pair, lambda *drawn: metrics.probability_of_improvement(*drawn), REPETITIONS // 10)
 
 
 def _estimate(
-    scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callable[..., float], repetitions: int, seed: int
+    scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callable[..., float], repetitions: int
 ) -> tuple[float, tuple[float, float]]:
     """A statistic with its 95 % interval by stratified bootstrap."""
     from rliable import library
 
-    with _seeded(seed), warnings.catch_warnings():
+    with _seeded(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the bootstrap's library, about how rliable seeds it
         estimates, intervals = library.get_interval_estimates(
             {"": scores},
             lambda *drawn: np.array([statistic(*drawn)]),
             reps=repetitions,
-            random_state=np.random.RandomState(seed),
+            random_state=np.random.RandomState(_SEED),
         )
     return float(estimates[""][0]), (float(intervals[""][0, 0]), float(intervals[""][1, 0]))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded() -> Iterator[None]:
     """Seed numpy's global generator, from which rliable draws whatever random state it is given, for a while."""
     state = np.random.get_state()
-    np.random.seed(seed)
+    np.random.seed(_SEED)
     try:
         yield
     finally:

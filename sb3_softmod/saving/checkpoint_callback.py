@@ -19,6 +19,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.errors import CheckpointError, ConfigurationError
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.saving.checkpoints import FOLDER, CheckpointFolder, Writer
@@ -59,8 +60,7 @@ class CheckpointCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         for name, value, least in (("save_freq", save_freq, 0), ("keep_last", keep_last, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+            require_integer(name, value, least)
         self.path = Path(path)
         self.save_freq = save_freq
         self.keep_last = keep_last
@@ -73,7 +73,7 @@ class CheckpointCallback(BaseCallback):
         self._handlers: dict[int, Any] = {}
 
     def progress(self) -> dict[str, Any]:
-        """For a checkpoint: the steps until the next one."""
+        """For a checkpoint: the steps so far, and the seconds of training."""
         return {"n_calls": self.n_calls, "seconds": self._seconds()}
 
     def set_progress(self, progress: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 ::
 
     checkpoints/
-        segments/000000040000.npz    what the replay buffer got since the checkpoint before; written once
+        segments/000000040000-0.npz  what the replay buffer got since the checkpoint before; written once
         000000040000/                the checkpoint at environment step 40,000
             manifest.json            format, version, size and SHA-256 of each file, the segments in their order
             model.zip, state.pkl, buffer.npz
@@ -242,6 +242,11 @@ def read(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupted: {error!r}.") from error
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a checkpoint in the folder of a run, whole or not."""
+    return any(_steps(run / FOLDER))
 
 
 def _steps(folder: Path) -> Iterator[int]:

@@ -24,7 +24,7 @@ from sb3_softmod.learner.temperatures import initial_temperatures
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.
 _NOT_FOR_LOAD = {"self", "policy", "env", "device", "_init_setup_model"}
 #: What a model adds to its ``policy_kwargs``.
-_ADDED = ("num_tasks", "use_sde", "value_atoms", "groups")
+ADDED = ("num_tasks", "use_sde", "value_atoms", "groups")
 #: Arguments of the class that a model has under another name, since SB3 has other things under theirs.
 ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind", "critic_target": "critic_target_kind"}
 #: What RL Zoo has custom objects for whatever the algorithm.
@@ -260,7 +260,7 @@ def check_networks(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         return
     given = kwargs["policy_kwargs"] or {}
     require_names("policy_kwargs", given)
-    own = {name: value for name, value in saved.items() if name in given or name not in _ADDED}
+    own = {name: value for name, value in saved.items() if name in given or name not in ADDED}
     other = [
         name
         for name in sorted(own.keys() | given.keys())

@@ -75,7 +75,7 @@ class SavingSAC(SAC):
     learned_weights: LearnedWeights | None  # of the critics' losses
     loss_weighting_progress: dict[str, Any] | None  # of these, while saved
     _gradient_step: GradientStep | None
-    _surgery: Surgery | None  # None until it learns
+    _surgery: Surgery | None  # None without, and in a loaded model until it learns
     _surgery_to_continue: Mapping[str, Any]  # of a file, until the model learns
     #: The checkpoint that this model was resumed from.
     resumed_from: Checkpoint | None
@@ -237,7 +237,7 @@ class SavingSAC(SAC):
         check_device("device", device)
         check_arguments(cls, "load", kwargs)
         facts = saved_facts(path)
-        made = as_env(env, kwargs.get("seed"))
+        made = as_env(env, kwargs.get("seed", facts.get("seed")))
         if made is not None:
             wrapped = among(cls._wrap_env(made), facts.get("task_names"))
             made = wrapped if isinstance(wrapped, SomeTasks) else made
@@ -274,8 +274,9 @@ class SavingSAC(SAC):
     ) -> SelfSavingSAC:
         """Go on from a checkpoint of :class:`.CheckpointCallback` with ``learn()``, exactly as without the break.
 
-        On a CPU with the same number of threads what follows is bit for bit what it would have been; a warning says
-        where it is not. Files of a checkpoint run code when loaded: open only those that you trust.
+        On a CPU with the same number of threads and versions what follows is bit for bit what it would have been; a
+        warning says where device, threads, torch or the place in an episode is another. Files of a checkpoint run code
+        when loaded: open only those that you trust.
 
         :param path: of the run, or of one checkpoint
         :param env: made with the same arguments as before; or the name of a Meta-World task or set

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from inspect import signature
@@ -171,7 +171,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
     if isinstance(value, (list, tuple, set, deque)):
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN) and not isinstance(value, defaultdict)
+    return isinstance(value, _PLAIN)
 
 
 def _generators() -> dict[str, Any]:

@@ -35,6 +35,7 @@ from sb3_softmod.runs.progress import ProgressFileCallback
 from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.saving.checkpoints import has_checkpoint
 from sb3_softmod.zoo.experiment import EVAL_EVERY
 from sb3_softmod.zoo.monitor_file import MonitorFile
 
@@ -157,8 +158,8 @@ class Adaptation:
         results: dict[str, Any] = {}
         try:
             model.learn(None if checkpoint else facts["planned_env_steps"], callbacks, progress_bar=self.args.progress)
-            status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"
             model.save(folder / f"{name}.zip")
+            status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"
         except BaseException as error:
             results["error"] = f"{type(error).__name__}: {error}"
             raise
@@ -258,7 +259,7 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     :raises ConfigurationError: for a folder that is no such run, or one that is finished
     """
     manifest = read_json(folder / "run.json")
-    if manifest.get("status") == "finished":
+    if manifest.get("status") == "finished" and not has_checkpoint(folder):
         raise ConfigurationError(f"{folder} is finished: there is nothing to resume.")
     if "adapted_from" not in manifest:
         raise ConfigurationError(f"{folder} was not adapted: go on with sb3-softmod train --resume {folder}")
@@ -283,6 +284,5 @@ def _new_folder(parent: Path, name: str) -> Path:
 def _write_config(folder: Path, facts: dict[str, Any]) -> None:
     """What ``sb3-softmod enjoy`` reads of a run."""
     path = folder / facts["task_set"] / "config.yml"
-    path.parent.mkdir(exist_ok=True)
     with replacing(path) as draft:
         draft.write_text(yaml.safe_dump({"env_kwargs": {**facts["env_options"], **facts["env_kwargs"]}}))

@@ -26,7 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_softmod.common.checks import require_integer, require_names, require_number
+from sb3_softmod.common.checks import require_choice, require_integer, require_names, require_number
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.common.files import as_path, read_text
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
@@ -149,8 +149,7 @@ def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorith
     """
     known = known_hyperparameters(algorithm)
     for name in parameters:
-        if name not in known:
-            raise ConfigurationError(f"Unknown hyperparameter {name!r}: {nearest(name, known)}")
+        require_choice("hyperparameter", name, known)
     _check_values("-params", parameters)
 
 

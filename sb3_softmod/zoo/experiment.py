@@ -330,6 +330,9 @@ class MultiTaskExperimentManager(ExperimentManager):
             "tasks": self.task_names,
             **self.task_set.settings(self.env_kwargs),
             "env_kwargs": self.env_kwargs,
+            "eval_env_kwargs": {  # of the evaluations while it learns, where they are others
+                name: value for name, value in self.eval_env_kwargs.items() if self.env_kwargs.get(name) != value
+            },
             "seed": self.seed,
             "n_envs": self.n_envs,
             "planned_env_steps": self.n_timesteps,

@@ -20,12 +20,14 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import make_env, task_names
 from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.evaluation.evaluate import evaluate_tasks
+from sb3_softmod.evaluation.result import percent
 from sb3_softmod.evaluation.video import Filmed, VideoFile
 from sb3_softmod.zoo.key_values import KeyValues
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
@@ -117,8 +119,7 @@ def _of_run(args: argparse.Namespace) -> _Policy:
 
 def _find(args: argparse.Namespace, name: EnvironmentName) -> tuple[str, Path]:
     """The model, and the folder of its run."""
-    if args.algo not in ALGOS:
-        raise ConfigurationError(f"Unknown algo {args.algo!r}: {nearest(args.algo, ALGOS)}")
+    require_choice("algo", args.algo, ALGOS)
     try:
         with redirect_stdout(io.StringIO()):
             which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
@@ -175,4 +176,4 @@ def _make_env(
 
 
 def _print_row(task: str, success: float, mean_return: float) -> None:
-    print(_ROW.format(task, "" if np.isnan(success) else f"{success:.0%}", f"{mean_return:.1f}"), flush=True)
+    print(_ROW.format(task, percent(success), f"{mean_return:.1f}"), flush=True)

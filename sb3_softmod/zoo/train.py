@@ -18,14 +18,15 @@ import gymnasium as gym
 import rl_zoo3.train
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.command_line import Parser
 from sb3_softmod.common.devices import check_device
-from sb3_softmod.common.errors import ConfigurationError, FileError, nearest
+from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
-from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.saving.checkpoints import has_checkpoint
 from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.experiment import EVAL_EPISODES, EVAL_EVERY, MultiTaskExperimentManager
@@ -184,7 +185,7 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
     """
     manifest = read_json(run / "run.json")
     # One that was killed while it wrote its last model has its checkpoints still.
-    if manifest.get("status") == "finished" and not any((run / CHECKPOINTS).glob("[0-9]*")):
+    if manifest.get("status") == "finished" and not has_checkpoint(run):
         raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
     if "adapted_from" in manifest:
         raise ConfigurationError(f"{run} adapts a policy: go on with sb3-softmod adapt --resume {run}")
@@ -209,15 +210,14 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    """The same, checked."""
+    """What the command line says of method, env and files, checked."""
     known = _known(arguments)
     register_methods(known.gym_packages)
     for name, examples in (("algo", METHODS), ("env", TASK_SETS)):
         if getattr(known, name) is None:
             few = ", ".join(list(examples)[:6])
             raise ConfigurationError(f"--{name} is missing: {few}, ... (sb3-softmod train --help)")
-    if known.algo not in ALGOS:
-        raise ConfigurationError(f"Unknown algo {known.algo!r}: {nearest(known.algo, ALGOS)}")
+    require_choice("algo", known.algo, ALGOS)
     if known.algo in METHODS or known.env not in gym.registry or known.env.startswith(f"{NAMESPACE}/"):
         known.env = get_task_set(known.env).name
         if known.env not in TASK_SETS:

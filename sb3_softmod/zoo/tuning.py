@@ -28,7 +28,6 @@ _SIZES: dict[str, list[int]] = {
 _OF_WEIGHTING: dict[str, dict[str, tuple[float, float]]] = {
     "gradnorm": {"learning_rate": (1e-3, 1e-1), "asymmetry": (1e-2, 2.0)},
     "famo": {"learning_rate": (1e-3, 1e-1), "weight_decay": (1e-4, 1e-1)},
-    "uncertainty": {},
 }
 
 

@@ -19,6 +19,7 @@ from sb3_softmod import ConfigurationError
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.capacity import capacity_table
 from sb3_softmod.runs.curves import collect_curves, draw_curves
+from sb3_softmod.runs.evaluation import env_options
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.run import find_runs, load_run
 from sb3_softmod.runs.statistics import (
@@ -277,6 +278,35 @@ def test_runs_of_other_hyperparameters_are_not_mixed(tmp_path: Path) -> None:
     *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
     assert "hyperparameters unknown: 75.0 %" in row
     assert "hyperparameters known, learning_rate 0.001, depth 3: " in row
+
+
+def test_runs_that_began_from_a_trained_model(tmp_path: Path) -> None:
+    """They are not mixed with those from scratch; of one seed each may have begun from another model."""
+    write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]})
+    for number in (1, 2):
+        origin = dict(run=f"logs/mt_sac/MT10-Fixed_{number}", model="last")
+        write_run(tmp_path, "mt_sac", 0, {2000: [0.5, 1.0]}, suffix=f"-adapted-{number}", adapted_from=origin)
+    write_run(tmp_path, "mt_sac", 1, {2000: [1.0, 1.0]}, continues="other.zip")
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert sorted(re.findall(r"(from [^:]*): ([0-9.]+) .*?\((\d) seed", row)) == [
+        ("from a trained model", "83.3", "3"),
+        ("from scratch", "25.0", "1"),
+    ]
+
+
+def test_evaluations_in_other_envs_are_not_mixed(tmp_path: Path) -> None:
+    told: dict[str, Any] = dict(hyperparams=dict(gamma=0.9))
+    write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]}, **told)
+    write_run(tmp_path, "mt_sac", 1, {2000: [1.0, 1.0]}, **told, eval_env_kwargs=dict(goals="random"))
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert "eval_env_kwargs by default: 25.0 %" in row
+    assert "eval_env_kwargs {'goals': 'random'}: 100.0 %" in row
+
+
+def test_a_run_in_wrapped_envs_is_evaluated_by_its_training_alone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]}, hyperparams=dict(env_wrapper="my.Wrapper"))
+    with pytest.raises(ConfigurationError, match=r"MT10-Fixed_0 was trained in envs with a wrapper \(env_wrapper of"):
+        env_options(load_run(folder))
 
 
 def test_a_set_whose_tasks_report_no_success(tmp_path: Path) -> None:

@@ -21,7 +21,14 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_softmod import ConfigurationError, FileError, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC
+from sb3_softmod import (
+    ConfigurationError,
+    FileError,
+    MultiTaskSAC,
+    MultiTaskVecNormalize,
+    SoftModSAC,
+    make_metaworld_env,
+)
 from sb3_softmod.common.checks import arguments_of
 from sb3_softmod.policies import MTMlpPolicy
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
@@ -224,6 +231,25 @@ def test_another_window_keeps_the_last_episodes(tmp_path: Path) -> None:
     assert loaded.ep_info_buffer is not None
     assert model.ep_info_buffer is not None
     assert list(loaded.ep_info_buffer) == list(model.ep_info_buffer)[-2:]
+
+
+def test_an_env_by_name_has_the_goals_of_the_training(tmp_path: Path) -> None:
+    """Which 50 goals a task has is a matter of the seed; of the file's, unless another is passed."""
+    options: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4]), device="cpu", buffer_size=100)
+    MultiTaskSAC("MTMlpPolicy", "reach-v3", seed=3, **options).save(tmp_path / "model")
+
+    def first_observations(**kwargs: Any) -> np.ndarray:
+        env = MultiTaskSAC.load(tmp_path / "model", env="reach-v3", device="cpu", **kwargs).get_env()
+        assert env is not None
+        found = np.stack([np.asarray(env.reset()) for _ in range(2)])
+        env.close()
+        return found
+
+    env = make_metaworld_env("reach-v3", seed=3, n_workers=0)
+    expected = np.stack([np.asarray(env.reset()) for _ in range(2)])
+    np.testing.assert_array_equal(first_observations(), expected)
+    np.testing.assert_array_equal(first_observations(safe=True, policy="MTMlpPolicy"), expected)
+    assert not np.array_equal(first_observations(seed=4), expected)
 
 
 def test_positional_arguments_of_load_are_those_of_sb3(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from zoo_runs import MT3, config, manifest, run_of, train
 
-from sb3_softmod import MultiTaskSAC
+from sb3_softmod import FileError, MultiTaskSAC
 from sb3_softmod.cli import main
 from sb3_softmod.runs.progress import ProgressFileCallback
 from sb3_softmod.saving.checkpoints import CheckpointFolder
@@ -89,6 +90,25 @@ def test_goes_on_exactly(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
         for folder in (run, run_of(tmp_path / "whole", env=SET))
     )
     assert all(th.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_last_model_that_could_not_be_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints are there still."""
+    save = MultiTaskSAC.save
+
+    def full(model: MultiTaskSAC, path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(str(path)).name == f"{SET}.zip":
+            raise FileError("No space left on device")
+        save(model, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MultiTaskSAC, "save", full)
+        assert adapt(source, tmp_path, "--init mean") == 2
+    run = run_of(tmp_path, env=SET)
+    assert manifest(run)["status"] == "failed"
+    assert main(f"adapt --resume {run} --vec-env dummy --verbose 0 --num-threads 1".split()) == 0
+    assert manifest(run)["status"] == "finished"
+    assert MultiTaskSAC.load(run / f"{SET}.zip").num_timesteps == 80
 
 
 def test_without_evaluations_and_checkpoints(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
