@@ -9,7 +9,7 @@ worker-kills  50 times SIGKILL for a worker process at a random moment of one tr
 kills         SIGKILL for 200 trainings on a small synthetic set and 10 on Meta-World, at random moments, each resumed
               until it is finished: none may be lost, nor differ in a bit from one that nobody killed.
 soak          2 million steps of stub envs through MultiTaskVecEnv and MultiTaskReplayBuffer: memory (of this process
-              and of the workers), open files and shared memory must not grow after the first tenth.
+              and of the workers), open files and shared memory must not grow after the first tenth (memory by 2 %).
 
 --quick takes a tenth of each. The exit status is 1 if anything is not as it must be.
 """

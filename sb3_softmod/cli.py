@@ -82,7 +82,7 @@ def _parser(complete: bool) -> Parser:
     )
     does = "the parameters of every method, beside Table 2 of the paper"
     params = _command(tables, "params", _table_params, does, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    params.add_argument("--env", default="MT50", help="a Meta-World task or set, whose number of tasks counts")
+    params.add_argument("--env", default="MT50", help="a Meta-World task or set")
     does = "success rates of all methods on all benchmarks, from run folders"
     results = _command(tables, "results", _table_results, does)
     results.add_argument("--format", default="markdown", help="markdown (default), latex or csv")

@@ -6,6 +6,7 @@ import time
 import warnings
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch as th
 from rich.console import Console
@@ -17,6 +18,7 @@ from sb3_softmod.common.checks import require_integer
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.evaluation.evaluate import TaskEvaluation, evaluate_tasks, rollout
+from sb3_softmod.evaluation.result import percent
 from sb3_softmod.routing.network_figure import draw_routing
 from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
 
@@ -101,9 +103,12 @@ def _table(untrained: TaskEvaluation, trained: TaskEvaluation) -> Table:
     for column in ("success\nuntrained", "success\ntrained", "return\nuntrained", "return\ntrained"):
         table.add_column(column, justify="right")
     columns = (untrained.success_rate, trained.success_rate, untrained.mean_return, trained.mean_return)
-    rows = [*zip(trained.task_names, *columns, strict=True), ("mean", *(sum(c) / len(c) for c in columns))]
+    rows: list[tuple[Any, ...]] = [
+        *zip(trained.task_names, *columns, strict=True),
+        ("mean", *(sum(c) / len(c) for c in columns)),
+    ]
     for name, success_before, success_after, return_before, return_after in rows:
         table.add_row(
-            str(name), f"{success_before:.0%}", f"{success_after:.0%}", f"{return_before:.0f}", f"{return_after:.0f}"
+            str(name), percent(success_before), percent(success_after), f"{return_before:.0f}", f"{return_after:.0f}"
         )
     return table

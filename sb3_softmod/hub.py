@@ -14,7 +14,7 @@ import numpy as np
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.files import as_path, check_folder, make_folder, read_text, replacing
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
-from sb3_softmod.evaluation.result import TaskEvaluation, mean_over_tasks
+from sb3_softmod.evaluation.result import TaskEvaluation, interval, mean_over_tasks, percent
 from sb3_softmod.evaluation.video import record_episodes
 from sb3_softmod.runs.evaluation import env_options, final_evaluation, load_model
 from sb3_softmod.runs.run import Run, load_run
@@ -180,9 +180,8 @@ def _table(found: TaskEvaluation) -> str:
     rows = ["| task | success | 95 % interval | return |", "|---|---|---|---|"]
     tasks = zip(found.task_names, found.success_rate, found.success_interval, found.mean_return, strict=True)
     for task, rate, (low, high), mean_return in tasks:
-        success = ("", "") if math.isnan(rate) else (f"{rate:.0%}", f"{low:.0%} to {high:.0%}")
-        rows.append(f"| {task} | {success[0]} | {success[1]} | {mean_return:.0f} |")
-    mean = "" if np.isnan(found.mean_success_rate) else f"{found.mean_success_rate:.1%}"
+        rows.append(f"| {task} | {percent(rate)} | {interval((low, high))} | {mean_return:.0f} |")
+    mean = "" if np.isnan(found.mean_success_rate) else f"{100 * found.mean_success_rate:.1f} %"
     rows.append(f"| mean | {mean} | | {mean_over_tasks(found.mean_return):.0f} |")
     return "\n".join(rows)
 

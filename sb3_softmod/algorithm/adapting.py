@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch as th
@@ -23,18 +23,16 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.networks.adapted import begin_from
 from sb3_softmod.networks.tunable import Tune, require_tune
 from sb3_softmod.policies import MultiTaskSACPolicy
-from sb3_softmod.saving.loading import ATTRIBUTES, check_arguments, check_critic, with_own_options
+from sb3_softmod.saving.loading import ADDED, ATTRIBUTES, check_arguments, check_critic, with_own_options
 
 if TYPE_CHECKING:
     from sb3_softmod.algorithm.learning_sac import LearningSAC
 
 Init = Literal["nearest", "mean", "fresh"]
-INITS: tuple[Init, ...] = ("nearest", "mean", "fresh")
+INITS: tuple[Init, ...] = get_args(Init)
 
 #: Arguments that an adapted model has of its own.
 _OF_ITS_OWN = ("self", "policy", "env", "device", "num_tasks", "_init_setup_model")
-#: What a model adds to its ``policy_kwargs``.
-_ADDED = ("num_tasks", "use_sde", "groups")
 
 
 def adapt(model: Any, tasks: Any, tune: Tune, keep_tasks: bool, init: Init, kwargs: Mapping[str, Any]) -> Any:
@@ -132,7 +130,7 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
     }
     arguments |= dict(
         policy_kwargs={
-            **{name: value for name, value in model.policy_kwargs.items() if name not in _ADDED},
+            **{name: value for name, value in model.policy_kwargs.items() if name not in ADDED},
             "groups": [*(before if keep_tasks else []), {"tasks": len(new), "tune": tune}],
         },
         buffer_size=model.buffer_size // model.num_tasks * len(names),

@@ -88,14 +88,14 @@ class MultiTaskSAC(CollectingSAC):
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper), "log_alpha" (the authors' code) or "success"
         (tasks that fail count more), see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the
         critics' losses that are learned, see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
-    :param loss_weighting_kwargs: options of the first two, by name
+    :param loss_weighting_kwargs: options of GradNorm or FAMO, by name
     :param max_grad_norm: clip the gradient norm of the actor and of each critic, each by itself; two numbers: of the
         actor, and of each critic, whose loss is half of its mean squared error (the authors' code clips to 1 without
         that half: ``[1, 0.5]``)
     :param gradient_surgery: how the tasks' gradients become one, for the actor and for each critic: "pcgrad", see
         :func:`.pcgrad`, another of :data:`.GRADIENT_SURGERIES`, or an aggregator of TorchJD, see :class:`.Surgery`;
         needs a policy and the replay buffer of this package
-    :param gradient_surgery_kwargs: of a named one: arguments of its class in TorchJD
+    :param gradient_surgery_kwargs: of a named one: arguments of its class in TorchJD; of "nash_mtl" ``max_norm``
     :param reward_scaling: "per-task" divides the rewards of each task, when they are learned from, by a scale from its
         largest return so far and its temperature, see :class:`.RewardScale`; the replay buffer, logs and evaluations
         have them as they are. What a replay buffer holds that was loaded from a file is not counted. None: no scaling

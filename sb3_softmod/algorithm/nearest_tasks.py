@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids, task_names_of
+from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids, task_names_of, tasks_in_turn
 from sb3_softmod.envs.normalize import normalize_observations
 
 #: Episodes of each new task that are played as each known one.
@@ -42,9 +42,7 @@ def _returns(model: Any, env: VecEnv, known: int) -> np.ndarray:
     observations = np.asarray(env.reset())
     one_hot = np.eye(model.num_tasks, dtype=np.float32)[[known] * env.num_envs]
     running, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
-    goal = np.bincount(task_ids(observations, num_tasks), minlength=num_tasks).astype(bool) * EPISODES
-    for turns in env.get_attr("tasks_in_turn") if env.has_attr("tasks_in_turn") else []:
-        goal[list(turns)] = EPISODES
+    goal = tasks_in_turn(env, num_tasks) * EPISODES
     for _ in range(LONGEST * int(goal.sum())):
         if (counts >= goal).all():
             break

@@ -1,4 +1,4 @@
-"""Where the task sits in an observation, and how many tasks there are; the only module that knows.
+"""Where the task sits in an observation, and how many tasks there are.
 
 An observation is ``[observation (O) | one-hot task (M)]`` in float32. Nothing here imports torch, so that a worker
 process that steps environments stays small; :func:`split` works on arrays and tensors alike.
@@ -143,7 +143,7 @@ def num_tasks_of(env: VecEnv) -> int:
     """M, as the envs themselves say.
 
     :param env: a VecEnv whose envs have ``num_tasks``, ``task_names`` and ``task_id``, as :class:`.TaskEnv` does
-    :raises ConfigurationError: if they have none, disagree, or differ in their action spaces
+    :raises ConfigurationError: if they have none, disagree, or differ in their spaces
     """
     said = {}
     for attribute in ("num_tasks", "task_names", "task_id"):

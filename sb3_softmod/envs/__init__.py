@@ -1,1 +1,1 @@
-"""Task sets as environments. Only :mod:`.make` and :mod:`.vec_env` import SB3 (and so torch): workers load neither."""
+"""Task sets as environments. What the processes of workers load imports neither SB3 nor torch."""

@@ -80,7 +80,7 @@ def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 
 
-def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
+def draw_goals(env: SawyerXYZEnv, name: str, seed: int) -> list[Task]:
     """The 50 goals of a task, the same as ``metaworld.MT1(name, seed).train_tasks``.
 
     A goal is drawn by a reset, whose simulation (it settles the arm, 50 steps) has no part in the draw and is
@@ -88,7 +88,7 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int | None) -> list[Task]:
 
     :param env: an env of that task, not yet used
     :param name: the task's name
-    :param seed: what the goals depend on; None draws other goals each time
+    :param seed: what the goals depend on
     """
     env._freeze_rand_vec = False
     env._set_task_called = True
@@ -115,7 +115,7 @@ def _goals_of(env: SawyerXYZEnv, name: str, seed: int) -> list[Task]:
 
 
 @contextmanager
-def _own_generator(env: SawyerXYZEnv, seed: int | None) -> Iterator[None]:
+def _own_generator(env: SawyerXYZEnv, seed: int) -> Iterator[None]:
     """Let an env draw what Meta-World would draw from numpy's global generator, which all threads share."""
     before = env._np_random
     env.np_random = np.random.RandomState(seed)  # type: ignore[assignment]  # that old one, whose numbers they are

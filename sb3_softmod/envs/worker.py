@@ -144,7 +144,7 @@ class EnvGroup:
         :param origins: what those episodes began from, and the next ones of other tasks; by env and task
         :param replays: the episode of each env that is to play
         :param seed: for the makers of tasks that nobody played yet: the keyword and its value, or nothing
-        :return: for each of the latter whether it is bit for bit where it was; an env that is not began another
+        :return: for each replayed env whether it is bit for bit where it was; an env that is not began another
             episode. And what its episode began from, and the info of its reset.
         """
         self._origins, self._seed = dict(origins), seed

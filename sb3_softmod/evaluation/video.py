@@ -18,7 +18,7 @@ from sb3_softmod.common.files import as_path, check_file
 from sb3_softmod.common.task_observation import task_ids, task_names_of
 from sb3_softmod.evaluation.evaluate import act
 
-#: Frames a second; at Meta-World's 80 steps a second a little slower than the robot is.
+#: Frames a second; Meta-World's robot takes 80 steps in one, so that it moves at half its speed.
 FPS = 40
 
 #: A video ends here, where the episode has no end.

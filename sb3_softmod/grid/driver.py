@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from sb3_softmod.common.files import make_folder, replacing
+from sb3_softmod.common.files import replacing
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed
 from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished
@@ -88,7 +88,6 @@ def _describe(cell: Cell) -> None:
     """Write what a folder's name is the digest of, for people."""
     path = cell.folder / IDENTITY
     if not path.exists():
-        make_folder(cell.folder)
         with replacing(path) as draft:
             draft.write_text(json.dumps(cell.identity, indent=1) + "\n")
 

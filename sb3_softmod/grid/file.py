@@ -36,8 +36,8 @@ _OURS = {
 }
 #: Options whose value may be the path of a file.
 _PATHS = ("-conf", "--conf-file", "-i", "--trained-agent")
-#: Options whose value is a mapping: key:value in Python.
-_MAPPINGS = {"params": "--hyperparams", "hyperparams": "--hyperparams"}
+#: Names that stand for another option of train.
+_ALIASES = {"params": "--hyperparams"}
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -179,7 +179,7 @@ def _options(place: str, folder: Path, given: Any) -> list[str]:
     options: list[str] = []
     for key, value in given.items():
         name = key.replace("_", "-")
-        option = _MAPPINGS.get(name, f"--{name}")
+        option = _ALIASES.get(name, f"--{name}")
         _refuse_ours(place, option)
         if value is None or value is False:
             continue

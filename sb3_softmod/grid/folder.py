@@ -23,7 +23,7 @@ from typing import Any
 
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.files import read_json
-from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
+from sb3_softmod.saving.checkpoints import has_checkpoint
 
 LOG, FAILURE, IDENTITY, QUEUED = "train.log", "failed.json", "cell.json", "queued"
 #: A line of the log that begins so stands above what one attempt said.
@@ -44,7 +44,7 @@ def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[s
     :param resources: those among them that a run may go on with
     """
     run = run_of(folder)
-    if run is None or not any((run / CHECKPOINTS).glob("[0-9]*")):
+    if run is None or not has_checkpoint(run):
         return in_folder(folder, arguments)
     return ["--resume", str(run), *resources]
 
@@ -75,7 +75,7 @@ def clear_beginning(folder: Path, arguments: Sequence[str]) -> None:
     """
     method, task_set = (arguments[arguments.index(option) + 1] for option in ("--algo", "--env"))
     for run in folder.glob(f"{method}/{task_set}_[0-9]*"):
-        if not any((run / CHECKPOINTS).glob("[0-9]*")):
+        if not has_checkpoint(run):
             shutil.rmtree(run)
     if run_of(folder) is None:
         shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)

@@ -93,7 +93,6 @@ class RunProcess:
                 cwd=order.folder,  # for what packages such as wandb leave behind
                 start_new_session=True,  # Ctrl-C in a terminal goes to all of a group: the leash alone is to end a run
             )
-        self.pid = self._process.pid
 
     def poll(self) -> Outcome | None:
         """How it ended; None while it runs."""

@@ -1,4 +1,4 @@
-"""How the learner uses the hardware: precision, compilation and CUDA graphs. The algorithm does not know of it."""
+"""How the learner uses the hardware: precision, compilation and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Acceleration:
     def prepare(self, optimizer: th.optim.Optimizer) -> None:
         """Make Adam one fused operation, and let a graph replay it; its state may come from a file of any device.
 
-        :param optimizer: any; others than Adam, and an Adam whose ``fused`` or ``foreach`` the user set, stay
+        :param optimizer: any; others than Adam stay, and so do ``fused`` and ``foreach`` where the user set one
         """
         if not isinstance(optimizer, th.optim.Adam):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
@@ -12,10 +12,10 @@ from sb3_softmod.policies import MultiTaskCritic
 from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
 
 CriticKind = Literal["mse", "categorical", "hl_gauss"]
-CRITICS: tuple[CriticKind, ...] = ("mse", "categorical", "hl_gauss")
+CRITICS: tuple[CriticKind, ...] = get_args(CriticKind)
 
 CriticTarget = Literal["min", "mean"]
-CRITIC_TARGETS: tuple[CriticTarget, ...] = ("min", "mean")
+CRITIC_TARGETS: tuple[CriticTarget, ...] = get_args(CriticTarget)
 
 #: Standard deviation of HL-Gauss's histograms, in units of the atoms' spacing (Farebrother et al. 2024).
 _GAUSS_WIDTH = 0.75

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch as th
 from torch import Tensor
 
 LossWeighting = Literal["uniform", "alpha", "log_alpha", "success", "gradnorm", "famo", "uncertainty"]
-LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = (
-    "uniform",
-    "alpha",
-    "log_alpha",
-    "success",
-    "gradnorm",
-    "famo",
-    "uncertainty",
-)
+LOSS_WEIGHTINGS: tuple[LossWeighting, ...] = get_args(LossWeighting)
 
 #: How many of a task's last episodes in training its rate of success is of.
 RECENT_EPISODES = 10

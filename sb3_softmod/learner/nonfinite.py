@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Callable
 from io import BytesIO
@@ -15,6 +14,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
+from sb3_softmod.common.files import replacing
 from sb3_softmod.learner.options import LearnerState
 
 #: With "skip", that many dropped updates in a row end the run: it learns nothing any more.
@@ -151,16 +151,11 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
 
 
 def _write(dump: dict[str, Any], path: Path) -> None:
-    """Write all of the dump or, with an OSError, nothing."""
+    """Write all of the dump or, with a FileError, nothing."""
     content = BytesIO()  # torch's own errors do not say that a disk is full
     th.save(dump, content)
-    draft = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as draft:
         draft.write_bytes(content.getbuffer())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def take_dump(state: LearnerState, path: str | Path) -> Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
@@ -18,10 +18,10 @@ from sb3_softmod.learner.reward_scale import RewardScale
 from sb3_softmod.learner.temperatures import Temperatures
 
 Precision = Literal["auto", "fastest", "fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "fastest", "fp32", "tf32", "bf16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 OnNonFinite = Literal["raise", "skip"]
-ON_NONFINITE: tuple[OnNonFinite, ...] = ("raise", "skip")
+ON_NONFINITE: tuple[OnNonFinite, ...] = get_args(OnNonFinite)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch as th
@@ -12,7 +12,7 @@ from torch import Tensor
 from sb3_softmod.learner.task_rings import send
 
 RewardScaling = Literal["per-task"]
-REWARD_SCALINGS: tuple[RewardScaling, ...] = ("per-task",)
+REWARD_SCALINGS: tuple[RewardScaling, ...] = get_args(RewardScaling)
 
 #: Steps after which an episode counts as truncated: one that never ends would take ever more memory.
 LONGEST_EPISODE = 10_000

@@ -212,10 +212,11 @@ class BatchedLayerNorm(nn.Module):
 
 
 def layer_norm(inputs: Tensor) -> Tensor:
-    """Layer normalisation over the last axis, in the type of the inputs; its statistics are at least float32.
+    """Layer normalisation over the last axis, in the type of the inputs; in ``by_group`` at least float32, as its
+    statistics are.
 
-    A scale of 1 and a shift of 0 see to that, being float32; without them, besides, torch's kernel for CPUs takes one
-    number at a time.
+    A scale of 1 and a shift of 0, being float32, see to the statistics; without them, besides, torch's kernel for CPUs
+    takes one number at a time.
     """
     shape, dtype = [inputs.shape[-1]], th.promote_types(inputs.dtype, th.float32)
     if is_by_group():  # vmap cannot have two types in one gradient

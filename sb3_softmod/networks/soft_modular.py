@@ -120,9 +120,10 @@ class SoftModularNetwork(MultiTaskNetwork):
         g^{l+1}_i &= \sum_j \hat p^l_{ij}\,\mathrm{ReLU}(W^l_j g^l_j), \quad g^1 = f(s) && \text{(Eq. 8)} \\
         \mathrm{out} &= \sum_j W^L_j g^L_j && \text{(Eq. 9)}
 
-    Each option below names one step where the authors' released code, the **official** variant, differs.
+    The authors' released code, the **official** variant, differs in the steps that are marked so below.
 
-    :param variant: "paper" or "official"; sets every option from ``num_routing_layers`` to ``init``
+    :param variant: "paper" or "official"; sets ``num_routing_layers``, ``routing_history``, ``activate_embedding``,
+        ``module_activation``, ``head`` and ``init``
     :param preset: "shallow" (L 2, n 2, d 256) or "deep" (L 4, n 4, d 128); sets the three sizes
     :param num_layers: L, at least 2
     :param num_modules: n, modules in a layer

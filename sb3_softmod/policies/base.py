@@ -38,7 +38,7 @@ class MultiTaskSACPolicy(SACPolicy):
     :param action_space: a Box
     :param lr_schedule: learning rate by remaining progress
     :param num_tasks: M
-    :param use_sde: must be False (the place is SB3's)
+    :param use_sde: must be False
     :param n_critics: E
     :param optimizer_class: for the actor and the critics
     :param optimizer_kwargs: its arguments but for the learning rate; ``dict(weight_decay=1e-4,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sb3_softmod.evaluation.result import percent
+
 #: Keys of the manifest with their words, by heading. What stands in none of them comes under "Further".
 _WORDS: dict[str, dict[str, str]] = {
     "Method and tasks": {
@@ -98,7 +100,7 @@ def _cell(key: str, value: Any) -> list[tuple[str, str]]:
     if key == "wall_time_s" and _is_number(value):
         return [("", duration(value))]
     if key.endswith("_success_rate") and _is_number(value):
-        return [("", f"{100 * value:.0f} %")]
+        return [("", percent(value))]
     if key == "arguments" and isinstance(value, list):
         return [("", shlex.join(["sb3-softmod", "train", *map(str, value)]))]
     if key == "hyperparams" and isinstance(value, Mapping):  # what has lines of its own, and none of minutes stands for

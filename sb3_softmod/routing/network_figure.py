@@ -60,7 +60,6 @@ class NetworkDrawing:
     :ivar order: which connection each line shows: the more probable ones lie on top
     :ivar lines: the connections; each has the :func:`colour` of its probability, and its :func:`width` times ``scale``
     :ivar bands: around them, in the order of ``connections``, ``BAND * std`` wider
-    :ivar marks: around the marked ones, ``MARK`` wider
 
     :param axis: to draw on
     :param layers: probabilities, each ``[n, n]`` (target module, source module), or ``[n]`` for a routed head
@@ -98,7 +97,7 @@ class NetworkDrawing:
         self.update(layers)
         if marked is not None:  # on top of all others, so that a shared path is easy to follow
             chosen = _flat(marked).astype(bool)
-            self.marks = self._add(axis, np.where(chosen, width(p) + MARK, 0), colors=_SHARED, zorder=3.1)
+            self._add(axis, np.where(chosen, width(p) + MARK, 0), colors=_SHARED, zorder=3.1)
             self._add(axis, np.where(chosen, width(p), 0), colors=colour(p), zorder=3.2)
 
         levels = len(layers) + (not routed_head)

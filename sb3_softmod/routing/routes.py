@@ -54,7 +54,8 @@ class RoutingSamples:
                 yield name, [layer[rows] for layer in self.layers]
 
     def routes(self) -> np.ndarray:
-        """The probabilities of all layers side by side, as the paper's Figure 4 compares them, ``[B, (L - 1) n²]``."""
+        """The probabilities of all layers side by side, as the paper's Figure 4 compares them: ``[B, (L - 1) n²]``,
+        and n more of a routed head."""
         return np.concatenate([layer.reshape(len(layer), -1) for layer in self.layers], 1)
 
     def entropy(self) -> dict[str, float]:
