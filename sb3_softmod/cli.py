@@ -23,15 +23,28 @@ if TYPE_CHECKING:
 
 _COMPLETION = "--print-completion"
 
+#: The extras that commands need, by what they import.
+_EXTRAS = {
+    **dict.fromkeys(("optuna", "rl_zoo3", "yaml"), "zoo"),
+    **dict.fromkeys(("imageio_ffmpeg", "jinja2", "pandas", "rliable", "scipy", "sklearn", "vl_convert"), "plots"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the package end it with their message and status 2."""
     arguments = sys.argv[1:] if argv is None else argv
+    if "" not in sys.path:
+        sys.path.append("")  # modules of the user (--gym-packages) in the current folder, as for python -m
     try:
         args, rest = _parser(complete=_COMPLETION in arguments).parse_known_args(arguments)
         args.run(rest if "passes_on" in args else args)
     except SoftModError as error:
         return _fail(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        return _fail(f"This needs {package}, which is not installed: pip install 'sb3-softmod[{_EXTRAS[package]}]'")
     except OSError as error:  # a file that cannot be written
         return _fail(f"Cannot use {error.filename}: {error.strerror}." if error.filename else error)
     return 0
@@ -351,10 +364,8 @@ def _mixture(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    try:
-        from sb3_softmod.report.write import write_report
-    except ModuleNotFoundError as error:
-        raise SoftModError(f"A report needs {error.name}: pip install 'sb3-softmod[plots]'.") from error
+    from sb3_softmod.report.write import write_report
+
     out, problems = write_report(args.runs, args.out, best=args.best, video=args.video)
     print(out)
     _complain(problems)

@@ -54,11 +54,16 @@ class Method:
     defined_by: tuple[str, ...] = ()
 
     @property
-    def network_class(self) -> type[MultiTaskNetwork]:
-        """The network of its actor and critics."""
+    def policy_class(self) -> type[MultiTaskSACPolicy]:
+        """Its policy."""
         from sb3_softmod.policies import POLICIES
 
-        return (POLICIES[self.policy] if isinstance(self.policy, str) else self.policy).network_class
+        return POLICIES[self.policy] if isinstance(self.policy, str) else self.policy
+
+    @property
+    def network_class(self) -> type[MultiTaskNetwork]:
+        """The network of its actor and critics."""
+        return self.policy_class.network_class
 
     def network_options(self, tasks: object) -> dict[str, Any]:
         """Options of the network on a task set.

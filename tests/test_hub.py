@@ -53,7 +53,7 @@ def test_the_folder(run: Path, tmp_path: Path) -> None:
         "success rate, mean": 0.4,
         "mean return of an episode": 40.0,
     }
-    assert "| push | 20% | 4% to 62% | 20 |" in text
+    assert "| push | 20 % | 4 % to 62 % | 20 |" in text
     assert "at 10 steps: 5 episodes of each task, fixed goals" in text
     assert json.loads((out / "config.json").read_text())["packages"] == {"torch": "2.13"}
     assert not any("secret" in path.read_text() for path in files if path.suffix != ".zip")

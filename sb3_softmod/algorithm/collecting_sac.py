@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -59,6 +60,12 @@ class CollectingSAC(ActingSAC):
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
             total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
         check_learn(total_timesteps, callback, log_interval)
+        if reset_num_timesteps and total_timesteps <= self.learning_starts:
+            warnings.warn(
+                f"Nothing will be learned: learning starts after {self.learning_starts:,} environment steps "
+                f"(learning_starts), and the training has {total_timesteps:,}.",
+                stacklevel=2,
+            )
         self.is_learning = True
         try:
             super().learn(
@@ -91,13 +98,9 @@ class CollectingSAC(ActingSAC):
             if self._overlapped is None or self._overlapped.venv is not env:
                 self._overlapped = Overlapped(env, self._learn_postponed)  # which asks the envs for their render mode
             env = self._overlapped
-        whole = False
-        try:
-            collected = super().collect_rollouts(env, callback, *args, **kwargs)
-            whole = collected.continue_training
-        finally:
-            if not whole:  # a callback or Ctrl-C ended it: SB3 drops the step that the envs have taken
-                self._last_obs = None  # a later training begins new episodes
+        collected = super().collect_rollouts(env, callback, *args, **kwargs)
+        if not collected.continue_training:  # a callback ended it: SB3 drops the step that the envs have taken
+            self._last_obs = None  # a later training begins new episodes
         return collected
 
     def _sample_action(

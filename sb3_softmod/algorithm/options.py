@@ -265,7 +265,10 @@ def check_spaces(owner: str, action_space: spaces.Space) -> None:
     :raises ConfigurationError: naming the space, and the dimensions that are constant
     """
     if not isinstance(action_space, spaces.Box):
-        raise ConfigurationError(f"{owner} needs continuous actions (a Box), not {action_space}.")
+        raise ConfigurationError(
+            f"{owner} needs continuous actions (a Box), not {action_space}. (PPO and DQN take discrete ones, with "
+            "SoftModularExtractor for the network.)"
+        )
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ConfigurationError(f"{owner} needs actions with finite bounds, not {action_space}.")
     if not np.issubdtype(action_space.dtype, np.floating):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 #: What to do when MuJoCo cannot draw.
 RENDERING_ADVICE = (
-    "On a machine without a display, set MUJOCO_GL=egl or, for software rendering, MUJOCO_GL=osmesa before Python "
+    "On Linux without a display, set MUJOCO_GL=egl or, for software rendering, MUJOCO_GL=osmesa before Python "
     "starts; the latter needs the Debian package libosmesa6 (apt-get install libosmesa6)."
 )
 

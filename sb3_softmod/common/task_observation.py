@@ -212,7 +212,7 @@ def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tu
     :param by_hand: numbers of tasks that the user passed
     :param known: the names of its tasks so far; a warning where the env has others
     :return: M, and the names of all tasks
-    :raises ConfigurationError: if the number is contradictory or unknown
+    :raises ConfigurationError: if the number is contradictory or unknown, or the tasks are in another order
     """
     if env is not None:
         found = num_tasks_of(env)
@@ -220,6 +220,11 @@ def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tu
             raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
         names = task_names_of(env)
         check_task_names(names)
+        if known and names != known and set(names) == set(known):
+            raise ConfigurationError(
+                f"The model knows the tasks in another order than the env has them: pass {', '.join(known)}, in this "
+                f"order, not {', '.join(names)}."
+            )
         if known and names != known:
             warnings.warn(f"The model knows the tasks {known}, in this order; the env has {names}.", stacklevel=5)
         return found, names

@@ -42,7 +42,7 @@ def _sources(tasks: str | Sequence[str], render_mode: str | None) -> dict[str, T
         import shimmy
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"dm_control's tasks need packages that are not installed ({error}): pip install sb3-softmod[dm-control]"
+            f"dm_control's tasks need packages that are not installed ({error}): pip install 'sb3-softmod[dm-control]'"
         ) from error
     gym.register_envs(shimmy)  # its import did that already
     names = as_names(tasks, "task of dm_control", ["-".join(task) for task in dm_control.suite.ALL_TASKS])

@@ -26,7 +26,7 @@ try:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML10_V3, ML45_V3, MT10_V3, MT25_V3
     from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
     from metaworld.types import Task
-except AttributeError as error:  # PyOpenGL's, under MUJOCO_GL=osmesa
+except (AttributeError, RuntimeError) as error:  # PyOpenGL's, under MUJOCO_GL=osmesa; MuJoCo's, of a bad MUJOCO_GL
     raise ConfigurationError(f"MuJoCo finds no OpenGL library ({error}). {RENDERING_ADVICE}") from error
 
 Goals = Literal["random", "fixed", "each-once"]

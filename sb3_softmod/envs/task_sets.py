@@ -112,7 +112,9 @@ def get_task_set(name: str) -> TaskSet:
         found = TASK_SETS.get(full_name(name)) or by_id.get(name)
     if found is None:
         near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), [*SHORT_NAMES, *TASK_SETS], SHORT_NAMES)
-        raise ConfigurationError(f"Unknown env {name!r}: {near}")
+        raise ConfigurationError(
+            f"Unknown env {name!r}: {near}. (Tasks of your own are for Python: sb3_softmod.make_multitask_env.)"
+        )
     return found
 
 

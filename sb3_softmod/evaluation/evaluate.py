@@ -37,6 +37,9 @@ Protocol = Literal["metaworld", "paper"]
 #: How often each env may go through all of its tasks without coming to one whose episodes are still to be played.
 _ROUNDS = 20
 
+#: Steps after which an episode counts as one that never ends.
+_ENDLESS = 100_000
+
 #: About how many envs an evaluation by name plays at once.
 _ENVS = 30
 
@@ -197,6 +200,7 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
     progress.reset(int(to_begin.sum()))
     counts = np.zeros(env.num_envs, bool)  # whether the episode that an env plays now counts
     begins = np.ones(env.num_envs, bool)
+    lengths = np.zeros(env.num_envs, int)
     while True:
         for index in np.flatnonzero(begins):
             key = tasks[index] if rotates else index
@@ -212,6 +216,13 @@ def _play(model: Any, env: VecEnv, n_eval_episodes: int, deterministic: bool, pr
             raise ConfigurationError(
                 f"The envs list task {', '.join(awaited)} in tasks_in_turn, but began {waited.sum()} episodes on end "
                 "of other tasks: list the tasks that an env comes to, and no others."
+            )
+        lengths = np.where(begins, 1, lengths + 1)
+        if (lengths > _ENDLESS).any():
+            endless = task_names_of(env)[tasks[lengths.argmax()]]
+            raise ConfigurationError(
+                f"An episode of task {endless!r} had {_ENDLESS:,} steps and no end: give its env a time limit "
+                "(gymnasium.wrappers.TimeLimit, or max_episode_steps of the function that makes the envs)."
             )
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, begins, infos = env.step(actions)  # type: ignore[assignment]

@@ -34,7 +34,7 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         if find_spec("imageio_ffmpeg") is None:
-            raise ConfigurationError("A video needs imageio-ffmpeg: pip install sb3-softmod[plots]")
+            raise ConfigurationError("A video needs imageio-ffmpeg: pip install 'sb3-softmod[plots]'")
         check_file(path)
         if path.suffix != ".mp4":
             raise ConfigurationError(f"The name of a video must end in .mp4, not as {path} does.")

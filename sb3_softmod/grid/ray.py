@@ -24,7 +24,7 @@ try:
     from ray.exceptions import RayError, RayTaskError
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        f"--ray needs a package that is not installed ({error}): pip install sb3-softmod[cluster]"
+        f"--ray needs a package that is not installed ({error}): pip install 'sb3-softmod[cluster]'"
     ) from error
 
 from sb3_softmod.grid.carrying import files_of_driver

@@ -7,8 +7,11 @@ import ctypes
 import os
 import platform
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -192,9 +195,14 @@ def _obstacle_to_compiling(device: th.device, options: LearnerOptions) -> str | 
     """Why networks cannot be compiled, if so."""
     if options.gradient_surgery is not None:
         return "does not work with gradient_surgery: leave one of them out"
-    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
-        return "needs a C++ compiler: install g++, or leave compile at 'auto' or False"
+    if device.type != "cpu":
+        return None
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not shutil.which(os.environ.get("CXX", usual)):
+        return f"needs a C++ compiler: install {usual}, or leave compile at 'auto' or False"
+    if not header.exists():  # which what torch.compile writes includes
+        return f"needs {header} (Debian, Ubuntu: apt install python3-dev), or leave compile at 'auto' or False"
     return None
 
 

@@ -326,7 +326,8 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
     # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
-    for folder in sorted(Path(place) for place, _, _ in os.walk(logs)):
+    below = (Path(place) / name for place, names, _ in os.walk(logs) for name in names)
+    for folder in sorted([logs, *below]):
         if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
             continue
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Adaptation:
             model = self._model(env, folder)
         except BaseException:
             if self.folder is None:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a file that is open
             raise
         _write_config(folder, self.facts)
         self._learn(model, folder)
@@ -147,7 +148,7 @@ class Adaptation:
         checkpoints = CheckpointCallback(
             folder,
             save_freq=_every(facts["options"]["save_freq"], facts["n_envs"]),
-            how_to_resume=f"sb3-softmod adapt --resume {folder}",
+            how_to_resume=f"sb3-softmod adapt --resume {shlex.quote(str(folder))}",
             verbose=max(self.args.verbose - 1, 0),
         )
         callbacks: list[BaseCallback] = [checkpoints, *evaluations, ProgressFileCallback(str(folder))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -244,7 +245,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             begins = result is not None
         finally:
             if self._owns_folder and not begins:
-                shutil.rmtree(self.save_path)
+                shutil.rmtree(self.save_path, ignore_errors=True)  # Windows keeps a file that is open
         return result
 
     def create_callbacks(self) -> None:
@@ -257,7 +258,7 @@ class MultiTaskExperimentManager(ExperimentManager):
                 CheckpointCallback(
                     self.save_path,
                     save_freq=max(every // self.n_envs, 1) if every else 0,
-                    how_to_resume=f"sb3-softmod train --resume {self.save_path}",
+                    how_to_resume=f"sb3-softmod train --resume {shlex.quote(self.save_path)}",
                     verbose=self.verbose - 1,
                 )
             )
@@ -280,7 +281,13 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self._resumed_run is None:
-            return super()._load_pretrained_agent(hyperparams, env)
+            model = super()._load_pretrained_agent(hyperparams, env)
+            if self.method is not None and model.policy_class is not self.method.policy_class:
+                raise ConfigurationError(
+                    f"{self.trained_agent} holds a {model.policy_class.__name__}, and {self.algo} has the policy "
+                    f"{self.method.policy_class.__name__}: continue it with its own --algo."
+                )
+            return model
         algorithm = ALGOS[self.algo]
         assert issubclass(algorithm, MultiTaskSAC)
         options = dict(tensorboard_log=self.tensorboard_log, verbose=self.verbose)

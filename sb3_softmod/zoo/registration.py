@@ -17,7 +17,7 @@ try:
     from rl_zoo3.utils import ALGOS
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        f"This needs packages that are not installed ({error}): pip install sb3-softmod[zoo]"
+        f"This needs packages that are not installed ({error}): pip install 'sb3-softmod[zoo]'"
     ) from error
 
 

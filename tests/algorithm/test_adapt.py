@@ -207,6 +207,15 @@ def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
 
 
+def test_begins_as_the_mean() -> None:
+    model = trained()
+    assert model.log_ent_coef is not None
+    model.log_ent_coef.data = th.arange(3.0)
+    new = model.adapt(new_env(), init="mean")
+    assert new.log_ent_coef is not None
+    assert new.log_ent_coef.tolist() == [0, 1, 2, 1, 1]
+
+
 def test_the_nearest_task_of_a_normalised_env(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model sees and the returns that are compared are those without the normalisation."""
     model = trained(env=MultiTaskVecNormalize(make_point_mass_env(M)))

@@ -87,6 +87,16 @@ def test_torchscript_acts_as_predict_does(policy: str, normalized: str | None, t
         np.testing.assert_allclose(acts, act_by_hand(model, raw, task), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalized", ["pooled", "per-task"])
+def test_shares_of_several_tasks(normalized: str, tmp_path: Path) -> None:
+    model = make("MTMlpPolicy", normalized)
+    raw, _ = observations(3)
+    shares = np.array([[0.25, 0, 0, 0.75], [0.6, 0.4, 0, 0], [0, 0.3, 0.3, 0.4]], np.float32)
+    acts = run_onnx(model.export(tmp_path / "policy.onnx"), raw, shares)
+    np.testing.assert_allclose(acts, model.act(raw, shares), rtol=0, atol=1e-5)
+    assert np.abs(acts - model.act(raw, np.eye(4, dtype=np.float32)[shares.argmax(1)])).max() > 1e-3
+
+
 @SLOW
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_in_its_size(method: str, tmp_path: Path) -> None:

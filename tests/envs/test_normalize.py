@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, sync_envs_normalization
 
-from sb3_softmod import ConfigurationError, MultiTaskVecNormalize, SoftModSAC, TaskEnv
+from sb3_softmod import ConfigurationError, MultiTaskVecEnv, MultiTaskVecNormalize, SoftModSAC, TaskEnv
 from sb3_softmod.evaluation import evaluate_tasks
 
 SMALL: dict[str, Any] = dict(embedding_dim=12, module_dim=8)
@@ -66,6 +66,7 @@ def test_statistics_are_those_of_the_data(obs_statistics: Any) -> None:
     states = np.stack(raw)[:, :, :2]
     if obs_statistics == "pooled":
         np.testing.assert_allclose(env.obs_rms[0].mean, states.reshape(-1, 2).mean(0), rtol=1e-3)
+        np.testing.assert_allclose(env.obs_rms[0].var, states.reshape(-1, 2).var(0), rtol=1e-2)
     else:
         for task in range(3):
             np.testing.assert_allclose(env.obs_rms[task].mean, states[:, task].mean(0), rtol=1e-2, atol=1e-4)
@@ -84,9 +85,28 @@ def test_the_task_stays_and_each_task_has_its_scale() -> None:
     assert spread.max() / spread.min() < 1.5  # raw: a factor of 100
     sizes = np.abs(rewards[100:]).mean(0)
     assert sizes.max() / sizes.min() < 1.5
-    last = steps[19][3][0]["terminal_observation"]
-    assert last.shape == (5,)
-    np.testing.assert_array_equal(last[2:], [1, 0, 0])
+
+
+class Pays(PointMass):
+    """An episode is a step, which pays what the task does."""
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, _, _, truncated, info = super().step(action)
+        return obs, 100.0**self.task, True, truncated, info
+
+    def __init__(self, task: int) -> None:
+        super().__init__(task)
+        self.task = task
+
+
+def test_rewards_are_of_the_task_that_acted() -> None:
+    """Where an env goes on to another task, the next observation is of that one."""
+    makers = [lambda copy, task=task: TaskEnv(Pays(task), task, ["little", "much"]) for task in range(2)]
+    env = MultiTaskVecNormalize(MultiTaskVecEnv(makers, n_envs=1, n_workers=0), clip_reward=1e9)
+    steps = play(env, 200)
+    assert [rms.mean for rms in env.ret_rms] == pytest.approx([1, 100], rel=1e-3)
+    size = [env.get_original_reward()[0] / steps[-1][1][0] for _ in range(1)]
+    assert size[0] == pytest.approx(np.sqrt(env.ret_rms[int(env.get_original_reward()[0] > 1)].var + env.epsilon))
 
 
 def test_inverse() -> None:

@@ -23,7 +23,6 @@ from sb3_softmod import (
     SoftModError,
     SoftModSAC,
     TaskEnv,
-    make_metaworld_env,
 )
 
 
@@ -77,22 +76,6 @@ def test_rotating_trajectories_do_not_depend_on_the_workers() -> None:
         expected = expected or seen
         assert_same(seen, expected)
         env.close()
-
-
-def test_real_meta_world() -> None:
-    tasks = ["reach-v3", "button-press-topdown-v3", "door-open-v3"]
-    seen = []
-    for n_workers in (0, 2):
-        env = make_metaworld_env(tasks, seed=2, max_episode_steps=15, n_workers=n_workers)
-        rng = np.random.default_rng(0)
-        run: list[Any] = [env.reset()]
-        for _ in range(40):
-            obs, rewards, dones, infos = env.step(rng.uniform(-1, 1, (3, 4)).astype(np.float32))
-            run += [obs, rewards, dones, *(info["success"] for info in infos)]
-            run += [info["terminal_observation"] for info in infos if "terminal_observation" in info]
-        seen.append(run)
-        env.close()
-    assert_same(*seen)
 
 
 def test_envs_step_while_the_caller_works() -> None:

@@ -185,7 +185,11 @@ WAYS: dict[str, Callable[[MultiTaskSAC, VecEnv], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", [moving, rotating])
+def moving_normalised() -> VecEnv:
+    return MultiTaskVecNormalize(moving())
+
+
+@pytest.mark.parametrize("make", [moving, rotating, moving_normalised])
 @pytest.mark.parametrize("way", WAYS)
 def test_an_evaluation_in_the_training_env_leaves_nothing_false(way: str, make: Callable[[], VecEnv]) -> None:
     env = make()

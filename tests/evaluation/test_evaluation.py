@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_softmod import ConfigurationError, GymnasiumVecEnv, MultiTaskVecEnv, TaskEnv
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.registered import TasksInTurn
+from sb3_softmod.envs.some_tasks import SomeTasks
+from sb3_softmod.evaluation import evaluate
 from sb3_softmod.evaluation.evaluate import act, evaluate_tasks, rollout
 from sb3_softmod.evaluation.result import TaskEvaluation
 
@@ -42,6 +44,40 @@ def test_every_task_counts_the_same(envs_per_task: int) -> None:
     assert result.success_at_end_rate == [1.0, 0.0, 1.0, 0.0]
     assert result.length == [HORIZON] * 4
     assert result.mean_return[0] > result.mean_return[1]
+
+
+def test_some_tasks_of_a_policy_in_another_order() -> None:
+    names = [f"corner-{i}" for i in range(4)]
+    goals = DummyVecEnv([partial(_of, goal, index) for index, goal in enumerate((2, 0))])
+    result = evaluate_tasks(Expert(2), SomeTasks(goals, names), n_eval_episodes=2)  # type: ignore[arg-type]
+    assert result.task_names == names
+    assert result.episodes == [2, 0, 2, 0]
+    assert result.success_rate[::2] == [1.0, 0.0]
+
+
+def _of(goal: int, index: int) -> TaskEnv:
+    return TaskEnv(gym.wrappers.TimeLimit(PointMass(goal), HORIZON), index, ["corner-2", "corner-0"])
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_acts_by_the_mean_or_by_a_sample(deterministic: bool) -> None:
+    asked = set()
+
+    class Actor(Expert):
+        def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, None]:
+            asked.add(deterministic)
+            return super().predict(observation)
+
+    evaluate_tasks(Actor(), make_point_mass_env(2), n_eval_episodes=1, deterministic=deterministic)
+    assert asked == {deterministic}
+
+
+def test_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_ENDLESS", 50)
+    env = DummyVecEnv([partial(TaskEnv, PointMass(0), 0, ["endless"])])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="An episode of task 'endless' had 50 steps and no end: give its env"):
+        evaluate_tasks(Expert(), env, n_eval_episodes=1)
+    assert evaluate_tasks(Expert(), make_point_mass_env(2), n_eval_episodes=3).episodes == [3, 3]  # of 20 steps each
 
 
 def test_short_episodes_do_not_count_more_often() -> None:

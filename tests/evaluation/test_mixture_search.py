@@ -49,6 +49,9 @@ def test_what_was_tried(found: MixtureSearch) -> None:
     env.seed(0)
     again = evaluate_tasks(corner_model().with_route(found.tried[7].mixture), env, n_eval_episodes=4)
     assert again.mean_return == [found.tried[7].mean_return]
+    env.seed(0)  # the final episodes are others
+    seen = evaluate_tasks(corner_model().with_route(found.mixture), env, n_eval_episodes=20)
+    assert seen.mean_return != [found.best.mean_return]
     assert found.settings == dict(episodes=4, trials=60, final_episodes=20, seed=0)
     frame = found.to_frame()
     assert frame.loc[4, "corner-2"] == 0.25

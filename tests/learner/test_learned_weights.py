@@ -294,9 +294,14 @@ def test_an_attribute_that_is_changed_counts_from_the_next_step_on() -> None:
 
 @pytest.mark.parametrize("weighting", LEARNED_WEIGHTINGS)
 def test_bf16(weighting: str) -> None:
-    plain, bf16 = (make_model(weighting, replay_buffer_class=Ended, precision=p) for p in ("fp32", "bf16"))
+    tolerance = {"gradnorm": 0.01, "famo": 0.03, "uncertainty": 0.003}[weighting]
+    rate = 0.01 if weighting == "uncertainty" else 3e-4  # its weights move with the learning rate of the model
+    options: dict[str, Any] = dict(replay_buffer_class=Ended, learning_rate=rate)
+    plain, bf16 = (make_model(weighting, precision=precision, **options) for precision in ("fp32", "bf16"))
+    weights = logged_weights(plain, 3)
+    assert np.abs(np.array(weights) - 1).max() > 3 * tolerance
     # The weights of the first steps are of losses and gradients that differ in their third digit.
-    np.testing.assert_allclose(logged_weights(bf16, 3), logged_weights(plain, 3), rtol=0.03)
+    np.testing.assert_allclose(logged_weights(bf16, 3), weights, rtol=tolerance)
 
 
 @pytest.mark.slow
@@ -380,7 +385,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_dumped(weighting: s
     logged_weights(model, 3)
     model.logger.dir = str(tmp_path)
     before = model.learned_weights.progress()  # type: ignore[union-attr]
-    good = model.critic.state_dict()["network.mlp.layers.0.weight"].clone()
+    good = {name: value.clone() for name, value in model.critic.state_dict().items()}
     model.critic.network.mlp.layers[0].weight.data[0, 0, 0] = th.inf  # type: ignore[union-attr, index]
     with pytest.raises(NonFiniteError, match="the loss of the critic") as error:
         model.train(1, B)
@@ -390,7 +395,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_dumped(weighting: s
         again.replay_dump(tmp_path / "nonfinite-4.pt")
     assert str(repeated.value).split(". The update")[0] == str(error.value).split(". The update")[0]
     assert again.learned_weights.numbers.tolist() == before["numbers"]  # type: ignore[union-attr]
-    assert good.isfinite().all()
+    model.critic.network.mlp.layers[0].weight.data[0, 0, 0] = good["network.mlp.layers.0.weight"][0, 0, 0]  # type: ignore[union-attr, index]
+    assert all(th.equal(value, good[name]) for name, value in model.critic.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------- refused

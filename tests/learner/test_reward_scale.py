@@ -220,6 +220,14 @@ def test_a_model_counts_raw_rewards_and_tells_the_ends_of_episodes() -> None:
     assert largest(model) == [3.5, 8.0]
 
 
+def test_rewards_are_of_the_task_that_acted() -> None:
+    """Where an env goes on to another task, the next observation is of that one."""
+    makers = [lambda copy, i=i: TaskEnv(Pays([100.0**i]), i, ["little", "much"]) for i in range(2)]
+    model = make_model(MultiTaskVecEnv(makers, n_envs=1, n_workers=0), gamma=0.5, batch_size=4, learning_starts=100)
+    model.learn(9)
+    assert largest(model) == [1.0, 100.0]
+
+
 def test_truncated_episodes_and_normalised_observations() -> None:
     env = MultiTaskVecNormalize(paying([1.0, 2.0, 3.0, 9.0], [0.0] * 9, horizon=3), norm_reward=False)
     model = make_model(env, gamma=0.5, batch_size=4, learning_starts=100).learn(2 * 3)

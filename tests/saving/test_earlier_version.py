@@ -48,12 +48,17 @@ def test_safe_loading(env: MultiTaskVecEnv) -> None:
     normalized = MultiTaskVecNormalize.load(str(FILES / "vecnormalize.pkl"), env)
     model = SoftModSAC.load(FILES / "model.zip", env=normalized, policy="SoftModPolicy", safe=True, device="cpu")
     assert model.num_timesteps == 60
+    saved = np.load(FILES / "acts.npz")
+    actions = model.predict(saved["observations"], deterministic=True)[0]
+    np.testing.assert_allclose(actions, saved["actions"], atol=1e-6)
 
 
 def test_checkpoint_is_resumed(env: MultiTaskVecEnv, tmp_path: Path) -> None:
     shutil.copytree(FILES / "checkpointed", tmp_path / "run")
     model = SoftModSAC.resume(tmp_path / "run", env=env, device="cpu")
     assert (model.num_timesteps, model.remaining_timesteps) == (30, 30)
+    assert isinstance(model.replay_buffer, MultiTaskReplayBuffer)
+    assert model.replay_buffer.size_per_task().tolist() == [15, 15]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert model.learn().num_timesteps == 60

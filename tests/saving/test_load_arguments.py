@@ -116,7 +116,9 @@ def test_another_ent_coef_for_a_resumed_run(saved: Any, given: Any, tmp_path: Pa
 
 # ------------------------------------------------------------------------------------------------ all arguments
 
-#: Another value than :func:`make_model` gives, of every argument that ``load`` has no own parameter for.
+#: Another value than :func:`make_model` gives, of every argument that ``load`` has no own parameter for; the same of
+#: those below, which have one that fits alone, or come with others.
+SAME = {"replay_buffer_kwargs", "loss_weighting_kwargs", "critic", "num_tasks", "use_sde", "policy_kwargs"}
 OTHER: dict[str, Any] = dict(
     learning_rate=0.5,
     buffer_size=50,
@@ -191,6 +193,7 @@ def test_every_argument_counts(name: str, safe: bool, tmp_path: Path) -> None:
     how: dict[str, Any] = dict(safe=True, policy="MTMlpPolicy", buffer_size=100, seed=0) if safe else {}
     loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), "cpu", **{**how, name: OTHER[name]})
     expected, found = described(made), described(loaded)
+    assert (described(make_model(MultiTaskSAC, train_freq=1)) == expected) is (name in SAME)
     assert {key: found.get(key) for key in expected} == expected
 
 

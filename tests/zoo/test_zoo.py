@@ -133,6 +133,8 @@ def test_scripts_of_rl_zoo(
         assert re.findall(r"Episode Length (\d+)", out) == ["5", "5"]
     if script == "all_plots":
         assert re.search(r"\|MT3 +\| *0 \+/- 0 *\|", out)
+    if script == "plot_train":
+        assert len(plt.gca().lines) == 2
     if script == "plot_from_file":
         assert "MT3" in (logs / "curves.svg").read_text()
     assert "No data" not in out
