@@ -35,6 +35,15 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert word in printed  # of train, enjoy, adapt and grid, whose modules read their arguments themselves
 
 
+def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rl_zoo3", "rl_zoo3.train"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sb3_softmod.zoo.train", raising=False)
+    assert main(["train", "--help"]) == 2
+    needed = "This needs rl_zoo3, which is not installed: pip install 'sb3-softmod[zoo]'"
+    assert needed in capsys.readouterr().err
+
+
 def test_completion_of_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-completion", "bsh"]) == 2
     assert "Unknown --print-completion 'bsh': did you mean 'bash'" in capsys.readouterr().err

@@ -39,7 +39,8 @@ class ActingSAC(LearningSAC):
 
         :param observation: ``[O]`` or ``[B, O]``, without the task; zero-padded to the widest of the task set where the
             tasks' own differ in width
-        :param task: the name of a task, or one for each row; or ``[M]`` or ``[B, M]``: one-hot, or a mixture
+        :param task: the name of a task, or one for each row; or ``[M]`` or ``[B, M]``: one-hot, or a mixture, for
+            which observations are normalised as those of the task with the largest share
         :param deterministic: the mean instead of a sample
         :return: ``[A]`` or ``[B, A]``, in the action space
         :raises ConfigurationError: for an unknown task, or another shape

@@ -25,6 +25,7 @@ from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.learner.reward_scale import RewardScale, RewardScaling
 from sb3_softmod.learner.task_rings import send
 from sb3_softmod.learner.temperatures import Temperatures
+from sb3_softmod.saving.loading import check_critic
 from sb3_softmod.saving.sac import SavingSAC
 
 
@@ -94,6 +95,7 @@ class LearningSAC(SavingSAC):
         Tells the replay buffer too.
         """
         check_loss_weighting(vars(self))
+        check_critic(vars(self), {})
         self._update_reward_scale()
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
@@ -210,3 +212,5 @@ class LearningSAC(SavingSAC):
             (gradient_steps, batch_size), self._postponed = self._postponed, None
             self._learn_now(gradient_steps, batch_size)
             self.policy.set_training_mode(False)  # as SB3 does before it collects
+            if self.use_sde:  # the update has drawn noise for one env
+                self.actor.reset_noise(self.n_envs)

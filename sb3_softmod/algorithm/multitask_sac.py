@@ -13,7 +13,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.algorithm.adapting import Init, adapt
@@ -318,6 +318,15 @@ class MultiTaskSAC(CollectingSAC):
                 self.env = self._vec_normalize_env = MultiTaskVecNormalize(self.env)
             self._vec_normalize_env.set_statistics(self.normalization)
             self.normalization = None
+        else:
+            self._check_observations(self._vec_normalize_env)
+
+    def _check_observations(self, normalized: VecNormalize | None) -> None:
+        if self.num_timesteps and _is_fresh(normalized):
+            raise ConfigurationError(
+                "The model was trained on observations as they are, and this MultiTaskVecNormalize would normalise "
+                "them: leave it out, or pass norm_obs=False."
+            )
 
     def set_env(self, env: GymEnv | VectorEnv | str | Sequence[str], force_reset: bool = True) -> None:
         """Go on with another env.
@@ -341,7 +350,9 @@ class MultiTaskSAC(CollectingSAC):
         normalized = unwrap_vec_normalize(wrapped)
         check_normalized_rewards(normalized, self.replay_buffer_class)
         check_reward_scaling(self.reward_scaling, self.gamma, normalized)
-        if isinstance(self._vec_normalize_env, MultiTaskVecNormalize) and normalized is None:
+        if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
+            self._check_observations(normalized)
+        elif normalized is None or _is_fresh(normalized):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
@@ -377,3 +388,9 @@ class MultiTaskSAC(CollectingSAC):
             ``tune`` that means nothing for this policy
         """
         return adapt(self, tasks, tune, keep_tasks, init, kwargs)
+
+
+def _is_fresh(normalized: VecNormalize | None) -> bool:
+    """Whether an env normalises observations, and has seen none yet."""
+    fresh = isinstance(normalized, MultiTaskVecNormalize) and all(rms.count < 1 for rms in normalized.obs_rms)
+    return fresh and normalized.norm_obs  # type: ignore[union-attr]

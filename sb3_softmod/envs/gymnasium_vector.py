@@ -58,7 +58,7 @@ class GymnasiumVecEnv(VecEnv):
         self._made_at = time.perf_counter()
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, int)
-        self._succeeded = np.zeros(envs.num_envs, bool)
+        self._succeeded, self._reported = np.zeros((2, envs.num_envs), bool)
         width = space.shape[0] + self._one_hot.shape[1] - self.num_tasks
         super().__init__(envs.num_envs, make_space(width, self.num_tasks), action_space)
 
@@ -137,7 +137,7 @@ class GymnasiumVecEnv(VecEnv):
     def _begin(self, envs: np.ndarray) -> None:
         """Begin the statistics of an episode in some envs, ``[n_envs]``."""
         self._returns[envs] = self._lengths[envs] = 0
-        self._succeeded[envs] = False
+        self._succeeded[envs] = self._reported[envs] = False
 
     def _describe(self, index: int, info: dict[str, Any]) -> None:
         info["task_id"], info["task_name"] = self._tasks[index], self._name(index)
@@ -147,13 +147,14 @@ class GymnasiumVecEnv(VecEnv):
         if success is not None:
             info["success"] = success
             self._succeeded[index] |= success
+            self._reported[index] = True
 
     def _report(self, index: int, info: dict[str, Any]) -> None:
         """What is said of an episode at its end."""
         elapsed = round(time.perf_counter() - self._made_at, 6)
         info["episode"] = {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": elapsed}
-        if "success" in info:
-            info["is_success"], info["is_success_at_end"] = bool(self._succeeded[index]), info["success"]
+        if self._reported[index]:  # at some step: an env may speak of success alone
+            info["is_success"], info["is_success_at_end"] = bool(self._succeeded[index]), info.get("success", False)
 
     def _name(self, index: int) -> str:
         return self.task_names[self._tasks[index]]

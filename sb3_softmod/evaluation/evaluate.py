@@ -75,7 +75,8 @@ def evaluate_tasks(
     :param protocol: sets number of episodes and goals, whether an episode ends with its first success, and the horizon
     :param n_eval_episodes: episodes of each task; default that of the protocol, or 50
     :param goals: of the envs that are made, see :func:`.make_metaworld_env`; default that of the protocol or of the set
-    :param seed: of the envs that are made: of the goals and their order; None draws one
+    :param seed: of the envs that are made: of the goals and their order; default that of the model, so that envs which
+        it made by name have the same goals; a model without one draws it
     :param env_kwargs: further arguments of the envs that are made: "horizon", "reward_version",
         "terminate_on_success", ...
     :param deterministic: act by the mean instead of a sample
@@ -106,6 +107,7 @@ def evaluate_tasks(
                     f"{name} is for envs that are made by name: make the env that you pass with it."
                 )
         return _evaluate(model, env, settings, progress_bar)
+    seed = getattr(model, "seed", None) if seed is None else seed
     options = {
         **as_task_set(env).options,
         **of_protocol,

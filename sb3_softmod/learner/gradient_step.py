@@ -225,7 +225,8 @@ class GradientStep:
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
         """The critics judge the actor: by their most probable routes, not by draws, and without learning from it."""
-        learning = [p for p in self._learned if p.requires_grad]
+        acting = set(self.actor.parameters())  # SB3's critics may have the actor's features extractor
+        learning = [p for p in self._learned if p.requires_grad and p not in acting]
         self.critic.set_training_mode(not isinstance(self.critic, MultiTaskCritic))
         for parameter in learning:
             parameter.requires_grad_(False)  # a compiled backward pass would compute their gradients too
@@ -365,9 +366,11 @@ class GradientStep:
             limit = limit[0 if module is self.actor else 1]
         if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
             module.network.clip_grad_norm_(limit)
-        else:  # a policy of SB3: each of its Q-networks by itself
-            for network in getattr(module, "q_networks", [module]):
-                clip_grad_norm_(network.parameters(), limit)
+        else:  # a policy of SB3: each of its Q-networks, and what extracts their features, by itself
+            parts = [module] if module is self.actor else [*module.q_networks, module.features_extractor]  # type: ignore[list-item]
+            for parameters in (list(part.parameters()) for part in parts):
+                if parameters:
+                    clip_grad_norm_(parameters, limit)
 
 
 def _place(value: Any) -> Any:

@@ -95,8 +95,10 @@ def _weighted(share: Tensor, output: Tensor) -> Tensor:
 
 
 def _may_have_rows(share: Tensor) -> bool:
-    """Whether some row has a share; where nobody can look without waiting, on a GPU or while compiling, it may."""
-    if share.is_cuda or th.compiler.is_compiling():
+    """Whether some row has a share; where nobody can look without waiting, or what is seen would be taken for always
+    (compiled, or traced for a file), it may.
+    """
+    if share.is_cuda or th.compiler.is_compiling() or th.jit.is_tracing():
         return True
     try:
         return bool(share.any())

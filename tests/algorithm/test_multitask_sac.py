@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModSAC, TaskEnv
 from sb3_softmod.learner.loss_weights import loss_weights
+from sb3_softmod.policies import SoftModularExtractor
 
 M = 4
 SMALL: dict[str, Any] = dict(embedding_dim=12, module_dim=8)
@@ -61,6 +63,19 @@ class Replayed(ReplayBuffer):
 
 
 # ------------------------------------------------------------------ parity with SB3
+
+
+def test_a_shared_features_extractor_learns_from_the_actor() -> None:
+    """As in SB3, whose critics hold it too and compute its features without gradients."""
+    extractor = dict(num_tasks=M, **SMALL)
+    options = dict(features_extractor_class=SoftModularExtractor, features_extractor_kwargs=extractor)
+    model = MultiTaskSAC(
+        "MlpPolicy", make_point_mass_env(M), learning_starts=20, batch_size=8 * M, device="cpu", seed=0,
+        policy_kwargs=dict(**options, net_arch=[4], share_features_extractor=True),
+    )  # fmt: skip
+    before = [p.clone() for p in model.actor.features_extractor.parameters()]
+    model.learn(60)
+    assert all(not th.equal(p, old) for p, old in zip(model.actor.features_extractor.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("ent_coef", ["auto", "auto_0.2", 0.1])
@@ -241,6 +256,16 @@ def test_logs_of_every_task(tmp_path: Path) -> None:
     assert float(last["task_length/corner-2"]) == 20
 
 
+def test_a_training_that_ends_before_learning_starts() -> None:
+    model = make_model(learning_starts=40)
+    with pytest.warns(UserWarning, match="Nothing will be learned: learning starts after 40 .* has 40"):
+        model.learn(40)
+    assert model._n_updates == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.learn(44)._n_updates == 1
+
+
 def test_what_is_logged_of_gradient_steps(tmp_path: Path) -> None:
     """The mean over the steps since the last log; Q-values are means over the critics."""
     model = make_model()
@@ -342,6 +367,10 @@ def test_other_tasks_of_the_same_number_warn(tmp_path: Path) -> None:
     make_model(tasks=2).save(tmp_path / "model")
     names = ["left", "right"]
     env = DummyVecEnv([partial(TaskEnv, PointMass(i), i, names) for i in range(2)])
+    names = ["corner-1", "corner-0"]
+    swapped = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 20), i, names) for i in range(2)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="in another order than the env has them: pass corner-0, corner-1, in"):
+        SoftModSAC.load(tmp_path / "model", env=swapped)
     with pytest.warns(UserWarning, match=r"The model knows the tasks \['corner-0', 'corner-1'\]"):
         SoftModSAC.load(tmp_path / "model", env=env)
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from point_mass import make_point_mass_env
+from point_mass import PointMass, make_point_mass_env
 from run_folders import write_run
 from small_networks import TINY
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_softmod import ConfigurationError, FileError, MultiTaskSAC, MultiTaskVecNormalize, NonFiniteError, pretrained
+from sb3_softmod import (
+    ConfigurationError,
+    FileError,
+    MultiTaskSAC,
+    MultiTaskVecNormalize,
+    NonFiniteError,
+    TaskEnv,
+    pretrained,
+)
 from sb3_softmod.cli import main
 from sb3_softmod.methods import METHODS
 from sb3_softmod.policies import POLICIES
@@ -95,6 +106,22 @@ def test_shares_of_several_tasks(normalized: str, tmp_path: Path) -> None:
     acts = run_onnx(model.export(tmp_path / "policy.onnx"), raw, shares)
     np.testing.assert_allclose(acts, model.act(raw, shares), rtol=0, atol=1e-5)
     assert np.abs(acts - model.act(raw, np.eye(4, dtype=np.float32)[shares.argmax(1)])).max() > 1e-3
+
+
+@pytest.mark.parametrize("tune", ["routing", "heads", "all"])
+def test_an_adapted_policy(tune: Any, tmp_path: Path) -> None:
+    """Rows of old and of new tasks, in batches of one kind and of both."""
+    new = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 5), i, ["e", "f"]) for i in range(2)])  # type: ignore[arg-type]
+    model = make("SoftModPolicy", "per-task").adapt(new, tune=tune, init="fresh")
+    script = th.jit.load(model.export(tmp_path / "policy.pt"))
+    onnx = model.export(tmp_path / "policy.onnx")
+    for ids in ([4, 5, 4], [0, 3, 1], [5, 0, 4]):
+        raw, _ = observations(3)
+        task = np.eye(6, dtype=np.float32)[ids]
+        expected = model.act(raw, task)
+        assert np.ptp(expected) > 0.01
+        np.testing.assert_allclose(script(th.as_tensor(raw), th.as_tensor(task)).numpy(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(run_onnx(onnx, raw, task), expected, rtol=0, atol=1e-5)
 
 
 @SLOW

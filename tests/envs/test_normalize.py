@@ -139,6 +139,30 @@ def test_replay_scales_each_row_by_its_own_task(obs_statistics: Any) -> None:
     assert np.abs(raw.observations[:, :2].numpy()).max() > 20  # the buffer holds what the envs sent
 
 
+def test_other_envs_see_what_the_model_was_trained_on() -> None:
+    env = MultiTaskVecNormalize(make_env())
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(90)
+    mean = env.obs_rms[0].mean.copy()
+    for other in (make_env(), MultiTaskVecNormalize(make_env())):
+        model.set_env(other)
+        found = model.get_vec_normalize_env()
+        assert isinstance(found, MultiTaskVecNormalize)
+        np.testing.assert_array_equal(found.obs_rms[0].mean, mean)
+
+
+def test_a_model_of_raw_observations_is_not_given_others(tmp_path: Path) -> None:
+    model = SoftModSAC("SoftModPolicy", make_env(), batch_size=30, learning_starts=30, policy_kwargs=SMALL, seed=0)
+    model.learn(90)
+    model.save(tmp_path / "model")
+    message = "The model was trained on observations as they are, and this MultiTaskVecNormalize would normalise them"
+    with pytest.raises(ConfigurationError, match=message):
+        model.set_env(MultiTaskVecNormalize(make_env()))
+    with pytest.raises(ConfigurationError, match=message):
+        SoftModSAC.load(tmp_path / "model", env=MultiTaskVecNormalize(make_env()))
+    SoftModSAC.load(tmp_path / "model", env=MultiTaskVecNormalize(make_env(), norm_obs=False))
+
+
 @pytest.mark.parametrize("env_on_load", ["raw", "normalised"])
 def test_statistics_travel_with_the_model(env_on_load: str, tmp_path: Path) -> None:
     env = MultiTaskVecNormalize(make_env(), obs_statistics="per-task", clip_obs=7.0)

@@ -111,6 +111,16 @@ def test_the_protocols() -> None:
     assert whole.settings["horizon"] == 500
 
 
+def test_the_seed_is_that_of_the_model() -> None:
+    """Whose envs by name have the same goals."""
+    model = Idle()
+    options: dict[str, Any] = dict(n_eval_episodes=1, env_kwargs=dict(horizon=1))
+    assert evaluate_tasks(model, TASKS, **options).settings["seed"] is None
+    model.seed = 4  # type: ignore[attr-defined]
+    assert evaluate_tasks(model, TASKS, **options).settings["seed"] == 4
+    assert evaluate_tasks(model, TASKS, seed=5, **options).settings["seed"] == 5
+
+
 def test_the_paper_plays_the_goals_of_the_set() -> None:
     found = evaluate_tasks(Idle(), "MT10-Fixed", protocol="paper", n_eval_episodes=1, env_kwargs=dict(horizon=1))
     assert found.settings["goals"] == "fixed"

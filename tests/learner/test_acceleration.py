@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,13 @@ def test_auto_compiles_where_there_is_a_compiler(compiler: str | None, monkeypat
     assert not make_model()._acceleration().compile
     if compiler is None:
         with pytest.raises(ConfigurationError, match=r"compile=True needs a C\+\+ compiler: install g\+\+, or leave"):
+            make_model(compile=True)
+    else:  # what torch.compile writes includes Python's headers
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+        assert not make_model(compile="auto")._acceleration().compile
+        with pytest.raises(
+            ConfigurationError, match=r"compile=True needs /nowhere/Python\.h \(Debian, Ubuntu: apt install"
+        ):
             make_model(compile=True)
 
 

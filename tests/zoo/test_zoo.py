@@ -321,6 +321,13 @@ def test_a_model_of_other_tasks(logs: Path, tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.glob("*/*"))
 
 
+def test_a_model_of_another_method(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = run_of(logs / "logs") / "best_model.zip"
+    assert train(tmp_path, "-i", str(model), algo="mt_sac") == 2
+    assert "holds a SoftModPolicy, and mt_sac has the policy MTMlpPolicy: continue it" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*"))
+
+
 def test_a_normalised_model_goes_on_with_settings_of_raw_observations(
     logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
