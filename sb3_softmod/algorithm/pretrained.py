@@ -42,9 +42,10 @@ def pretrained(
     :raises ConfigurationError: for an unknown name, with those that there are, or an env of other tasks
     :raises FileError: naming the file, if it is broken
     """
-    path = _file(name, "zip")
-    made = None if env is None else as_env(env, pretrained_card(name)["env_kwargs"].get("seed"))
-    return MultiTaskSAC.load(path, env=made, device=device, safe=True)
+    path, seed = _file(name, "zip"), pretrained_card(name)["env_kwargs"].get("seed")
+    model = MultiTaskSAC.load(path, env=as_env(env, seed), device=device, safe=True)
+    model.seed = seed  # envs that are made for it have the goals of its training
+    return model
 
 
 def pretrained_names() -> list[str]:
