@@ -31,13 +31,13 @@ test-pythons:
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
-# Written to benchmarks/results; some 16 minutes on 2 cores, on which nothing else should run.
+# Of its results, benchmarks/results has those of whole runs; some 16 minutes on 2 cores, on which nothing else should run.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/learner.py --out benchmarks/results/learner.json
 	$(BIN)/python benchmarks/peer_jax.py --options plain bf16
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/scaling.py --out benchmarks/results/scaling.json
+	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
+	$(BIN)/python benchmarks/end_to_end.py --out benchmarks/results/end_to_end.json
 	$(BIN)/python benchmarks/vec_env.py --sets MT10 --rounds 3 --seconds 2
 
 lint: $(INSTALLED)

@@ -39,7 +39,6 @@ NETWORKS: dict[bool, dict[str, Any]] = {
     True: dict(embedding_dim=128, module_dim=128),
     False: dict(variant="official", preset="shallow"),
 }
-RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
 
 #: Runs for at least some seconds; returns environment steps a second.
 Contender = Callable[[float], float]
@@ -151,15 +150,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of a contender in a round, at least")
     parser.add_argument("--threads", type=int, default=th.get_num_threads(), help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/end_to_end.json")
     args = parser.parse_args()
     keep_memory()
 
     machine = f"{len(os.sched_getaffinity(0))} cores, {args.threads} threads of torch, {args.device}"
     print(f"{args.rounds} rounds of {args.seconds} s, {machine}")
     rows = [row for case in args.cases for row in compare(case, args)]
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
 
 
 if __name__ == "__main__":

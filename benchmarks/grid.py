@@ -25,8 +25,6 @@ from sb3_softmod.grid.local import LocalRunner
 from sb3_softmod.grid.resources import Capacity
 from sb3_softmod.grid.runner import Runner
 
-RESULTS = Path(__file__).parent / "results" / "grid.json"
-
 
 def cells_of(folder: Path, number: int, steps: int) -> list[Cell]:
     options = ["--conf-file", "laptop", "-n", str(steps), "--eval-freq", "-1", "--verbose", "0"]
@@ -51,7 +49,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 2, 4], help="runs side by side")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--note", default="", help="on the conditions, for the file of results")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/grid.json")
     args = parser.parse_args()
 
     cores, runs = len(os.sched_getaffinity(0)), max(args.at_once)
@@ -87,11 +85,12 @@ def main() -> None:
     median, least, most = (100 * (of(ratios) - 1) for of in (statistics.median, min, max))
     print(f"plain {statistics.median(plain):.1f} s, Ray {statistics.median(with_ray):.1f} s")
     print(f"overhead {median:.1f} % ({least:.1f} to {most:.1f})")
-    args.out.parent.mkdir(exist_ok=True)
-    found = dict(side_by_side=side_by_side, plain=plain, ray=with_ray)
-    args.out.write_text(
-        json.dumps(dict(machine=machine, note=args.note, steps=args.steps, runs=runs, **found), indent=1)
-    )
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        found = dict(side_by_side=side_by_side, plain=plain, ray=with_ray)
+        args.out.write_text(
+            json.dumps(dict(machine=machine, note=args.note, steps=args.steps, runs=runs, **found), indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ minutes then plays each of the 50 goals of every task once. A run that is finish
 goes on where it was, and what was evaluated is not played again, so that the command can be stopped and repeated.
 Options after ``--`` go to ``sb3-softmod train``.
 
-Success of each run and mark is in benchmarks/results/laptop_<env>.json, where those of other methods, seeds and marks
-stay; a table of means over the seeds and a figure of all that is there are in the folder of the runs.
+Success of each run and mark is in benchmarks/results/laptop_<env>.json, where those of other methods, options, seeds
+and marks stay; a table of means over the seeds and a figure of all that is there are in the folder of the runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ from sb3_softmod.saving.checkpoints import find
 from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes, snapshot_name
 
 RESULTS = Path(__file__).parent / "results"
+
+#: Options that leave a training what it is, each with its value.
+_OF_NO_MATTER = ("--eval-freq", "--eval-episodes", "--save-freq", "--verbose")
 
 
 def main() -> None:
@@ -66,7 +70,7 @@ def main() -> None:
         for algo in args.algos:
             run = finished_run(args.out, algo, name, seed, minutes, args.options)
             for mark in minutes:
-                row = evaluated(run, mark)
+                row = evaluated(run, mark, args.options)
                 rows = sorted([row, *(other for other in rows if key_of(other) != key_of(row))], key=key_of)
             with replacing(results) as draft:
                 draft.write_text(json.dumps(rows, indent=1) + "\n")
@@ -115,7 +119,7 @@ def arguments_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[fl
     return [*command.split(), "--minutes", *(f"{mark:g}" for mark in minutes), *options]
 
 
-def evaluated(run: Run, minutes: float) -> dict[str, Any]:
+def evaluated(run: Run, minutes: float, options: list[str]) -> dict[str, Any]:
     """How the policy after some minutes plays, and what it took to learn it; played once, and read afterwards."""
     path, snapshot = run.folder / evaluation_name(minutes), run.folder / snapshot_name(minutes)
     if path.exists() and not (snapshot.exists() and snapshot.stat().st_mtime > path.stat().st_mtime):
@@ -127,6 +131,7 @@ def evaluated(run: Run, minutes: float) -> dict[str, Any]:
     facts = ("horizon", "goals", "reward_version", "n_envs", "network", "parameters", "git")
     return {
         "method": run.method,
+        "told": told_of(options),
         "seed": run.manifest["seed"],
         **next(mark for mark in marks if mark["minutes"] == minutes),
         "mean": found.mean_success_rate,
@@ -149,21 +154,37 @@ def without_place(arguments: list[str]) -> list[str]:
     return arguments[:place] + arguments[place + 2 :]
 
 
-def key_of(row: dict[str, Any]) -> tuple[str, int, float]:
-    return row["method"], row["seed"], row["minutes"]
+def told_of(options: list[str]) -> str:
+    """What of the options after ``--`` makes it another training."""
+    rest, told = iter(options), []
+    for option in rest:
+        if option in _OF_NO_MATTER:
+            next(rest, None)
+        else:
+            told.append(option)
+    return shlex.join(told)
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, int, float]:
+    return row["method"], row.get("told", ""), row["seed"], row["minutes"]
+
+
+def title_of(row: dict[str, Any]) -> str:
+    return f"{row['method']} {row.get('told', '')}".strip()
 
 
 def figure_of(rows: Sequence[dict[str, Any]], name: str) -> Figure:
     """Success against minutes: of each method the mean over the seeds that have the mark, and a dot for each seed."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = [row for row in rows if row["method"] == method]
+    for place, title in enumerate(dict.fromkeys(map(title_of, rows))):
+        own = [row for row in rows if title_of(row) == title]
         marks = sorted({row["minutes"] for row in own})
         means = [np.mean([100 * row["mean"] for row in own if row["minutes"] == mark]) for mark in marks]
         counts = sorted({sum(row["minutes"] == mark for row in own) for mark in marks})
         seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        label = f"{get_method(method).title} ({seeds} seed{'s' * (counts[-1] > 1)})"
+        name_of = f"{get_method(own[0]['method']).title} {own[0].get('told', '')}".strip()
+        label = f"{name_of} ({seeds} seed{'s' * (counts[-1] > 1)})"
         draw_band(axis, place, np.array(marks), np.array(means), None, linewidth=1.6, label=label)
         each = np.array([(row["minutes"], 100 * row["mean"]) for row in own])
         axis.scatter(each[:, 0], each[:, 1], s=12, color=axis.lines[-1].get_color())
@@ -185,8 +206,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     short = [task.removesuffix("-v3") for task in tasks]
     header = ["method", "minutes", "seeds", "env steps", "gradient steps", "mean", "IQM (95 %)", "least", *short]
     lines = []
-    for method, minutes in dict.fromkeys((row["method"], row["minutes"]) for row in rows):
-        group = [row for row in rows if (row["method"], row["minutes"]) == (method, minutes)]
+    for title, minutes in dict.fromkeys((title_of(row), row["minutes"]) for row in rows):
+        group = [row for row in rows if (title_of(row), row["minutes"]) == (title, minutes)]
         scores = np.array([[row["success"][task] for task in tasks] for row in group])
         found, by_task = aggregate(scores), scores.mean(0)
         iqm = f"{100 * found.iqm:.1f}"
@@ -196,9 +217,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
         least = int(by_task.argmin())
         worst = f"{100 * by_task[least]:.0f} ({short[least]})"
         percents = [f"{100 * rate:.0f}" for rate in by_task]
-        lines.append(
-            [method, f"{minutes:g}", str(len(group)), *steps, f"{100 * found.mean:.1f}", iqm, worst, *percents]
-        )
+        lines.append([title, f"{minutes:g}", str(len(group)), *steps, f"{100 * found.mean:.1f}", iqm, worst, *percents])
     return render("markdown", header, lines)
 
 

@@ -34,7 +34,6 @@ from sb3_softmod.learner.acceleration import keep_memory
 from sb3_softmod.networks import MultiTaskNetwork
 
 NUM_TASKS = 10
-RESULTS = Path(__file__).parent / "results" / "learner.json"
 NETWORKS: dict[str, dict[str, str]] = {
     f"{variant}_{preset}": dict(variant=variant, preset=preset)
     for variant in ("official", "paper")
@@ -197,8 +196,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=official, choices=NETWORKS, metavar="NETWORK")
     parser.add_argument("--options", nargs="+", metavar="OPTION", help="default: all that the device has")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--steps", type=int, default=4, help="gradient steps in a turn, even: an actor may be delayed")
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/learner.json")
     args = parser.parse_args()
     keep_memory()
     th._dynamo.config.recompile_limit = 256  # many learners in one process
@@ -210,8 +209,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for batch_size in (size // NUM_TASKS * NUM_TASKS for size in args.batch_sizes):
         rows += compare(args, options, batch_size)
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
 
 
 def compare(args: argparse.Namespace, options: dict[str, dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:

@@ -36,7 +36,6 @@ SAMPLES_A_TASK = 128
 HORIZON = 200
 OURS, SB3_64, SB3_32 = "MultiTaskReplayBuffer", "SB3, float64", "SB3, float32"
 TIMES = ("add", "batch", "normalised")
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 
 
 class Shapes(gym.Env[np.ndarray, np.ndarray]):
@@ -136,7 +135,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--device", default="cpu", help="of our storage, and of the batches of all")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/memory.json")
     args = parser.parse_args()
     th.set_num_threads(1)
 
@@ -155,9 +154,10 @@ def main() -> None:
             cells = (f"{statistics.median(row[what]):.3f} (x {row['relative'][what]:.2f})" for what in TIMES)
             print(f"{num_tasks:>5} {name:22}{row['bytes']:>8.1f}" + "".join(f"{cell:>20}" for cell in cells))
         results[num_tasks] = found
-    args.out.parent.mkdir(exist_ok=True)
-    settings = dict(machine=machine, transitions=args.transitions, samples_a_task=SAMPLES_A_TASK, horizon=HORIZON)
-    args.out.write_text(json.dumps(dict(**settings, tasks=results), indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        settings = dict(machine=machine, transitions=args.transitions, samples_a_task=SAMPLES_A_TASK, horizon=HORIZON)
+        args.out.write_text(json.dumps(dict(**settings, tasks=results), indent=1))
 
 
 if __name__ == "__main__":

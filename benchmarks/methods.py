@@ -34,7 +34,6 @@ from sb3_softmod.runs.parameters import ACTION_DIM, OBSERVATION_DIM
 
 NUM_TASKS = (10, 50)
 Model = TypeVar("Model", bound=SAC)
-RESULTS = Path(__file__).parent / "results" / "methods.json"
 
 
 class Shapes(gym.Env[np.ndarray, np.ndarray]):
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/methods.json")
     args = parser.parse_args()
     keep_memory()
 
@@ -140,8 +139,9 @@ def main() -> None:
         spread = f"{1e3 * statistics.median(one):.1f} ms ({1e3 * min(one):.1f} - {1e3 * max(one):.1f})"
         last = f"{1e3 * statistics.median(other):.1f} ms"
         print(f"{METHODS[name].title:34}{spread:>28}{last:>12}{row['relative']:>10.2f}{row['growth']:>8.2f}")
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, methods=rows), indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, methods=rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def written(results: dict[str, Any]) -> dict[Path, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500, help="of each env, and gradient steps (default: 500)")
+    parser.add_argument("--steps", type=int, default=500, help="of each env (default: 500)")
+    parser.add_argument("--write", action="store_true", help="the JSON and the pages of the documentation")
     args = parser.parse_args()
     th.set_num_threads(1)
     results: dict[str, Any] = {"steps": args.steps, "algorithms": {}, "policies": {}, "callbacks": {}}
@@ -178,9 +179,10 @@ def main() -> None:
     for name in CALLBACKS:
         results["callbacks"][name] = cost(name, 200)
         print(name, results["callbacks"][name], flush=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    for page, text in written(results).items():
-        page.write_text(text)
+    if args.write:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        for page, text in written(results).items():
+            page.write_text(text)
 
 
 if __name__ == "__main__":

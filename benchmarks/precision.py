@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softmod import MultiTaskVecNormalize, SoftModSAC, make_metaworld_env, make_multitask_env
@@ -27,8 +28,6 @@ from sb3_softmod.evaluation import evaluate_tasks
 from sb3_softmod.learner.acceleration import keep_memory
 
 PRECISIONS = ("fp32", "bf16")
-RESULTS = Path(__file__).parent / "results" / "precision.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "precision.png"
 NETWORK = dict(embedding_dim=128, num_layers=3, num_modules=4, module_dim=64)
 
 
@@ -75,7 +74,7 @@ def train(case: str, precision: Any, seed: int) -> dict[str, Any]:
     return dict(case=case, precision=precision, seed=seed, seconds=learning, steps=steps, curve=curve)
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw(rows: list[dict[str, Any]]) -> Figure:
     """A panel for each case: each run thin, the mean over the seeds thick."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, axes = plt.subplots(1, len(cases), figsize=(4.5 * len(cases), 3.2), squeeze=False, layout="constrained")
@@ -89,7 +88,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axis.set(title=case, xlabel="environment steps", ylabel=CASES[case][4].replace("_", " "))
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(FIGURE, dpi=130)
+    return figure
 
 
 def main() -> None:
@@ -98,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/precision.json")
+    parser.add_argument("--figure", type=Path, help="to draw, such as docs/precision.png; default: none")
     args = parser.parse_args()
     keep_memory()
     th.set_num_threads(args.threads)
@@ -112,9 +113,11 @@ def main() -> None:
             case,
             {precision: f"{statistics.mean(v):.2f} ({min(v):.2f} - {max(v):.2f})" for precision, v in last.items()},
         )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(dict(threads=args.threads, torch=th.__version__, rows=rows), indent=1))
-    draw(rows)
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(dict(threads=args.threads, torch=th.__version__, rows=rows), indent=1))
+    if args.figure:
+        draw(rows).savefig(args.figure, dpi=130)
 
 
 if __name__ == "__main__":

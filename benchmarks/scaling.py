@@ -24,7 +24,6 @@ from sb3_softmod.learner.acceleration import keep_memory
 
 NUM_TASKS = (10, 25, 50)
 METHODS = ("softmod_shallow", "softmod_deep", "softmod_official")
-RESULTS = Path(__file__).parent / "results" / "scaling.json"
 
 
 def seconds_to_act(model: Any, repeats: int = 50) -> float:
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="gradient steps in a turn")
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/scaling.json")
     args = parser.parse_args()
     keep_memory()
     if args.threads:
@@ -82,8 +81,9 @@ def main() -> None:
             for v in ([1e3 * t for t in seconds], [1e3 * t for t in acting[method, num_tasks]])
         ]
         print(f"{method:20}{num_tasks:>6}{spreads[0]:>30}{growth:>8.2f}{spreads[1]:>30}")
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, rows=rows), indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, rows=rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from typing import Any, Literal
 import numpy as np
 
 HORIZON = 200
-RESULTS = Path(__file__).parent / "results" / "vec_env.json"
 
 
 def ours(tasks: str) -> Any:
@@ -182,6 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--contenders", nargs="+", default=OTHERS, choices=OTHERS)
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/vec_env.json")
     args = parser.parse_args()
     out: dict[str, Any] = {"cores": CORES, "rounds": args.rounds, "seconds": args.seconds, "sets": {}}
     for tasks in args.sets:
@@ -196,8 +196,9 @@ def main() -> None:
                 f"{name:18} {statistics.median(speeds):12,.0f} {f'{min(speeds):,.0f} - {max(speeds):,.0f}':>14} "
                 f"{row['ratio_to_dummy']:8.2f} {row['share_of_floor']:9.0%} {row['pss_gb']:7.2f} {row['start_s']:8.1f}"
             )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(out, indent=1))
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":
