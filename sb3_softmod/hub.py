@@ -154,7 +154,7 @@ def _card(hub: Any, run: Run, name: str, found: TaskEvaluation, *, best: bool, f
 
 # {run.title} on {run.benchmark}
 
-One policy for {len(run.task_names)} tasks, trained with sb3_softmod: \
+{_beginning(run)}One policy for {len(run.task_names)} tasks, trained with sb3_softmod: \
 {run.manifest.get("env_steps", run.steps):,} environment steps over all tasks, {run.goals}, \
 horizon {run.manifest.get("horizon")}, seed {run.manifest["seed"]}; the \
 {"best" if best else "last"} model. It is one run: how much another seed would differ, these numbers do not say.
@@ -184,6 +184,15 @@ def _table(found: TaskEvaluation) -> str:
     mean = "" if np.isnan(found.mean_success_rate) else f"{100 * found.mean_success_rate:.1f} %"
     rows.append(f"| mean | {mean} | | {mean_over_tasks(found.mean_return):.0f} |")
     return "\n".join(rows)
+
+
+def _beginning(run: Run) -> str:
+    """What was learned before, without the paths of this machine."""
+    before = run.manifest.get("adapted_from")
+    if before:
+        steps = f" after {before['env_steps']:,} environment steps" if "env_steps" in before else ""
+        return f"It was adapted from a policy of {before.get('task_set')}{steps}. "
+    return "It went on from a trained model. " if run.origin else ""
 
 
 def _played(found: TaskEvaluation, run: Run) -> str:

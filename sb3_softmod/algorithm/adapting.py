@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.algorithm.nearest_tasks import nearest_tasks
 from sb3_softmod.algorithm.weighting_options import check_loss_weighting
@@ -143,7 +143,9 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
     in_all = SomeTasks(env, names) if played == new and kept else env
     adapted = cls(model.policy_class, in_all, device=model.device, _init_setup_model=False, **arguments)
     statistics = model.observation_statistics()
-    if statistics is not None:
+    if statistics is None:
+        model._check_observations(unwrap_vec_normalize(env))
+    else:
         adapted.normalization = _grown_statistics(statistics, len(kept), len(new), rows, first, tune)
     adapted._setup_model()
     check_loss_weighting(vars(adapted))  # now that there is a policy

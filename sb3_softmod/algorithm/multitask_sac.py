@@ -351,7 +351,8 @@ class MultiTaskSAC(CollectingSAC):
         check_normalized_rewards(normalized, self.replay_buffer_class)
         check_reward_scaling(self.reward_scaling, self.gamma, normalized)
         if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
-            self._check_observations(normalized)
+            if self.normalization is None:  # of a model that was loaded without an env
+                self._check_observations(normalized)
         elif normalized is None or _is_fresh(normalized):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)

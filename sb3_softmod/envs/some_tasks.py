@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class SomeTasks(VecEnvWrapper):
         self._ids = np.array([self.task_names.index(name) for name in own])  # of the env's tasks among all
         self._width = venv.observation_space.shape[0] - self._num_own  # type: ignore[index]
         super().__init__(venv, observation_space=make_space(self._width, self.num_tasks))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SomeTasks:
+        return SomeTasks(deepcopy(self.venv, memo), self.task_names)
 
     def reset(self) -> np.ndarray:
         """Reset the envs."""

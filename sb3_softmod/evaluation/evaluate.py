@@ -107,12 +107,15 @@ def evaluate_tasks(
                     f"{name} is for envs that are made by name: make the env that you pass with it."
                 )
         return _evaluate(model, env, settings, progress_bar)
-    seed = getattr(model, "seed", None) if seed is None else seed
+    given = dict(env_kwargs or {})
+    if "seed" in given and seed is not None:
+        raise ConfigurationError(f"The seed is there twice: seed={seed}, and {given['seed']!r} in env_kwargs.")
+    seed = given.pop("seed", getattr(model, "seed", None)) if seed is None else seed
     options = {
         **as_task_set(env).options,
         **of_protocol,
         **({} if goals is None else {"goals": goals}),
-        **(env_kwargs or {}),
+        **given,
     }
     with closing(
         make_evaluation_env(model, env, most_copies=episodes, options={**options, "seed": seed}, n_workers=n_workers)

@@ -177,8 +177,11 @@ def mean_over_tasks(values: list[float]) -> float:
 
 
 def percent(rate: float) -> str:
-    """A rate for a table; nothing for NaN."""
-    return "" if math.isnan(rate) else f"{100 * rate:.0f} %"
+    """A rate for a table, 0 or 100 % only where it is that; nothing for NaN."""
+    if math.isnan(rate):
+        return ""
+    least, most = (0 if rate < 1e-9 else 1), (100 if rate > 1 - 1e-9 else 99)
+    return f"{min(max(round(100 * rate), least), most)} %"
 
 
 def interval(bounds: tuple[float, float]) -> str:

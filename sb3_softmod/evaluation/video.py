@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.files import as_path, check_file
-from sb3_softmod.common.task_observation import task_ids, task_names_of
+from sb3_softmod.common.task_observation import task_ids, task_names_of, tasks_in_turn
 from sb3_softmod.evaluation.evaluate import act
 
 #: Frames a second; Meta-World's robot takes 80 steps in one, so that it moves at half its speed.
@@ -114,6 +115,12 @@ class Filmed(VecEnvWrapper):
             self._video.write(frame, self._text)
 
 
+def played_tasks(env: VecEnv) -> list[str]:
+    """The names of the tasks that an env plays, of all that it knows."""
+    names = task_names_of(env)
+    return [name for name, played in zip(names, tasks_in_turn(env, len(names)), strict=True) if played]
+
+
 def check_pictures(env: VecEnv) -> None:
     """:raises ConfigurationError: for an env that draws no pictures"""
     if env.render_mode != "rgb_array":
@@ -123,14 +130,14 @@ def check_pictures(env: VecEnv) -> None:
 def record_episodes(model: Any, env: VecEnv, out: str | Path) -> list[Path]:
     """Film an episode of each task by the deterministic policy.
 
-    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
+    :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task that it plays
     :param out: folder, made if need be
     :return: the files, ``<task>.mp4``
     :raises ConfigurationError: for an env without pictures, or without imageio-ffmpeg
     """
     check_pictures(env)
     out = as_path(out)
-    files = {task: out / f"{task}.mp4" for task in task_names_of(env)}
+    files = {task: out / f"{task}.mp4" for task in played_tasks(env)}
     for task, file in files.items():
         with VideoFile(file) as video:
             for _, image in episode_frames(model, env, task):
@@ -144,7 +151,9 @@ def episode_frames(model: Any, env: VecEnv, task: str) -> Iterator[tuple[np.ndar
     :param env: as of :func:`record_episodes`
     :return: of each step the observation ``[1, O + M]`` and the picture of it ``[height, width, 3]`` uint8, both sides
         even, as video players want them
+    :raises ConfigurationError: for a task that the env does not play
     """
+    require_choice("task of this env", task, played_tasks(env))
     names = task_names_of(env)
     index, frames = None, 0
     with closing(act(model, env)) as playing:

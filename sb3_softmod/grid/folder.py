@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import read_json
 from sb3_softmod.saving.checkpoints import has_checkpoint
 
@@ -62,7 +62,9 @@ def is_finished(folder: Path) -> bool:
         return False
     with suppress(ConfigurationError):  # broken, or gone meanwhile
         manifest = read_json(run / _MANIFEST)
-        return manifest.get("status") == "finished" and zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip")
+        # Its checkpoints go when its last model is written: what is there before may be the model of a pause.
+        written = zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip") and not has_checkpoint(run)
+        return manifest.get("status") == "finished" and written
     return False
 
 
@@ -72,11 +74,18 @@ def clear_beginning(folder: Path, arguments: Sequence[str]) -> None:
     The caller has claimed the folder. What others keep there, as W&B does, stays.
 
     :param arguments: of a run that begins
+    :raises FileError: for a run that was finished, whose last model somebody has taken away
     """
     method, task_set = (arguments[arguments.index(option) + 1] for option in ("--algo", "--env"))
     for run in folder.glob(f"{method}/{task_set}_[0-9]*"):
-        if not has_checkpoint(run):
-            shutil.rmtree(run)
+        if has_checkpoint(run):
+            continue
+        status = None
+        with suppress(ConfigurationError):  # broken
+            status = read_json(run / _MANIFEST).get("status")
+        if status == "finished":
+            raise FileError(f"{run} is finished, but its {task_set}.zip is missing: put it back, or remove the folder.")
+        shutil.rmtree(run)
     if run_of(folder) is None:
         shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
 

@@ -63,8 +63,9 @@ class Order:
         """The order for a cell."""
         resources = cell.resources
         environment = {**resources.environment(), "PYTHONUNBUFFERED": "1"}  # the log is read while it is written
-        if paths := os.environ.get("PYTHONPATH"):  # where a worker of Ray starts it, which may have none
-            environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+        # A worker of Ray may have none, and a run has a folder of its own: modules lie where the command is given.
+        paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), os.curdir]
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
         if "--track" in cell.options:  # a run that goes on is the same run there
             environment |= {"WANDB_RUN_ID": cell.name.replace("/", "-"), "WANDB_RESUME": "allow"}
         return cls(cell.folder, tuple(cell.arguments()), tuple(resources.arguments()), environment)

@@ -367,7 +367,7 @@ class GradientStep:
         if isinstance(module, (MultiTaskActor, MultiTaskCritic)):
             module.network.clip_grad_norm_(limit)
         else:  # a policy of SB3: each of its Q-networks, and what extracts their features, by itself
-            parts = [module] if module is self.actor else [*module.q_networks, module.features_extractor]  # type: ignore[list-item]
+            parts = [module] if module is self.actor else [*module.q_networks, module.features_extractor]  # type: ignore[misc]
             for parameters in (list(part.parameters()) for part in parts):
                 if parameters:
                     clip_grad_norm_(parameters, limit)

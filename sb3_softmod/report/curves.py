@@ -106,14 +106,15 @@ def labels_of(runs: Sequence[Run]) -> list[Label]:
         settings = [other[0].setting for other in groups if other[0].method == group[0].method]
         name = ", ".join([group[0].title, *differences(group[0].setting, settings)])
         seeds = [str(run.manifest["seed"]) for run in group]
-        counted: set[str] = set()
-        for run in sorted(group, key=lambda run: not run.finished):
+        counted: set[Any] = set()
+        for run in sorted(group, key=lambda run: (run.finished, run.steps), reverse=True):  # as in tables
             seed = str(run.manifest["seed"])
             own = f"seed {seed}" if len(groups) == 1 else f"{name}, seed {seed}"
             own = own if seeds.count(seed) == 1 else f"{own}, {run.folder}"
             # Each seed counts once in a mean; the others of it, begun anew, stand for themselves.
-            labels[run.folder] = Label(own, own if seed in counted else name, own if len(groups) == 1 else name)
-            counted.add(seed)
+            in_mean = own if (seed, run.origin) in counted else name
+            labels[run.folder] = Label(own, in_mean, own if len(groups) == 1 else name)
+            counted.add((seed, run.origin))
     return [labels[run.folder] for run in runs]
 
 

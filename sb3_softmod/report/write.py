@@ -18,7 +18,7 @@ from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
 from sb3_softmod.common.files import as_path, check_file, replacing
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
-from sb3_softmod.evaluation.result import TaskEvaluation
+from sb3_softmod.evaluation.result import TaskEvaluation, percent
 from sb3_softmod.report.charts import Style, chart, javascript, styles_of
 from sb3_softmod.report.curves import METRICS, Label, Line, Metric, labels_of, lines_of, measured
 from sb3_softmod.report.pictures import routing_pictures, videos
@@ -224,7 +224,7 @@ def _template() -> Any:
     )
     page.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # the curves are most of the page
     page.filters |= {
-        "percent": lambda rate: "–" if _unknown(rate) else f"{100 * rate:.0f} %",  # noqa: RUF001
+        "percent": lambda rate: "–" if _unknown(rate) else percent(rate),  # noqa: RUF001
         "whole": lambda value: "–" if _unknown(value) else f"{value:,.0f}",  # noqa: RUF001
         "duration": duration,
         "short": _short,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.files import as_path
 from sb3_softmod.common.task_observation import task_names_of
-from sb3_softmod.evaluation.video import VideoFile, check_pictures, episode_frames
+from sb3_softmod.evaluation.video import VideoFile, check_pictures, episode_frames, played_tasks
 from sb3_softmod.routing.network_figure import NetworkDrawing, draw_legend
 from sb3_softmod.routing.routes import routed_networks, sample_routing
 
@@ -68,14 +68,14 @@ def record_routing(model: Any, env: VecEnv, out: str | Path, *, tasks: Sequence[
     :param model: any algorithm of SB3 with a soft-modular network
     :param env: a multi-task env with ``render_mode="rgb_array"``; it is reset for each task
     :param out: folder, made if need be
-    :param tasks: their names; default all
+    :param tasks: their names; default all that the env plays
     :return: the files, ``routing-<task>.mp4``
     :raises ConfigurationError: for a model without routing, an env without pictures, an unknown task, or without
         imageio-ffmpeg
     """
     routed_networks(model)
     check_pictures(env)
-    names = task_names_of(env)
+    names = played_tasks(env)
     for name in tasks or ():
         require_choice("task", name, names)
     out = as_path(out)

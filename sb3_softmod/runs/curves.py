@@ -139,7 +139,8 @@ def draw_band(
     vision.
     """
     colour = colormaps["tab10" if place < 10 else "tab20b"](place % 10)
-    axis.plot(x, y, ("-", "--", "-.", ":")[place % 4], color=colour, **line)
+    marker = "o" if len(x) == 1 else None  # one point alone is no line
+    axis.plot(x, y, ("-", "--", "-.", ":")[place % 4], color=colour, marker=marker, **line)
     if band is not None:
         axis.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
 

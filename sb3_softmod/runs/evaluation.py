@@ -11,10 +11,12 @@ import torch as th
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.checks import require_number
-from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.common.files import check_file
 from sb3_softmod.evaluation.evaluate import PROTOCOLS, Protocol, evaluate_tasks
 from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.runs.run import FINAL, Run, load_run
+from sb3_softmod.saving.checkpoints import has_checkpoint
 from sb3_softmod.saving.timed_snapshots import snapshot_name
 
 
@@ -36,6 +38,11 @@ def load_model(
         path = run.folder / snapshot_name(minutes)
     else:
         path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
+    if not best and minutes is None and run.finished and has_checkpoint(run.folder):
+        raise ConfigurationError(
+            f"{run.folder} was ended before its last model was written, which sb3-softmod train --resume {run.folder} "
+            "does."
+        )
     if not path.exists() and minutes is not None:
         there = ", ".join(sorted(each.name for each in run.folder.glob("model_*min.zip"))) or "none of others"
         raise ConfigurationError(f"{run.folder} holds no {path.name} (sb3-softmod train --minutes), but {there}.")
@@ -88,6 +95,8 @@ def evaluate_run(
     :raises ConfigurationError: naming the folder and what is missing
     """
     run = load_run(folder)
+    out = run.folder / (FINAL if minutes is None else evaluation_name(minutes))
+    check_file(out)
     model = load_model(run, best=best, minutes=minutes)
     of_protocol = PROTOCOLS.get(protocol or "", {})
     found = evaluate_tasks(
@@ -101,7 +110,7 @@ def evaluate_run(
     )
     found.settings["state_of_run"] = run.state
     found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
-    found.to_json(run.folder / (FINAL if minutes is None else evaluation_name(minutes)))
+    found.to_json(out)
     return found
 
 
@@ -141,6 +150,6 @@ def evaluate_runs(folders: Sequence[str | Path], **kwargs: Any) -> tuple[dict[Pa
     for folder in folders:
         try:
             results[Path(folder)] = evaluate_run(folder, **kwargs)
-        except ConfigurationError as error:
+        except SoftModError as error:
             problems.append(str(error))
     return results, problems

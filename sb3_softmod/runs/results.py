@@ -70,7 +70,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
         for run in group:
             if run.finished and run.final is not None:
                 scored.setdefault(run.final.evaluation, []).append(run.final)
-            else:
+            elif not run.finished:
                 unfinished.append(run.steps)
         for evaluation, finals in (scored or {None: []}).items():
             entries.append(
@@ -153,8 +153,9 @@ def _score(entry: Entry, format: str) -> str:
         parts.append("reports no success")
     if entry.unfinished:
         steps = ", ".join(f"{done:,}" for done in entry.unfinished)
-        parts.append(f"not finished: {steps} of {entry.setting.budget}")
-    return "; ".join(parts)
+        unit = "" if entry.setting.budget.minutes is None else " steps"
+        parts.append(f"not finished: {steps}{unit} of {entry.setting.budget}")
+    return "; ".join(parts) or "not evaluated (sb3-softmod evaluate)"
 
 
 def render(format: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -118,8 +118,10 @@ class Run:
     def origin(self) -> str | None:
         """The trained model that it began from: of one experiment each run may have another."""
         adapted_from = self.manifest.get("adapted_from") or {}
-        origin = self.manifest.get("continues") or adapted_from.get("run")
-        return None if origin is None else str(origin)
+        if "run" in adapted_from:
+            return f"{adapted_from['run']}, {adapted_from.get('model', 'last')} model"
+        continues = self.manifest.get("continues")
+        return None if continues is None else str(continues)
 
     @property
     def goals(self) -> str:
@@ -326,8 +328,11 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
     # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
-    below = (Path(place) / name for place, names, _ in os.walk(logs) for name in names)
-    for folder in sorted([logs, *below]):
+    below = (Path(place) / name for place, names, _ in os.walk(logs, followlinks=True) for name in names)
+    places: dict[str, Path] = {}  # a link to a run that is there already is no second one
+    for folder in sorted([logs, *below], key=lambda folder: (folder.is_symlink(), folder)):
+        places.setdefault(os.path.realpath(folder), folder)
+    for folder in sorted(places.values()):
         if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
             continue
         try:

@@ -66,7 +66,9 @@ def flattened(hyperparams: Mapping[str, Any] | None) -> tuple[tuple[str, str], .
     """
     if hyperparams is None:
         return None
-    return tuple(sorted((name, value) for name, value in _flat(hyperparams) if name not in _APART))
+    return tuple(
+        sorted((name, value) for name, value in _flat(hyperparams) if name.removeprefix("source.") not in _APART)
+    )
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

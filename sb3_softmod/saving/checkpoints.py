@@ -249,6 +249,15 @@ def has_checkpoint(run: Path) -> bool:
     return any(_steps(run / FOLDER))
 
 
+def check_unlocked(run: Path) -> None:
+    """Refuse to go on with a run that some process goes on with, before any of its files is touched.
+
+    :raises CheckpointError: naming the folder
+    """
+    if (run / FOLDER).is_dir():
+        CheckpointFolder(run / FOLDER, 1).close()
+
+
 def _steps(folder: Path) -> Iterator[int]:
     if folder.is_dir():
         yield from (int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())

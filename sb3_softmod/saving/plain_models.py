@@ -16,7 +16,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_file
 
-from sb3_softmod.common.checks import arguments_of
+from sb3_softmod.common.checks import arguments_of, require_choice
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.saved_files import writing
 from sb3_softmod.envs.normalize import plain_statistics
@@ -34,6 +34,8 @@ _NOT_OF_A_FILE = {
     *("precision", "compile", "cuda_graphs", "buffer_device", "buffer_size", "overlap", "stats_window_size"),
     *("replay_buffer_class", "replay_buffer_kwargs", "action_noise", "train_freq", "num_tasks"),
 }
+#: Types of spaces.
+_FLOATS = ("float32", "float64")
 #: How far the training was.
 COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "nonfinite_updates")
 _TARGET = "critic_target."
@@ -108,11 +110,12 @@ def space_from_plain(name: str, plain: Any) -> spaces.Box:
     :raises ConfigurationError: for what is none
     """
     try:
-        low, high = (np.array(plain[bound], np.float32) for bound in ("low", "high"))
+        require_choice("dtype", dtype := plain.get("dtype", "float32"), _FLOATS)
+        low, high = (np.array(plain[bound], dtype) for bound in ("low", "high"))
         if low.ndim != 1 or low.shape != high.shape or np.isnan([low, high]).any():
             raise ValueError(f"bounds of the shapes {low.shape} and {high.shape}")
-        return spaces.Box(low, high, dtype=np.float32)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        return spaces.Box(low, high, dtype=np.dtype(dtype).type)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"its {name} is none ({error}).") from error
 
 
@@ -151,6 +154,6 @@ def _attributes(cls: type) -> list[str]:
 
 
 def _plain_space(name: str, space: Any) -> dict[str, Any]:
-    if not isinstance(space, spaces.Box) or space.dtype != np.float32 or len(space.shape) != 1:
-        raise ConfigurationError(f"A file in plain text cannot hold the {name} {space}: only a flat Box of float32.")
-    return {"low": space.low.tolist(), "high": space.high.tolist()}
+    if not isinstance(space, spaces.Box) or str(space.dtype) not in _FLOATS or len(space.shape) != 1:
+        raise ConfigurationError(f"A file in plain text cannot hold the {name} {space}: only a flat Box of floats.")
+    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}

@@ -60,6 +60,9 @@ def load_safely(
         model.task_names, model.n_envs = task_names_of_file(facts), 1
         model.num_tasks = len(model.task_names)
     _take_statistics(model, path, facts.get("normalization"))
+    for count in COUNTS:
+        if isinstance(facts.get(count), int):
+            setattr(model, count, facts[count])
     model._setup_model()
     if env is not None:
         model._acceleration()  # refuses what cannot learn here
@@ -68,9 +71,9 @@ def load_safely(
         parameters = completed(parameters, model)
     known = {**plain, **{name: facts.get(name) for name in ("largest_returns", "loss_weighting_progress")}}
     restore(model, Saved(path, known, parameters, variables), kwargs)
-    for count in COUNTS:
-        if isinstance(facts.get(count), int):
-            setattr(model, count, facts[count])
+    if "learning_rate" not in {**plain, **kwargs} and "actor.optimizer" in parameters:  # a schedule, which is pickled
+        model.learning_rate = float(parameters["actor.optimizer"]["param_groups"][0]["lr"])
+        model._setup_lr_schedule()
     return model
 
 

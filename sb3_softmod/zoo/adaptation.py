@@ -30,15 +30,18 @@ from sb3_softmod.envs.task_sets import TASK_SETS, get_task_set
 from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 from sb3_softmod.methods import METHODS
 from sb3_softmod.networks.tunable import TUNES
-from sb3_softmod.runs.evaluation import load_model
+from sb3_softmod.runs.evaluation import env_options, load_model
 from sb3_softmod.runs.manifest import RunManifest
 from sb3_softmod.runs.progress import ProgressFileCallback
 from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
-from sb3_softmod.saving.checkpoints import has_checkpoint
+from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
 from sb3_softmod.zoo.experiment import EVAL_EVERY
 from sb3_softmod.zoo.monitor_file import MonitorFile
+
+#: Characters of a name that files can have, with what is put behind it.
+_LONGEST = 200
 
 #: What ``run.json`` must say of a run that is resumed.
 _NEEDED = (
@@ -62,14 +65,18 @@ class Source:
     :param title: where it is from
     :param method: its name in the registry
     :param task_set: what it was trained on
+    :param env_options: of its task set
     :param env_kwargs: that its envs were made with
+    :param told: its hyperparameters, without those of its envs
     :param model: with its weights
     """
 
     title: str
     method: str
     task_set: str
+    env_options: dict[str, Any]
     env_kwargs: dict[str, Any]
+    told: dict[str, Any]
     model: MultiTaskSAC
 
 
@@ -106,7 +113,13 @@ class Adaptation:
             require_choice("task", task, [name for name in TASK_SETS if name in task_names(TASK_SETS[name])])
         source = _source(args)
         kept = [] if args.drop_tasks else [source.task_set]
-        return cls(_facts(args, source, get_task_set("+".join([*kept, *args.tasks])).name), args, None, source)
+        name = get_task_set("+".join([*kept, *args.tasks])).name
+        if len(name) > _LONGEST:
+            raise ConfigurationError(
+                f"The names of these tasks make one of {len(name)} characters, and files take {_LONGEST}: adapt in "
+                "Python (model.adapt), or to fewer tasks."
+            )
+        return cls(_facts(args, source, name), args, None, source)
 
     def run(self) -> None:
         """Adapt, learn and save; or go on."""
@@ -207,20 +220,22 @@ def _source(args: argparse.Namespace) -> Source:
         card = pretrained_card(args.pretrained)
         model = pretrained(args.pretrained, device=args.device)
         title = f"{args.pretrained} (pretrained)"
-        return Source(
-            title, card.get("method", model.policy_class.__name__), card["task_set"], card["env_kwargs"], model
-        )
+        method, task_set = card.get("method", model.policy_class.__name__), card["task_set"]
+        return Source(title, method, task_set, dict(get_task_set(task_set).options), card["env_kwargs"], {}, model)
     run = load_run(args.run)
     if not isinstance(run.manifest.get("env_kwargs"), dict):
         raise FileError(f"{run.folder / 'run.json'} does not say what its envs were made with (env_kwargs).")
+    env_options(run)  # refuses wrappers
+    of_set = run.manifest.get("env_options") or dict(get_task_set(run.benchmark).options)  # of an adapted one's source
+    told = {name: value for name, value in (run.manifest.get("hyperparams") or {}).items() if name != "env_kwargs"}
     model = load_model(run, best=args.best, device=args.device)
-    return Source(str(run.folder), run.method, run.benchmark, run.manifest["env_kwargs"], model)
+    return Source(str(run.folder), run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)
 
 
 def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any]:
     """What the manifest says of a new run; the goals are those of the policy's training."""
     task_set = get_task_set(name)
-    of_source = dict(get_task_set(source.task_set).options)
+    of_source = source.env_options
     names = list(task_names(task_set))
     learning = names if args.tune == "all" else list(args.tasks)
     # Where everything learns, tasks that are kept and not played would be forgotten.
@@ -243,7 +258,7 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
         "planned_env_steps": args.n_timesteps,
         "planned_minutes": None,
         "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},
-        "hyperparams": told,
+        "hyperparams": {**told, "source": source.told},
         "options": {
             **told,
             "eval_freq": every if args.eval_freq is None else args.eval_freq,
@@ -262,6 +277,7 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "run.json")
     if manifest.get("status") == "finished" and not has_checkpoint(folder):
         raise ConfigurationError(f"{folder} is finished: there is nothing to resume.")
+    check_unlocked(folder)
     if "adapted_from" not in manifest:
         raise ConfigurationError(f"{folder} was not adapted: go on with sb3-softmod train --resume {folder}")
     missing = [name for name in _NEEDED if name not in manifest]

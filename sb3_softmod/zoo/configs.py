@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, reduce
 from importlib import import_module
@@ -114,6 +115,9 @@ def load_config(path: str, algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
 
 def _check_values(place: str, block: Mapping[str, Any]) -> None:
     """Refuse values of what RL Zoo and we read before the algorithm checks its own."""
+    for name, value in block.items():
+        if isinstance(value, str) and _is_number(value):
+            raise ConfigurationError(f"{place}: {name} is the text {value!r}: in YAML a number has a point, as 1.0e-3.")
     if "n_timesteps" in block:
         require_number(f"{place}: n_timesteps", block["n_timesteps"], 1)
     if "n_envs" in block:
@@ -135,6 +139,27 @@ def _check_values(place: str, block: Mapping[str, Any]) -> None:
             found = nearest(given["noise_type"], _NOISES)
             raise ConfigurationError(f"{place}: unknown noise_type {given['noise_type']!r}: {found}")
         require_number(f"{place}: noise_std", given.get("noise_std"), 0)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def unchanged(config: str) -> Iterator[None]:
+    """Keep the hyperparameters of a Python module, which RL Zoo changes in place, for the next who reads them."""
+    module = import_module(config) if _is_module(config) else None
+    before = deepcopy(getattr(module, "hyperparams", None))
+    try:
+        yield
+    finally:
+        if isinstance(before, dict):
+            module.hyperparams.clear()  # type: ignore[union-attr]
+            module.hyperparams.update(before)  # type: ignore[union-attr]
 
 
 def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:

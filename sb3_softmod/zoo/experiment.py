@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.cores import usable_cores
-from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -51,6 +51,7 @@ from sb3_softmod.zoo.configs import (
     definition_of,
     find_config,
     load_config,
+    unchanged,
 )
 from sb3_softmod.zoo.key_values import reason_of
 from sb3_softmod.zoo.monitor_file import MonitorFile
@@ -111,7 +112,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         """RL Zoo's, checked, and completed with what the method is."""
         algorithm = ALGOS[self.algo]
         check_parameters(self.custom_hyperparams or {}, algorithm)
-        with self._naming_the_file():
+        with self._naming_the_file(), unchanged(self.config):
             config = load_config(self.config, algorithm)
             hyperparams, _ = super().read_hyperparameters()
             if self.args.minutes:
@@ -248,6 +249,14 @@ class MultiTaskExperimentManager(ExperimentManager):
                 shutil.rmtree(self.save_path, ignore_errors=True)  # Windows keeps a file that is open
         return result
 
+    def objective(self, trial: optuna.Trial) -> float:
+        """RL Zoo's; a candidate that does not fit into memory, or whose envs fail, does not end the study."""
+        try:
+            return super().objective(trial)
+        except (EnvError, th.OutOfMemoryError) as error:
+            print(f"Trial {trial.number} failed: {error}")
+            raise optuna.TrialPruned from error
+
     def create_callbacks(self) -> None:
         """RL Zoo's, with an evaluation of every task in place of its own, and checkpoints to resume from."""
         eval_freq, self.eval_freq = self.eval_freq, -1
@@ -306,6 +315,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             assert isinstance(model, MultiTaskSAC)
             assert model.resumed_from is not None
             seconds = model.resumed_from.facts["seconds"]
+            planned = model.num_timesteps + model.remaining_timesteps  # whatever its file of hyperparameters says now
             self.n_timesteps = None  # type: ignore[assignment]  # what is left
         manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts(), seconds)
         status = "failed"

@@ -21,6 +21,7 @@ class KeyValues(StoreDict):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
+        before = getattr(namespace, self.dest, None) or {}
         try:
             super().__call__(parser, namespace, values, option_string)
         except Exception as error:  # whatever the evaluation of Python code raises
@@ -28,3 +29,7 @@ class KeyValues(StoreDict):
                 f"{option_string} {' '.join(values)}: {reason_of(error)}. Write key:value with a value in Python, "
                 'strings in quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
             ) from error
+        found = getattr(namespace, self.dest)
+        if twice := [name for name in found if name in before]:
+            raise ConfigurationError(f"{option_string} gives {twice[0]!r} twice.")
+        setattr(namespace, self.dest, {**before, **found})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sb3_softmod import (
     SoftModSAC,
     TaskEnv,
 )
+from sb3_softmod.envs.some_tasks import SomeTasks
 from sb3_softmod.evaluation.evaluate import evaluate_tasks, rollout
 from sb3_softmod.networks import AdaptedNetwork, SoftModularNetwork
 from sb3_softmod.networks.adapted import groups_of
@@ -205,6 +207,20 @@ def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
     as_new, as_old = (np.concatenate([states, np.eye(6, dtype=np.float32)[ids]], 1) for ids in ([4, 5], [3, 1]))
     actions = [new.predict(obs, deterministic=True)[0] for obs in (as_new, as_old)]
     np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
+
+
+def test_a_model_of_raw_observations_is_not_given_others() -> None:
+    with pytest.raises(ConfigurationError, match="was trained on observations as they are"):
+        trained().adapt(MultiTaskVecNormalize(new_env()), keep_tasks=False, init="mean")
+
+
+def test_a_copy_learns_in_envs_of_the_new_tasks() -> None:
+    new = trained().adapt(new_env(), init="mean")
+    copy = deepcopy(new)
+    copy.learn(60)
+    assert isinstance(copy.get_env(), SomeTasks)
+    assert copy.num_timesteps == 60
+    assert new.num_timesteps == 0
 
 
 def test_begins_as_the_mean() -> None:

@@ -368,7 +368,7 @@ def test_other_tasks_of_the_same_number_warn(tmp_path: Path) -> None:
     names = ["left", "right"]
     env = DummyVecEnv([partial(TaskEnv, PointMass(i), i, names) for i in range(2)])
     names = ["corner-1", "corner-0"]
-    swapped = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 20), i, names) for i in range(2)])  # type: ignore[arg-type]
+    swapped = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 20), i, names) for i in range(2)])
     with pytest.raises(ConfigurationError, match="in another order than the env has them: pass corner-0, corner-1, in"):
         SoftModSAC.load(tmp_path / "model", env=swapped)
     with pytest.warns(UserWarning, match=r"The model knows the tasks \['corner-0', 'corner-1'\]"):

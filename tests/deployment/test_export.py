@@ -111,7 +111,7 @@ def test_shares_of_several_tasks(normalized: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tune", ["routing", "heads", "all"])
 def test_an_adapted_policy(tune: Any, tmp_path: Path) -> None:
     """Rows of old and of new tasks, in batches of one kind and of both."""
-    new = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 5), i, ["e", "f"]) for i in range(2)])  # type: ignore[arg-type]
+    new = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(PointMass(i), 5), i, ["e", "f"]) for i in range(2)])
     model = make("SoftModPolicy", "per-task").adapt(new, tune=tune, init="fresh")
     script = th.jit.load(model.export(tmp_path / "policy.pt"))
     onnx = model.export(tmp_path / "policy.onnx")

@@ -49,7 +49,7 @@ def test_every_task_counts_the_same(envs_per_task: int) -> None:
 def test_some_tasks_of_a_policy_in_another_order() -> None:
     names = [f"corner-{i}" for i in range(4)]
     goals = DummyVecEnv([partial(_of, goal, index) for index, goal in enumerate((2, 0))])
-    result = evaluate_tasks(Expert(2), SomeTasks(goals, names), n_eval_episodes=2)  # type: ignore[arg-type]
+    result = evaluate_tasks(Expert(2), SomeTasks(goals, names), n_eval_episodes=2)
     assert result.task_names == names
     assert result.episodes == [2, 0, 2, 0]
     assert result.success_rate[::2] == [1.0, 0.0]
@@ -74,7 +74,7 @@ def test_acts_by_the_mean_or_by_a_sample(deterministic: bool) -> None:
 
 def test_an_episode_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "_ENDLESS", 50)
-    env = DummyVecEnv([partial(TaskEnv, PointMass(0), 0, ["endless"])])  # type: ignore[list-item]
+    env = DummyVecEnv([partial(TaskEnv, PointMass(0), 0, ["endless"])])
     with pytest.raises(ConfigurationError, match="An episode of task 'endless' had 50 steps and no end: give its env"):
         evaluate_tasks(Expert(), env, n_eval_episodes=1)
     assert evaluate_tasks(Expert(), make_point_mass_env(2), n_eval_episodes=3).episodes == [3, 3]  # of 20 steps each

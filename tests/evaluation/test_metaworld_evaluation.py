@@ -119,6 +119,10 @@ def test_the_seed_is_that_of_the_model() -> None:
     model.seed = 4  # type: ignore[attr-defined]
     assert evaluate_tasks(model, TASKS, **options).settings["seed"] == 4
     assert evaluate_tasks(model, TASKS, seed=5, **options).settings["seed"] == 5
+    options["env_kwargs"]["seed"] = 6  # as run.json and the cards of models that come with the package have it
+    assert evaluate_tasks(model, TASKS, **options).settings["seed"] == 6
+    with pytest.raises(ConfigurationError, match="The seed is there twice: seed=5, and 6 in env_kwargs"):
+        evaluate_tasks(model, TASKS, seed=5, **options)
 
 
 def test_the_paper_plays_the_goals_of_the_set() -> None:

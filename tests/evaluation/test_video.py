@@ -14,13 +14,15 @@ from typing import Any
 import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
+import pytest
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worker_envs import Drawn
 from zoo_runs import train
 
-from sb3_softmod import GymnasiumVecEnv, TaskEnv
-from sb3_softmod.evaluation.video import Filmed, VideoFile, labelled, record_episodes
+from sb3_softmod import ConfigurationError, GymnasiumVecEnv, TaskEnv
+from sb3_softmod.envs.some_tasks import SomeTasks
+from sb3_softmod.evaluation.video import Filmed, VideoFile, episode_frames, labelled, record_episodes
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -41,6 +43,26 @@ def test_the_label() -> None:
     assert frame.max() > 200
     assert (labelled(grey, "reach-v2") != frame).any()
     assert (grey == 90).all()
+
+
+def test_some_tasks_of_a_policy_are_filmed(tmp_path: Path) -> None:
+    """Those that the env plays, of all that it knows; another one would never begin."""
+    names = ["old", "new"]
+    env = SomeTasks(
+        DummyVecEnv(
+            [partial(make_large, 0, ["new"])],
+        ),
+        names,
+    )
+    env.render_mode = "rgb_array"
+
+    class Still:
+        def predict(self, observations: np.ndarray, **_: Any) -> Any:
+            return np.zeros((len(observations), *env.action_space.shape), np.float32), None  # type: ignore[misc]
+
+    assert record_episodes(Still(), env, tmp_path) == [tmp_path / "new.mp4"]
+    with pytest.raises(ConfigurationError, match="Unknown task of this env 'old': known are 'new'"):
+        next(episode_frames(Still(), env, "old"))
 
 
 class Large(Drawn):

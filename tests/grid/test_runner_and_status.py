@@ -18,6 +18,7 @@ from rich.console import Console
 from run_folders import write_run
 
 from sb3_softmod.common.csv_files import last_rows
+from sb3_softmod.common.errors import FileError
 from sb3_softmod.grid import driver, local
 from sb3_softmod.grid.cells import Cell, Resources
 from sb3_softmod.grid.claims import Claim
@@ -240,6 +241,21 @@ def test_begins_anew_or_goes_on(cell: Cell, tmp_path: Path) -> None:
     (run / "checkpoints" / "000000000040").rmdir()
     clear_beginning(one.folder, one.arguments())
     assert run_of(one.folder) is None
+
+
+def test_a_finished_run_is_never_removed(cell: Cell, tmp_path: Path) -> None:
+    """Nor is one finished whose model may be that of a pause: its checkpoints go when the last model is written."""
+    (one,) = cells_with(cell, tmp_path, 1)
+    run = finished_run(one)
+    checkpoint = run / "checkpoints" / "000000000040"
+    checkpoint.mkdir(parents=True)
+    assert not is_finished(one.folder)
+    checkpoint.rmdir()
+    assert is_finished(one.folder)
+    (run / "Points.zip").unlink()
+    with pytest.raises(FileError, match=r"is finished, but its Points\.zip is missing: put it back, or remove"):
+        clear_beginning(one.folder, one.arguments())
+    assert (run / "evaluations.csv").exists()
 
 
 def test_logs_of_others_stay(cell: Cell, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 from run_folders import TASKS, write_run
 
 from sb3_softmod import ConfigurationError
-from sb3_softmod.evaluation.result import TaskEvaluation
+from sb3_softmod.evaluation.result import TaskEvaluation, percent
 from sb3_softmod.runs.capacity import capacity_table
 from sb3_softmod.runs.curves import collect_curves, draw_curves
-from sb3_softmod.runs.evaluation import env_options
+from sb3_softmod.runs.evaluation import env_options, load_model
 from sb3_softmod.runs.results import results_table
 from sb3_softmod.runs.run import find_runs, load_run
 from sb3_softmod.runs.statistics import (
@@ -286,12 +286,46 @@ def test_runs_that_began_from_a_trained_model(tmp_path: Path) -> None:
     for number in (1, 2):
         origin = dict(run=f"logs/mt_sac/MT10-Fixed_{number}", model="last")
         write_run(tmp_path, "mt_sac", 0, {2000: [0.5, 1.0]}, suffix=f"-adapted-{number}", adapted_from=origin)
+    origin = dict(run="logs/mt_sac/MT10-Fixed_2", model="best")
+    write_run(tmp_path, "mt_sac", 0, {2000: [1.0, 1.0]}, suffix="-best", adapted_from=origin)
     write_run(tmp_path, "mt_sac", 1, {2000: [1.0, 1.0]}, continues="other.zip")
     *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
     assert sorted(re.findall(r"(from [^:]*): ([0-9.]+) .*?\((\d) seed", row)) == [
-        ("from a trained model", "83.3", "3"),
+        ("from a trained model", "87.5", "4"),
         ("from scratch", "25.0", "1"),
     ]
+
+
+def test_a_finished_run_that_was_not_evaluated_is_not_called_unfinished(tmp_path: Path) -> None:
+    write_run(tmp_path, "mt_sac", 0, {})
+    (tmp_path / "mt_sac" / "MT10-Fixed_0" / "evaluations.csv").unlink()
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert row == "| MT-SAC | not evaluated (sb3-softmod evaluate) |"
+
+
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "scratch", "mt_sac", 0, {2000: [0.0, 0.5]})
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mt_sac").symlink_to(folder.parent)
+    (tmp_path / "logs" / "latest").symlink_to(folder)
+    runs, problems = find_runs(tmp_path / "logs")
+    assert (len(runs), problems) == (1, [])
+
+
+def test_a_rate_is_100_only_where_it_is() -> None:
+    rates = {0.0: "0 %", 0.002: "1 %", 0.004: "1 %", 0.5: "50 %", 0.996: "99 %", 1.0: "100 %", math.nan: ""}
+    assert [percent(rate) for rate in rates] == list(rates.values())
+
+
+def test_a_model_of_before_the_end_is_not_the_last(tmp_path: Path) -> None:
+    """The checkpoints of a run go once its last model is written."""
+    folder = write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]})
+    (folder / "MT10-Fixed.zip").write_bytes(b"of a pause")
+    (folder / "checkpoints" / "000000001000").mkdir(parents=True)
+    with pytest.raises(
+        ConfigurationError, match="was ended before its last model was written, which sb3-softmod train"
+    ):
+        load_model(load_run(folder))
 
 
 def test_evaluations_in_other_envs_are_not_mixed(tmp_path: Path) -> None:

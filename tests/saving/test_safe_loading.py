@@ -144,6 +144,18 @@ def test_official_weights_run_nothing(weights: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_learning_rate_that_is_pickled_goes_on(tmp_path: Path) -> None:
+    """As RL Zoo's, which makes a schedule of any."""
+    model = MultiTaskSAC(
+        "MTMlpPolicy", make_point_mass_env(M), policy_kwargs=dict(net_arch=[4]), learning_rate=lambda _: 0.01, **SMALL
+    )
+    model.learn(20 * M).save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), safe=True, policy="MTMlpPolicy")
+    assert loaded.lr_schedule(1.0) == pytest.approx(0.01)
+    loaded.learn(5 * M, reset_num_timesteps=False)
+    assert loaded.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_safe_loading_of_every_policy(policy: str, tmp_path: Path) -> None:
     """What the file says in plain text need not be passed."""

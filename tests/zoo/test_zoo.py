@@ -321,6 +321,15 @@ def test_a_model_of_other_tasks(logs: Path, tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.glob("*/*"))
 
 
+def test_options_that_are_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, "-params", "gamma:0.5", "-params", "tau:0.5", params=["gamma:0.9"]) == 2
+    assert "-params gives 'gamma' twice." in capsys.readouterr().err
+    file = tmp_path / "mine.yml"
+    file.write_text("MT3:\n  learning_rate: 1e-3\n")
+    assert main(f"train --algo mt_sac --env MT3 -f {tmp_path} --conf-file {file}".split()) == 2
+    assert "learning_rate is the text '1e-3': in YAML a number has a point, as 1.0e-3." in capsys.readouterr().err
+
+
 def test_a_model_of_another_method(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = run_of(logs / "logs") / "best_model.zip"
     assert train(tmp_path, "-i", str(model), algo="mt_sac") == 2
