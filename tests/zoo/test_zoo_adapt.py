@@ -60,7 +60,8 @@ def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_the_goals_of_the_source(tmp_path: Path) -> None:
     """Without its tasks, the set of the adapted run has other ones by default."""
     command = f"train --algo mt_sac --env MT10-Fixed -f {tmp_path} -n 10 --conf-file laptop --eval-freq -1".split()
-    options = ["--vec-env", "dummy", "--verbose", "0", "--env-kwargs", "horizon:5", "-params", "n_envs:10", "learning_starts:0"]
+    options = ["--vec-env", "dummy", "--verbose", "0", "--env-kwargs", "horizon:5"]
+    options += ["-params", "n_envs:10", "learning_starts:0"]
     assert main([*command, *options]) == 0
     source = run_of(tmp_path, "mt_sac", "MT10-Fixed")
     options = ["--tune", "all", "--init", "mean", "--drop-tasks", "--device", "cpu", "--eval-freq", "-1"]
