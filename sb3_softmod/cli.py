@@ -356,8 +356,7 @@ def _mixture(args: argparse.Namespace) -> None:
         episodes=args.episodes,
         trials=args.trials,
         seed=args.seed,
-        # As many goals as there are, also for a policy that was trained on one of each task.
-        env_kwargs={name: value for name, value in env_options(run).items() if name != "goals"},
+        env_kwargs={**env_options(run), "goals": "random"},  # also for a policy that was trained on one of each task
         progress_bar=sys.stderr.isatty(),
     )
     found.to_json(out)

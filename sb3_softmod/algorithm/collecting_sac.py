@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -60,12 +59,6 @@ class CollectingSAC(ActingSAC):
                 raise ConfigurationError("learn() needs total_timesteps; only a resumed model knows what is left.")
             total_timesteps, reset_num_timesteps = self.remaining_timesteps, False
         check_learn(total_timesteps, callback, log_interval)
-        if reset_num_timesteps and total_timesteps <= self.learning_starts:
-            warnings.warn(
-                f"Nothing will be learned: learning starts after {self.learning_starts:,} environment steps "
-                f"(learning_starts), and the training has {total_timesteps:,}.",
-                stacklevel=2,
-            )
         self.is_learning = True
         try:
             super().learn(

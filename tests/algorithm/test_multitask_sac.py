@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -254,16 +253,6 @@ def test_logs_of_every_task(tmp_path: Path) -> None:
     }
     assert np.mean([float(last[f"loss_weight/corner-{i}"]) for i in range(M)]) == pytest.approx(1, rel=1e-5)
     assert float(last["task_length/corner-2"]) == 20
-
-
-def test_a_training_that_ends_before_learning_starts() -> None:
-    model = make_model(learning_starts=40)
-    with pytest.warns(UserWarning, match="Nothing will be learned: learning starts after 40 .* has 40"):
-        model.learn(40)
-    assert model._n_updates == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert model.learn(44)._n_updates == 1
 
 
 def test_what_is_logged_of_gradient_steps(tmp_path: Path) -> None:

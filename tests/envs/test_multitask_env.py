@@ -203,7 +203,7 @@ def test_without_dm_control(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(
-        ConfigurationError, match=r"No module named 'dm_control'.*pip install sb3-softmod\[dm-control\]"
+        ConfigurationError, match=r"No module named 'dm_control'.*pip install 'sb3-softmod\[dm-control\]'"
     ):
         make_dm_control_env(WALKERS)
 

@@ -61,7 +61,7 @@ def test_every_method(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main(f"enjoy --algo {algo} --env MT3 -f {tmp_path} --load-best --episodes 2".split()) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows if len(row) == 3 and row[1].endswith("%")] == [*MT3, "mean"]
+    assert [row[0] for row in rows if len(row) == 4 and row[2] == "%"] == [*MT3, "mean"]
 
     model = MultiTaskSAC.load(run / "best_model.zip")
     assert model.task_names == MT3
@@ -251,7 +251,7 @@ def test_enjoy_one_task(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     once = capsys.readouterr().out
     assert main([*command.split(), "--task", "drawer-close-v3"]) == 0
     assert capsys.readouterr().out == once  # the same seed, the same episodes
-    assert re.search(r"drawer-close-v3 +\d+% +-?\d+\.\d$", once, re.MULTILINE)
+    assert re.search(r"drawer-close-v3 +\d+ % +-?\d+\.\d$", once, re.MULTILINE)
     assert "reach-v3" not in once
     assert "mean" not in once
     assert "seed 3" in once  # that of training
@@ -328,6 +328,13 @@ def test_options_that_are_repeated(tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text("MT3:\n  learning_rate: 1e-3\n")
     assert main(f"train --algo mt_sac --env MT3 -f {tmp_path} --conf-file {file}".split()) == 2
     assert "learning_rate is the text '1e-3': in YAML a number has a point, as 1.0e-3." in capsys.readouterr().err
+
+
+def test_a_budget_in_which_nothing_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, steps=30) == 2
+    message = "learning starts after 30 environment steps (learning_starts), and the run has 30 (-n)."
+    assert f"sb3-softmod: Nothing would be learned: {message}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_model_of_another_method(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
