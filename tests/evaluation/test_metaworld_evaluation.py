@@ -113,10 +113,10 @@ def test_the_protocols() -> None:
 
 def test_the_seed_is_that_of_the_model() -> None:
     """Whose envs by name have the same goals."""
-    model = Idle()
+    model: Any = Idle()
     options: dict[str, Any] = dict(n_eval_episodes=1, env_kwargs=dict(horizon=1))
     assert evaluate_tasks(model, TASKS, **options).settings["seed"] is None
-    model.seed = 4  # type: ignore[attr-defined]
+    model.seed = 4
     assert evaluate_tasks(model, TASKS, **options).settings["seed"] == 4
     assert evaluate_tasks(model, TASKS, seed=5, **options).settings["seed"] == 5
     options["env_kwargs"]["seed"] = 6  # as run.json and the cards of models that come with the package have it
@@ -126,17 +126,12 @@ def test_the_seed_is_that_of_the_model() -> None:
 
 
 def test_the_paper_plays_the_goals_of_the_set() -> None:
-    model = Idle()
-    model.task_names = None  # type: ignore[attr-defined]  # of any set
-    for protocol, goals in (("paper", "fixed"), ("metaworld", "each-once")):
-        found = evaluate_tasks(
-            model,
-            "MT10-Fixed",
-            protocol=protocol,
-            n_eval_episodes=1,
-            env_kwargs=dict(horizon=1),  # type: ignore[arg-type]
-        )
-        assert found.settings["goals"] == goals
+    model: Any = Idle()
+    model.task_names = None  # of any set
+    protocols: dict[Any, str] = {"paper": "fixed", "metaworld": "each-once"}
+    for protocol, goals in protocols.items():
+        options: dict[str, Any] = dict(n_eval_episodes=1, env_kwargs=dict(horizon=1))
+        assert evaluate_tasks(model, "MT10-Fixed", protocol=protocol, **options).settings["goals"] == goals
 
 
 def test_a_model_of_normalised_observations_brings_its_statistics(tmp_path: Path) -> None:
