@@ -244,20 +244,21 @@ class MultiTaskExperimentManager(ExperimentManager):
                     "normalize: name the file that it was trained with (--conf-file)."
                 )
             if result is not None:
-                self._check_budget(result[0])
+                self._tell_of_budget(result[0])
             begins = result is not None
         finally:
             if self._owns_folder and not begins:
                 shutil.rmtree(self.save_path, ignore_errors=True)  # Windows keeps a file that is open
         return result
 
-    def _check_budget(self, model: BaseAlgorithm) -> None:
+    def _tell_of_budget(self, model: BaseAlgorithm) -> None:
         starts = getattr(model, "learning_starts", 0)
         begins_anew = self._resumed_run is None and not self.trained_agent
         if begins_anew and not self.args.minutes and self.n_timesteps <= starts:
-            raise ConfigurationError(
-                f"Nothing would be learned: learning starts after {starts:,} environment steps (learning_starts), and "
-                f"the run has {self.n_timesteps:,} (-n)."
+            print(
+                f"Nothing will be learned: learning starts after {starts:,} environment steps (learning_starts), and "
+                f"the run has {self.n_timesteps:,} (-n).",
+                file=sys.stderr,
             )
 
     def objective(self, trial: optuna.Trial) -> float:

@@ -269,7 +269,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         SoftModSAC.resume(tmp_path / "nowhere", make_env())
     for wrong in (dict(save_freq=-1), dict(keep_last=0), dict(save_freq=1.5), dict(keep_last=True)):
         (name,) = wrong
-        with pytest.raises(ConfigurationError, match=f"{name} must be at least"):
+        with pytest.raises(ConfigurationError, match=f"{name} must be a"):
             CheckpointCallback(tmp_path, **wrong)
 
 
