@@ -89,6 +89,8 @@ class GradientStep:
             self._watched_predictions = WatchedFunction(predict, self.critic.network.last_shared_layer)
         self._target_predictions = acceleration.evaluation(partial(self._objective.predict, policy.critic_target))
         self._learned: list[Tensor] = list(self.critic.parameters())
+        acting = set(self.actor.parameters())
+        self._critics_own = [p for p in self._learned if p not in acting]  # SB3's may have the actor's extractor too
         self._targets: list[Tensor] = list(policy.critic_target.parameters())
         # Of a critic of SB3 with batch normalisation.
         self._statistics, self._target_statistics = (
@@ -225,8 +227,7 @@ class GradientStep:
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
         """The critics judge the actor: by their most probable routes, not by draws, and without learning from it."""
-        acting = set(self.actor.parameters())  # SB3's critics may have the actor's features extractor
-        learning = [p for p in self._learned if p.requires_grad and p not in acting]
+        learning = [p for p in self._critics_own if p.requires_grad]
         self.critic.set_training_mode(not isinstance(self.critic, MultiTaskCritic))
         for parameter in learning:
             parameter.requires_grad_(False)  # a compiled backward pass would compute their gradients too
