@@ -393,5 +393,6 @@ class MultiTaskSAC(CollectingSAC):
 
 def _is_fresh(normalized: VecNormalize | None) -> bool:
     """Whether an env normalises observations, and has seen none yet."""
-    fresh = isinstance(normalized, MultiTaskVecNormalize) and all(rms.count < 1 for rms in normalized.obs_rms)
-    return fresh and normalized.norm_obs  # type: ignore[union-attr]
+    if not isinstance(normalized, MultiTaskVecNormalize):
+        return False
+    return normalized.norm_obs and all(rms.count < 1 for rms in normalized.obs_rms)
