@@ -152,14 +152,14 @@ def _is_number(text: str) -> bool:
 @contextmanager
 def unchanged(config: str) -> Iterator[None]:
     """Keep the hyperparameters of a Python module, which RL Zoo changes in place, for the next who reads them."""
-    module = import_module(config) if _is_module(config) else None
-    before = deepcopy(getattr(module, "hyperparams", None))
+    hyperparams = getattr(import_module(config), "hyperparams", None) if _is_module(config) else None
+    before: Any = deepcopy(hyperparams)
     try:
         yield
     finally:
-        if isinstance(before, dict):
-            module.hyperparams.clear()  # type: ignore[union-attr]
-            module.hyperparams.update(before)  # type: ignore[union-attr]
+        if isinstance(hyperparams, dict):
+            hyperparams.clear()
+            hyperparams.update(before)
 
 
 def block_of(config: Mapping[str, Any], env: str) -> dict[str, Any]:

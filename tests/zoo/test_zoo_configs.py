@@ -7,6 +7,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +22,7 @@ from sb3_softmod import ConfigurationError, MultiTaskSAC
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import TASK_SETS
 from sb3_softmod.methods import METHODS, join_kwargs
-from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config
+from sb3_softmod.zoo.configs import block_of, complete, find_config, load_config, unchanged
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,6 +153,9 @@ def test_python_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found = complete(block_of(config, "MT3"), METHODS["softmod_deep"], TASK_SETS["MT3"], config)
         assert found["n_timesteps"] == 9
         assert found["policy_kwargs"] == dict(preset="deep", module_dim=8)
+    with unchanged("settings_in_code"):  # which RL Zoo changes in place
+        import_module("settings_in_code").hyperparams["MT3"]["n_timesteps"] = 1
+    assert load_config(find_config("settings_in_code"), MultiTaskSAC)["MT3"]["n_timesteps"] == 9
 
 
 @pytest.mark.parametrize(
