@@ -1,4 +1,4 @@
-"""New tasks on a trained model: what grows, what learns, and that the old tasks stay as they are, to the bit."""
+"""New tasks on a trained model: what learns, what is refused, and that the old tasks stay as they are, to the bit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from adapted_models import NEW, M, assert_same, make_new, new_env, of_old_tasks, trained
 from gymnasium import spaces
 from point_mass import PointMass, make_point_mass_env
 from small_networks import TINY
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_softmod import (
     CheckpointCallback,
@@ -30,51 +30,12 @@ from sb3_softmod import (
 )
 from sb3_softmod.envs.some_tasks import SomeTasks
 from sb3_softmod.evaluation.evaluate import evaluate_tasks, rollout
-from sb3_softmod.networks import AdaptedNetwork, SoftModularNetwork
-from sb3_softmod.networks.adapted import groups_of
+from sb3_softmod.networks import AdaptedNetwork
 from sb3_softmod.networks.tunable import TunableParts
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.routing.routes import RoutingStatistics, sample_routing
 
-M = 3
-NEW = ("new-0", "new-1")
 CASES = [(name, word) for name, policy in POLICIES.items() for word in TunableParts.of(policy.network_class).known()]
-
-
-def make_new(index: int, names: Sequence[str], goals: Sequence[int], copy: int = 0) -> TaskEnv:
-    return TaskEnv(gym.wrappers.TimeLimit(PointMass(goals[index]), 20), index, list(names))
-
-
-def new_env(names: Sequence[str] = NEW, goals: Sequence[int] = (3, 1)) -> VecEnv:
-    return DummyVecEnv([partial(make_new, index, names, goals) for index in range(len(names))])
-
-
-def trained(policy: str = "SoftModPolicy", env: VecEnv | None = None, steps: int = 60, **kwargs: Any) -> MultiTaskSAC:
-    options: dict[str, Any] = dict(batch_size=4 * M, learning_starts=15, buffer_size=600, seed=0, device="cpu")
-    env = make_point_mass_env(M) if env is None else env
-    return MultiTaskSAC(policy, env, **{**options, "policy_kwargs": TINY[policy], **kwargs}).learn(steps)
-
-
-def old_observations(extra: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    tasks = np.eye(M + extra, dtype=np.float32)[np.arange(9) % M]
-    return np.concatenate([rng.uniform(-1, 1, (9, 2)).astype(np.float32), tasks], 1)
-
-
-def of_old_tasks(model: MultiTaskSAC) -> list[np.ndarray]:
-    """Actions, Q-values and temperatures."""
-    observations = old_observations(model.num_tasks - M)
-    model.policy.set_training_mode(False)
-    actions = model.predict(observations, deterministic=True)[0]
-    with th.no_grad():
-        q_values = [q.numpy() for q in model.critic(th.tensor(observations), th.tensor(actions))]
-    assert model.log_ent_coef is not None
-    return [actions, *q_values, model.log_ent_coef.detach().numpy()[:M].copy()]
-
-
-def assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("policy", "tune"), CASES)
@@ -186,29 +147,6 @@ def test_old_tasks_are_not_played_in_vain() -> None:
         new.learn(10)
 
 
-def test_begins_as_the_nearest_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained(env=make_point_mass_env(4), policy_kwargs=TINY["SoftModPolicy"], batch_size=16)
-    assert model.log_ent_coef is not None
-    model.log_ent_coef.data = th.arange(4.0)
-    towards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)
-    monkeypatch.setattr(model, "predict", lambda obs, **_: (obs[:, -4:] @ towards, None))
-    new = model.adapt(new_env(goals=(3, 1)))
-    assert new.adapted_from == {
-        "tasks": model.task_names,
-        "env_steps": 60,
-        "new_tasks": list(NEW),
-        "tune": "routing",
-        "keep_tasks": True,
-        "init": {"new-0": "corner-3", "new-1": "corner-1"},
-    }
-    assert new.log_ent_coef is not None
-    assert new.log_ent_coef.tolist() == [0, 1, 2, 3, 3, 1]
-    states = np.random.default_rng(1).uniform(-1, 1, (2, 2)).astype(np.float32)
-    as_new, as_old = (np.concatenate([states, np.eye(6, dtype=np.float32)[ids]], 1) for ids in ([4, 5], [3, 1]))
-    actions = [new.predict(obs, deterministic=True)[0] for obs in (as_new, as_old)]
-    np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
-
-
 def test_a_model_of_raw_observations_is_not_given_others() -> None:
     with pytest.raises(ConfigurationError, match="was trained on observations as they are"):
         trained().adapt(MultiTaskVecNormalize(new_env()), keep_tasks=False, init="mean")
@@ -223,46 +161,6 @@ def test_a_copy_learns_in_envs_of_the_new_tasks() -> None:
     assert new.num_timesteps == 0
 
 
-def test_begins_as_the_mean() -> None:
-    model = trained()
-    assert model.log_ent_coef is not None
-    model.log_ent_coef.data = th.arange(3.0)
-    new = model.adapt(new_env(), init="mean")
-    assert new.log_ent_coef is not None
-    assert new.log_ent_coef.tolist() == [0, 1, 2, 1, 1]
-
-
-def test_the_nearest_task_of_a_normalised_env(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the model sees and the returns that are compared are those without the normalisation."""
-    model = trained(env=MultiTaskVecNormalize(make_point_mass_env(M)))
-    asked: dict[bool, list[np.ndarray]] = {False: [], True: []}
-    for normalized, seen in asked.items():
-
-        def act(obs: np.ndarray, seen: list[np.ndarray] = seen, **_: Any) -> Any:
-            seen.append(obs)
-            return np.clip(obs[:, :2], -1, 1), None
-
-        monkeypatch.setattr(model, "predict", act)
-        env = new_env()
-        env.seed(0)
-        model.adapt(MultiTaskVecNormalize(env) if normalized else env, keep_tasks=False)
-    np.testing.assert_array_equal(asked[True], asked[False])
-
-
-def test_fresh_routing_is_another() -> None:
-    model = trained()
-    th.manual_seed(1)
-    fresh, mean = (groups_of(model.adapt(new_env(), init=init).actor.network)[1] for init in ("fresh", "mean"))
-    assert isinstance(fresh, SoftModularNetwork)
-    assert isinstance(mean, SoftModularNetwork)
-    assert not th.equal(fresh.get_parameter("routing_down.0.weight"), mean.get_parameter("routing_down.0.weight"))
-    assert th.equal(fresh.get_parameter("module_layers.0.weight"), mean.get_parameter("module_layers.0.weight"))
-    (network,) = groups_of(model.actor.network)
-    assert isinstance(network, SoftModularNetwork)
-    old = network.task_encoder.weight
-    th.testing.assert_close(mean.task_encoder.weight, old.mean(-1, keepdim=True).expand(-1, -1, 2))
-
-
 @pytest.mark.parametrize("policy", ["SoftModPolicy", "MultiHeadPolicy"])
 def test_without_the_old_tasks(policy: str) -> None:
     model = trained(policy)
@@ -271,83 +169,6 @@ def test_without_the_old_tasks(policy: str) -> None:
     new.learn(60)
     names = [name for name, p in new.actor.named_parameters() if p.requires_grad]
     assert names == [name for name, _ in new.actor.named_parameters() if ".head" in name]
-
-
-def test_again() -> None:
-    model = trained()
-    before = of_old_tasks(model)
-    second = model.adapt(new_env(), init="mean").learn(60)
-    observations = np.concatenate([old_observations(0)[:, :2], np.eye(5, dtype=np.float32)[[3, 4, 3] * 3]], 1)
-    actions = second.predict(observations, deterministic=True)[0]
-    third = second.adapt(new_env(("later",), (2,)), tune="heads").learn(60)
-    assert third.task_names == [*model.task_names, *NEW, "later"]
-    assert_same(of_old_tasks(third), before)
-    more = np.concatenate([observations, np.zeros((9, 1), np.float32)], 1)
-    np.testing.assert_array_equal(third.predict(more, deterministic=True)[0], actions)
-
-
-@pytest.mark.parametrize(("tune", "sizes"), [("routing", [(20, 10), (12, 5)]), ("all", [(50, 10), (60, 5)])])
-def test_again_with_as_many_samples_of_each_task(tune: Any, sizes: list[tuple[int, int]]) -> None:
-    """10 in a batch of each task that learns, rounded up so that all tasks divide it; 5 of each before learning."""
-    second = trained(steps=0, batch_size=10 * M, learning_starts=5 * M).adapt(new_env(), tune=tune, init="mean")
-    third = second.adapt(new_env(("later",), (2,)), tune=tune, init="mean")
-    assert [(model.batch_size, model.learning_starts) for model in (second, third)] == sizes
-
-
-def test_normalisation_of_the_old_tasks_stays() -> None:
-    env = MultiTaskVecNormalize(make_point_mass_env(M))
-    model = trained(env=env)
-    raw = old_observations()
-    before = env.normalize_obs(raw)
-    new = model.adapt(new_env(), init="mean").learn(60)
-    after = new.get_vec_normalize_env()
-    assert isinstance(after, MultiTaskVecNormalize)
-    assert after.obs_statistics == "per-task"
-    np.testing.assert_array_equal(after.normalize_obs(old_observations(2))[:, : 2 + M], before)
-    counts = [rms.count for rms in after.obs_rms]
-    assert counts[0] == counts[2] < counts[3]
-    pooled = model.adapt(new_env(), tune="all", init="mean").get_vec_normalize_env()
-    assert isinstance(pooled, MultiTaskVecNormalize)
-    assert pooled.obs_statistics == "pooled"
-
-
-def test_the_replay_buffer_grows() -> None:
-    model = trained()
-    new = model.adapt(new_env(), tune="all", init="mean")
-    assert new.replay_buffer is not None
-    assert new.replay_buffer.capacity_per_task == 200  # type: ignore[attr-defined]
-    assert new.replay_buffer.added_per_task.tolist() == [20, 20, 20, 0, 0]  # type: ignore[attr-defined]
-    states = {tuple(row) for row in new.replay_buffer.sample(300).observations[:, :2].tolist()}
-    old = {tuple(row) for row in model.replay_buffer.sample(300).observations[:, :2].tolist()}  # type: ignore[union-attr]
-    assert states & old
-    frozen = model.adapt(new_env(), init="mean")
-    assert frozen.replay_buffer is not None
-    assert frozen.replay_buffer.size() == 0
-    assert (frozen.batch_size, new.batch_size) == (10, 20)  # 4 of each task that learns, as far as 5 tasks divide it
-
-
-def test_a_replay_buffer_with_other_room() -> None:
-    model = trained()
-    options: dict[str, Any] = dict(tune="all", init="mean", buffer_size=500)
-    message = "room for 200 transitions of each task, not for 100 as with buffer_size=500: leave buffer_size out"
-    with pytest.raises(ConfigurationError, match=message):
-        model.adapt(new_env(), **options)
-    assert model.replay_buffer is not None
-    model.replay_buffer.reset()
-    assert model.adapt(new_env(), **options).replay_buffer.capacity_per_task == 100  # type: ignore[union-attr]
-
-
-def test_listed_temperatures_and_reward_scales_grow() -> None:
-    model = trained(ent_coef=[0.1, 0.2, 0.3], reward_scaling="per-task")
-    new = model.adapt(new_env(), init="mean")
-    np.testing.assert_allclose(new.ent_coef_tensor.numpy(), [0.1, 0.2, 0.3, 0.2, 0.2], rtol=1e-6)
-    assert new.reward_scale is not None
-    assert model.reward_scale is not None
-    np.testing.assert_array_equal(new.reward_scale.largest_returns(), [*model.reward_scale.largest_returns(), 0, 0])
-    new.learn(60)
-    discounted = model.adapt(new_env(), init="mean", gamma=0.9)
-    assert discounted.reward_scale is not None
-    assert discounted.reward_scale.largest_returns().tolist() == [0] * 5  # those of another discount tell nothing
 
 
 @pytest.mark.parametrize("safe", [False, True])
