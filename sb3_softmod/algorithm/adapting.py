@@ -136,7 +136,8 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
         buffer_size=model.buffer_size // model.num_tasks * len(names),
         batch_size=-(-per_task * learning // len(names)) * len(names),  # that the number of tasks divides
         learning_starts=model.learning_starts * len(new) // before[-1]["tasks"],  # which the model's are for
-        ent_coef=_ent_coef(model, len(kept), len(new), rows),
+        ent_coef=_ent_coef(model, len(kept), len(new), rows, first),
+        action_noise=deepcopy(model.action_noise),  # which remembers its last value
     )
     arguments |= with_own_options(vars(model), kwargs)
     # None of the old tasks is played: each has its ring, and stays empty where it cannot learn.
@@ -172,13 +173,13 @@ def _adapted(model: Any, env: VecEnv, tune: Tune, keep_tasks: bool, init: Init, 
     return adapted
 
 
-def _ent_coef(model: Any, num_kept: int, num_new: int, rows: Sequence[int] | str) -> Any:
+def _ent_coef(model: Any, num_kept: int, num_new: int, rows: Sequence[int] | str, first: int) -> Any:
     """The temperatures of all tasks, as an argument: where they are fixed and listed, the list grows."""
     given = model.ent_coef
     if isinstance(given, str) or np.ndim(given) == 0:
         return given
     own = [float(value) for value in given]
-    added = [float(np.mean(own))] * num_new if isinstance(rows, str) else [own[row] for row in rows]
+    added = [float(np.mean(own[:first]))] * num_new if isinstance(rows, str) else [own[row] for row in rows]
     return [*own[:num_kept], *added]
 
 

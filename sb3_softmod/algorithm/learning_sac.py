@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from sb3_softmod.algorithm.options import check_n_steps, check_reward_scaling
 from sb3_softmod.algorithm.task_turns import TaskTurns
@@ -79,11 +80,11 @@ class LearningSAC(SavingSAC):
         if self.loss_weighting == "success":
             self._update_success_rates()
         try:
-            for gradient_step in range(gradient_steps):
+            for _ in range(gradient_steps):
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 at = (self._n_updates + 1, self.num_timesteps)
                 self._metrics.add(step(batch, getattr(buffer, "num_present", 0), at))
-                if gradient_step % self.target_update_interval == 0:
+                if self._n_updates % self.target_update_interval == 0:  # SB3 counts anew in every call
                     step.update_targets()
                 self._n_updates += 1
         finally:
@@ -95,19 +96,22 @@ class LearningSAC(SavingSAC):
         Tells the replay buffer too.
         """
         check_loss_weighting(vars(self))
-        check_critic(vars(self), {})
+        check_critic(vars(self), {name: getattr(self, name) for name in ("num_atoms", "v_min", "v_max")})
         self._update_reward_scale()
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
         check_n_steps(self.n_steps, type(buffer))
         if isinstance(buffer, MultiTaskReplayBuffer):
             buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+        elif isinstance(buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
+            buffer.gamma = self.gamma
         made = None if self._gradient_step is None else self._gradient_step.state
         if made is not None and (
             made.learned_weights is not state.learned_weights
             or made.options.on_nonfinite != state.options.on_nonfinite  # how many updates may fail in a row
+            or made.options.critic_kind != state.options.critic_kind
         ):
-            self._gradient_step = None
+            self._forget_gradient_step()
         if self._gradient_step is None:
             acceleration = self._acceleration()
             if self.verbose >= 1:
@@ -163,18 +167,13 @@ class LearningSAC(SavingSAC):
         given, options, made = self.gradient_surgery, self.gradient_surgery_kwargs, self._surgery
         if given is None if made is None else made.is_of(given, options, self.num_tasks):
             return made
-        self._gradient_step = None  # not everything can be compiled or recorded
+        self._forget_gradient_step()  # not everything can be compiled or recorded
         self._surgery = None
         if given is not None:
             self._surgery = Surgery(given, options, self.num_tasks)
             self._surgery.set_state(self._surgery_to_continue)
             self._surgery_to_continue = {}
         return self._surgery
-
-    @property
-    def surgery_state(self) -> Mapping[str, Any]:
-        """What the aggregators of the gradients remember; empty where they remember nothing."""
-        return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 
     def _acceleration(self) -> Acceleration:
         storage = getattr(self.replay_buffer, "storage_device", th.device("cpu"))

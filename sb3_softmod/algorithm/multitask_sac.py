@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch as th
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -29,11 +29,7 @@ from sb3_softmod.algorithm.task_turns import TaskTurns
 from sb3_softmod.common.checks import require_integer, require_names, require_seed
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.task_observation import (
-    check_space,
-    num_tasks_of,
-    resolve_tasks,
-)
+from sb3_softmod.common.task_observation import check_order, check_space, num_tasks_of, resolve_tasks, task_names_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize, check_normalization
@@ -84,7 +80,7 @@ class MultiTaskSAC(CollectingSAC):
     :param v_max: the greatest; returns beyond these count as they do, so that rewards must fit. Also what
         ``reward_scaling`` makes the largest return of a task
     :param critic_target: of the critics' values, what targets are made of, and the actor maximises: "min" or "mean"
-    :param policy_delay: the actor and the temperatures learn in each so manieth gradient step, the critics in all
+    :param policy_delay: the actor and the temperatures learn in one of so many gradient steps, the critics in all
     :param loss_weighting: "uniform", "alpha" (Eq. 10 of the paper), "log_alpha" (the authors' code) or "success"
         (tasks that fail count more), see :func:`.loss_weights`; "gradnorm", "famo" or "uncertainty": weights of the
         critics' losses that are learned, see :class:`.GradNorm`, :class:`.FAMO` and :class:`.Uncertainty`
@@ -107,7 +103,7 @@ class MultiTaskSAC(CollectingSAC):
     :param precision: of matrix products while learning: "fp32"; "tf32" (GPUs); "bf16", with everything but the
         networks' layers in float32; "auto": "tf32" on GPUs that have it, else "fp32"; "fastest": "bf16" where the
         processor has instructions for it, else as "auto"
-    :param compile: compile the networks with torch.compile; the first gradient step then takes a minute or two;
+    :param compile: compile the networks with torch.compile; the first gradient step then takes 40 seconds or more;
         "auto": on a CPU, where there is a C++ compiler and the method allows it
     :param cuda_graphs: record the gradient step once and replay it; "auto": on a GPU, where the method allows it
     :param buffer_device: where the replay buffer keeps its transitions; "auto": where the model learns, if they take at
@@ -285,8 +281,6 @@ class MultiTaskSAC(CollectingSAC):
         n_steps, self.n_steps = self.n_steps, 1  # SB3 would warn that a buffer other than its own ignores them
         super()._setup_model()
         self.n_steps = n_steps
-        if isinstance(self.replay_buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
-            self.replay_buffer.gamma = self.gamma
         self.ent_coef = given
         self.replay_buffer_kwargs = buffer_kwargs
         if isinstance(given, str):
@@ -347,13 +341,14 @@ class MultiTaskSAC(CollectingSAC):
             )
         for name in ("observation_space", "action_space"):
             check_space_of(name, getattr(self, name), getattr(wrapped, name))
+        check_order(task_names_of(wrapped), self.task_names)
         normalized = unwrap_vec_normalize(wrapped)
         check_normalized_rewards(normalized, self.replay_buffer_class)
         check_reward_scaling(self.reward_scaling, self.gamma, normalized)
         if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             if self.normalization is None:  # of a model that was loaded without an env
                 self._check_observations(normalized)
-        elif normalized is None or _is_fresh(normalized):
+        elif self.num_timesteps and (normalized is None or _is_fresh(normalized)):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.checks import require_names
 from sb3_softmod.common.errors import ConfigurationError, FileError
-from sb3_softmod.common.files import as_path, read_json, replacing
+from sb3_softmod.common.files import as_path, read_json, write_text
 from sb3_softmod.common.version import __version__
 from sb3_softmod.envs.make import as_env
 from sb3_softmod.saving.plain_models import save_plain
@@ -99,9 +99,7 @@ def save_pretrained(model: MultiTaskSAC, path: str | Path, card: Mapping[str, An
         raise ConfigurationError(f"The card of a model must be plain data: {error}.") from error
     path = as_path(path).with_suffix(".zip")
     save_plain(model, path)
-    with replacing(path.with_suffix(".json")) as draft:
-        draft.write_text(text)
-    return [path, path.with_suffix(".json")]
+    return [path, write_text(path.with_suffix(".json"), text)]
 
 
 def _file(name: Any, suffix: str) -> Path:

@@ -16,8 +16,9 @@ from sb3_softmod.learner.loss_weights import LossWeighting
 class SoftModSAC(MultiTaskSAC):
     """:class:`.MultiTaskSAC` with the defaults of Yang et al. 2020: losses weighted by Eq. 10.
 
-    The paper's schedule is that of :class:`.MultiTaskSAC` already: 128 samples a task in each gradient step, one
-    gradient step for each step of the envs, discount 0.99, target rate 0.005, learning rates 3e-4.
+    Of the paper's schedule, :class:`.MultiTaskSAC` already has 128 samples a task in each gradient step, one gradient
+    step for each step of the envs, discount 0.99, target rate 0.005 and learning rates 3e-4; warm-up and clipping as
+    its authors' code has them are in :meth:`.Method.make`.
 
     :param policy: "SoftModPolicy", or any other ``SACPolicy``
     :param env: a multi-task env, or the name of a Meta-World task or set

@@ -29,6 +29,7 @@ class TaskTurns:
         self._played = tasks_in_turn(env, len(task_names))  # [M], now or later
         self._waiting = False
         self._warned = False
+        self._before: int | None = None  # transitions that were there when the first training began
 
     def begin(self, buffer: ReplayBuffer | None, learning: Sequence[int]) -> None:
         """A training begins; warn of the tasks that it cannot learn from.
@@ -37,6 +38,8 @@ class TaskTurns:
         :raises ConfigurationError: for envs that play others
         """
         self._waiting = False
+        if self._before is None and isinstance(buffer, MultiTaskReplayBuffer):
+            self._before = int(buffer.added_per_task.sum())
         idle = ~np.isin(range(len(self._played)), learning)
         if (self._played & idle).any():
             raise ConfigurationError(
@@ -63,8 +66,8 @@ class TaskTurns:
         if not isinstance(buffer, MultiTaskReplayBuffer):
             return False
         awaited = self._played & (buffer.added_per_task == 0)
-        collected = buffer.added_per_task.sum()
-        if not awaited.any() or not collected:
+        collected = buffer.added_per_task.sum() - (self._before or 0)
+        if not awaited.any() or not buffer.added_per_task.any():
             return False
         if collected <= PATIENCE * len(awaited):
             self._waiting = True

@@ -38,8 +38,10 @@ def check_loss_weighting(given: Mapping[str, Any]) -> None:
         )
     if issubclass(policy_class, SingleTaskPolicy):
         raise ConfigurationError(f"The tasks of SingleTaskPolicy share no parameter: {what} has no use.")
+    if not issubclass(given["replay_buffer_class"] or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
+        raise ConfigurationError(f"{what} needs the balanced batches of MultiTaskReplayBuffer.")
     if LEARNED_WEIGHTINGS[weighting].reads_norms:
-        _check_norms(what, policy_class, given["replay_buffer_class"])
+        _check_norms(what, policy_class)
         critic = getattr(given.get("policy"), "critic", None)  # none before the policy is made
         if critic is not None and critic.network.last_shared_layer is None:
             raise ConfigurationError(
@@ -48,7 +50,7 @@ def check_loss_weighting(given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_norms(what: str, policy_class: type, buffer_class: type | None) -> None:
+def _check_norms(what: str, policy_class: type) -> None:
     if not issubclass(policy_class, MultiTaskSACPolicy):
         raise ConfigurationError(
             f"{what} needs a policy of this package, not {policy_class.__name__}; MTMlpPolicy is the plain perceptron."
@@ -59,5 +61,3 @@ def _check_norms(what: str, policy_class: type, buffer_class: type | None) -> No
             f"{what} measures gradients at the last layer that all tasks share, and {network.__name__} does not say "
             "which that is: give it the property last_shared_layer, see MultiTaskNetwork."
         )
-    if not issubclass(buffer_class or MultiTaskReplayBuffer, MultiTaskReplayBuffer):
-        raise ConfigurationError(f"{what} needs the balanced batches of MultiTaskReplayBuffer.")

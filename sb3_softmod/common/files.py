@@ -55,6 +55,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise FileError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file of text, as a whole.
+
+    :return: its path
+    :raises FileError: as :func:`replacing`
+    """
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return as_path(path)
+
+
 def check_folder(path: str | Path) -> None:
     """Refuse what cannot become a folder to write to, without making it: work may come before it is needed.
 

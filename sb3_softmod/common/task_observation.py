@@ -220,11 +220,7 @@ def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tu
             raise ConfigurationError(f"The env has {found} tasks, but the model {wrong}.")
         names = task_names_of(env)
         check_task_names(names)
-        if known and names != known and set(names) == set(known):
-            raise ConfigurationError(
-                f"The model knows the tasks in another order than the env has them: pass {', '.join(known)}, in this "
-                f"order, not {', '.join(names)}."
-            )
+        check_order(names, known)
         if known and names != known:
             warnings.warn(f"The model knows the tasks {known}, in this order; the env has {names}.", stacklevel=5)
         return found, names
@@ -232,6 +228,20 @@ def resolve_tasks(env: VecEnv | None, by_hand: set[int], known: list[str]) -> tu
         raise ConfigurationError(f"The number of tasks is {'contradictory' if by_hand else 'unknown'}: pass an env.")
     (num_tasks,) = by_hand
     return num_tasks, known or [f"task-{i}" for i in range(num_tasks)]
+
+
+def check_order(names: list[str], known: list[str]) -> None:
+    """Refuse the tasks of a model in another order.
+
+    :param names: of the tasks of an env
+    :param known: of those of the model
+    :raises ConfigurationError: saying in which order
+    """
+    if names != known and set(names) == set(known):
+        raise ConfigurationError(
+            f"The model knows the tasks in another order than the env has them: pass {', '.join(known)}, in this "
+            f"order, not {', '.join(names)}."
+        )
 
 
 def check_finite(what: str, values: np.ndarray, ids: np.ndarray, names: list[str], step: int) -> None:

@@ -144,7 +144,8 @@ def survey(tasks: Mapping[str, TaskSource]) -> tuple[list[EnvSpec | TaskSource],
     :return: what a worker process makes each from, and the entries of the widest observation, once it is flat
     :raises ConfigurationError: for an unknown id, something that is no env, or different action spaces
     """
-    sources, action_spaces, widths = [], [], []
+    sources: list[EnvSpec | TaskSource] = []
+    action_spaces, widths = [], []
     for name, source in tasks.items():
         try:
             env = make_flat(resolve(source), name)
@@ -162,8 +163,11 @@ def survey(tasks: Mapping[str, TaskSource]) -> tuple[list[EnvSpec | TaskSource],
             raise EnvError(
                 f"The task {name!r} raised {type(error).__name__}: {error}\n\n{traceback.format_exc()}"
             ) from error
-        spec = gym.registry.get(env.unwrapped.spec.id) if env.unwrapped.spec else None
-        sources.append(partial(make_registered, spec, source) if callable(source) and spec else resolve(source))
+        spec = resolve(env.unwrapped.spec.id) if env.unwrapped.spec else None
+        if callable(source) and isinstance(spec, EnvSpec):
+            sources.append(partial(make_registered, spec, source))
+        else:
+            sources.append(resolve(source))
         action_spaces.append(env.action_space)
         widths.append(spaces.flatdim(env.observation_space))
         env.close()

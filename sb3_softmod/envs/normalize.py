@@ -96,7 +96,8 @@ class MultiTaskVecNormalize(VecNormalize):
                 self.ret_rms[task].update(self.returns[acted == task])
         for done, info in zip(dones, infos, strict=True):
             if done and "terminal_observation" in info:
-                info["terminal_observation"] = self.normalize_obs(info["terminal_observation"])
+                # Not clipped: SB3 takes the state that it stores from it, by the inverse.
+                info["terminal_observation"] = _normalized(vars(self), info["terminal_observation"])
         self.returns[dones] = 0
         return self.normalize_obs(observations), self.normalize_reward(rewards, acted), dones, infos
 
@@ -271,7 +272,16 @@ def normalize_observations(statistics: Mapping[str, Any], obs: Any) -> np.ndarra
     :param obs: ``[..., O + M]``
     :return: the same shape, float32
     """
-    return _affine(statistics, obs, lambda x, mean, std: _clip((x - mean) / std, statistics["clip_obs"]))
+    out = _normalized(statistics, obs)
+    states = split(out, statistics["num_tasks"])[0]
+    if statistics["norm_obs"]:
+        states[...] = _clip(states, statistics["clip_obs"])
+    return out
+
+
+def _normalized(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
+    """Without the clipping."""
+    return _affine(statistics, obs, lambda x, mean, std: (x - mean) / std)
 
 
 def obs_mean_and_std(statistics: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

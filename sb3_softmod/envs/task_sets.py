@@ -113,7 +113,7 @@ def get_task_set(name: str) -> TaskSet:
     if found is None:
         near = nearest(str(name).removeprefix(f"{NAMESPACE}/"), [*SHORT_NAMES, *TASK_SETS], SHORT_NAMES)
         raise ConfigurationError(
-            f"Unknown env {name!r}: {near}. (Tasks of your own are for Python: sb3_softmod.make_multitask_env.)"
+            f"Unknown env {name!r}: {near} (Tasks of your own are for Python: sb3_softmod.make_multitask_env.)"
         )
     return found
 

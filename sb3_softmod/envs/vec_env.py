@@ -121,6 +121,12 @@ class MultiTaskVecEnv(VecEnv):
         self._phase = "ready"
         return observations
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds for the next reset: of each env its own, from this one on."""
+        super().seed(seed)
+        self._seeds = [None if each is None else each % 2**32 for each in self._seeds]  # the most that there are
+        return self._seeds
+
     def step_async(self, actions: np.ndarray) -> None:
         """Let the workers take a step, and return at once.
 

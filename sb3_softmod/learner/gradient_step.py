@@ -98,7 +98,7 @@ class GradientStep:
         )
         self._parameters: dict[str, NamedParameters] = {
             "temperatures": [] if temperatures.log_alpha is None else [("log_ent_coef", temperatures.log_alpha)],
-            "critic": [(f"critic.{name}", p) for name, p in self.critic.named_parameters()],
+            "critic": [(f"critic.{name}", p) for name, p in self.critic.named_parameters() if p not in acting],
             "actor": [(f"actor.{name}", p) for name, p in self.actor.named_parameters()],
         }
         #: Which updates were dropped.

@@ -98,6 +98,7 @@ def _settings(state: LearnerState) -> dict[str, Any]:
         task_names=[str(name) for name in options.task_names],
         critic_kind=options.critic_kind,
         critic_target_kind=options.critic_target_kind,
+        value_atoms=getattr(state.policy, "value_atoms", None),
         policy_delay=options.policy_delay,
         loss_weighting=options.loss_weighting,
         gradient_surgery=None if surgery is None else str(surgery),
@@ -115,20 +116,16 @@ def _temperatures(state: LearnerState) -> dict[str, Tensor | None]:
     return dict(log_ent_coef=state.temperatures.log_alpha, ent_coef_tensor=state.temperatures.alpha)
 
 
-def _reward_scale(state: LearnerState) -> dict[str, Tensor]:
-    """By the name that it has in a dump; empty where rewards are taken as they are."""
-    return {} if state.reward_scale is None else dict(largest_returns=state.reward_scale.largest)
-
-
-def _success_rates(state: LearnerState) -> dict[str, Tensor]:
-    """By the name that they have in a dump; empty where no weight goes by them."""
-    return {} if state.success_rates is None else dict(success_rates=state.success_rates)
-
-
-def _learned_weights(state: LearnerState) -> dict[str, Tensor]:
-    """By the names that they have in a dump; empty where no weights are learned."""
-    learned = state.learned_weights
-    return {} if learned is None else {f"loss_weighting.{name}": value for name, value in learned.tensors().items()}
+def _others(state: LearnerState) -> dict[str, Tensor]:
+    """What else an update depends on, by the names that it has in a dump; only what this learner has."""
+    out = {}
+    if state.reward_scale is not None:
+        out["largest_returns"] = state.reward_scale.largest
+    if state.success_rates is not None:
+        out["success_rates"] = state.success_rates
+    if state.learned_weights is not None:
+        out |= {f"loss_weighting.{name}": value for name, value in state.learned_weights.tensors().items()}
+    return out
 
 
 def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
@@ -139,9 +136,7 @@ def _dump(state: LearnerState, failure: Failure) -> dict[str, Any]:
         batch={name: tensor.cpu() for name, tensor in tensors_of(failure.batch).items()},
         parameters=state.policy.state_dict(),
         **{name: None if value is None else value.detach() for name, value in _temperatures(state).items()},
-        **_reward_scale(state),
-        **_success_rates(state),
-        **_learned_weights(state),
+        **_others(state),
         surgery={} if state.surgery is None else state.surgery.state(),
         settings=_settings(state),
         policy_kwargs=json.loads(
@@ -173,6 +168,8 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise ConfigurationError(f"{path} is not the dump of an update: {error}") from error
     for name, value in _settings(state).items():
+        if name == "value_atoms" and name not in settings:  # of an older dump
+            continue
         if settings.get(name, _OF_OLDER_DUMPS.get(name)) != value:
             raise ConfigurationError(f"{path} was written with {name}={settings.get(name)!r}, the model has {value!r}.")
     try:
@@ -182,7 +179,7 @@ def take_dump(state: LearnerState, path: str | Path) -> Failure:
     for name, own in _temperatures(state).items():
         if own is not None and dump[name] is not None:
             own.data.copy_(dump[name])
-    for name, own in {**_reward_scale(state), **_success_rates(state), **_learned_weights(state)}.items():
+    for name, own in _others(state).items():
         own.copy_(dump[name])
     if state.surgery is not None:
         state.surgery.set_state(dump.get("surgery", {}))

@@ -82,7 +82,7 @@ def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting
     except (TypeError, ValueError):
         values = []
     # A fixed temperature may be 0; one that is learned, or whose logarithm is used, may not.
-    lowest = math.ulp(0.0) if learned or weighting == "log_alpha" else 0.0
+    lowest = th.finfo(th.float32).tiny if learned or weighting == "log_alpha" else 0.0
     if not values or not all(math.isfinite(value) and value >= lowest for value in values):
         raise ConfigurationError(
             f'ent_coef must be "auto", "auto_0.1" (any positive start), a number of at least 0 (above 0 with '

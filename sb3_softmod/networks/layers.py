@@ -68,9 +68,9 @@ class BatchedLinear(nn.Module):
         if own_axes == 0:
             out = F.linear(inputs, weight, bias)
         else:
-            product = _product_by_group if is_by_group() else _product
-            rows = inputs.flatten(0, own_axes - 1)
-            out = product(rows, weight.flatten(0, own_axes - 1), bias.flatten(0, -2).unsqueeze(-2))
+            rows, weight = inputs.flatten(0, own_axes - 1), weight.flatten(0, own_axes - 1)
+            bias = bias.flatten(0, -2).unsqueeze(-2)
+            out = _product_by_group(rows, weight, bias) if is_by_group() else th.baddbmm(bias, rows, weight.mT)
         if own_axes == 1 == len(self.batch_shape):  # the usual case: [E, B, out] is what the product gave
             return out
         out = out.view(*inputs.shape[:-1], *self.batch_shape[own_axes:], -1)
@@ -103,12 +103,8 @@ def is_by_group() -> bool:
     return not th.compiler.is_compiling() and _BY_GROUP.get()
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``[n, b, in]``, ``[n, out, in]`` and ``[n, 1, out]`` to ``[n, b, out]``."""
-    return th.baddbmm(bias, rows, weight.mT)
-
-
 def _product_by_group(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``[n, b, in]``, ``[n, out, in]`` and ``[n, 1, out]`` to ``[n, b, out]``."""
     if th.is_autocast_enabled(rows.device.type):  # which knows torch's own products only
         dtype = th.get_autocast_dtype(rows.device.type)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), bias.to(dtype)

@@ -161,11 +161,5 @@ class MultiTaskCritic(ContinuousCritic):
 
 
 def _constructor_parameters(module: MultiTaskActor | MultiTaskCritic) -> dict[str, Any]:
-    return dict(
-        observation_space=module.observation_space,
-        action_space=module.action_space,
-        num_tasks=module.num_tasks,
-        network_class=module.network_class,
-        network_kwargs=module.network_kwargs,
-        groups=module.groups,
-    )
+    names = ("observation_space", "action_space", "num_tasks", "network_class", "network_kwargs", "groups")
+    return {name: getattr(module, name) for name in names}

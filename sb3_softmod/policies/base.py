@@ -142,19 +142,9 @@ class MultiTaskSACPolicy(SACPolicy):
             return super().load(as_path(path), device)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return dict(
-            observation_space=self.observation_space,
-            action_space=self.action_space,
-            lr_schedule=self._dummy_schedule,  # not needed to act
-            num_tasks=self.num_tasks,
-            n_critics=self.n_critics,
-            optimizer_class=self.optimizer_class,
-            optimizer_kwargs=self.optimizer_kwargs,
-            critic_options=self.critic_options,
-            value_atoms=self.value_atoms,
-            groups=self.groups,
-            **self.network_kwargs,
-        )
+        names = ("observation_space", "action_space", "num_tasks", "n_critics", "optimizer_class", "optimizer_kwargs")
+        own = {name: getattr(self, name) for name in (*names, "critic_options", "value_atoms", "groups")}
+        return {**own, "lr_schedule": self._dummy_schedule, **self.network_kwargs}  # which is not needed to act
 
 
 def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:

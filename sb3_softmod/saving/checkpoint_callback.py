@@ -116,8 +116,8 @@ class CheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         # A signal in the last step, after which nobody asks any more. RL Zoo ends its first callback a second time,
         # when all is written and the folder closed.
-        in_last_step = self.model.num_timesteps >= self.model._total_timesteps
-        if self.ended_by and in_last_step and self._folder is not None:
+        # It does so too where the training never began, and there is no model yet.
+        if self.ended_by and self._folder is not None and self.model.num_timesteps >= self.model._total_timesteps:
             self.between_steps(self.locals["callback"])
 
     def between_steps(self, callback: BaseCallback) -> bool:

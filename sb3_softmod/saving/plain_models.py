@@ -76,7 +76,7 @@ def save_plain(model: Any, path: str | Path) -> None:
         **{name: getattr(model, name) for name in (*_attributes(type(model)), *COUNTS)},
         "largest_returns": None if model.reward_scale is None else model.reward_scale.largest_returns().tolist(),
         "loss_weighting_progress": None if model.learned_weights is None else model.learned_weights.progress(),
-        "learning_rate": float(model.lr_schedule(model._current_progress_remaining)),  # RL Zoo makes a schedule of any
+        "learning_rate": float(model.lr_schedule(1.0)),  # as a schedule begins: RL Zoo makes one of any number
     }
     for name, value in data.items():
         try:

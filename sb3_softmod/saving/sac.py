@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,21 +85,13 @@ class SavingSAC(SAC):
     _state_to_continue: dict[str, Any] | None  # what logger and callbacks take up when learn() begins
 
     @abstractmethod
-    def _update_learned_weights(self) -> None:
-        """Let ``learned_weights`` be those of ``loss_weighting`` and its options."""
-
-    @abstractmethod
     def _learning_progress(self) -> dict[str, Any]:
         """What a checkpoint holds of the learner, besides parameters, optimizers and replay buffer."""
 
-    @abstractmethod
-    def _set_learning_progress(self, progress: Mapping[str, Any]) -> None:
-        """Take over what another model's :meth:`_learning_progress` gave."""
-
     @property
-    @abstractmethod
     def surgery_state(self) -> Mapping[str, Any]:
         """What the aggregators of the gradients remember; empty where they remember nothing."""
+        return self._surgery_to_continue if self._surgery is None else self._surgery.state()
 
     def check_updates(self) -> None:
         """Look whether all updates so far were finite; waits for a GPU, which is otherwise asked every 100 updates.
@@ -112,6 +105,11 @@ class SavingSAC(SAC):
                 self._gradient_step.finite.check()
             finally:
                 self.nonfinite_updates = self._gradient_step.finite.dropped
+
+    def _forget_gradient_step(self) -> None:
+        """Let the next one be made anew, after a look at the updates of this one."""
+        self.check_updates()
+        self._gradient_step = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy.deepcopy``: a model that learns on by itself, without log files and checkpoints."""
@@ -141,8 +139,10 @@ class SavingSAC(SAC):
             given, _ = saved_weights(given, device)
         own = {name: recursive_getattr(self, name) for name in self._get_torch_save_params()[0]}
         check_parameters(own, given, exact_match)
+        if given is load_path_or_dict:
+            given = deepcopy(given)  # torch's optimizers keep the tensors that they are given: two would share theirs
         super().set_parameters(given, exact_match, device)
-        self._gradient_step = None  # the optimizers have the settings of the file
+        self._forget_gradient_step()  # the optimizers have the settings of the file
 
     def save(
         self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None

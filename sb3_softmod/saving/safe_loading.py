@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from sb3_softmod.saving.plain_models import (
     space_from_plain,
     task_names_of_file,
 )
+
+#: Below it nothing would be learned.
+_NO_RATE = 1e-7
 
 
 def load_safely(
@@ -74,6 +78,12 @@ def load_safely(
     if "learning_rate" not in {**plain, **kwargs} and "actor.optimizer" in parameters:  # a schedule, which is pickled
         model.learning_rate = float(parameters["actor.optimizer"]["param_groups"][0]["lr"])
         model._setup_lr_schedule()
+        if model.learning_rate < _NO_RATE:
+            warnings.warn(
+                f"The learning rate in {path} had come down to {model.learning_rate:g} by a schedule, which is pickled "
+                "and not read: pass learning_rate to go on learning.",
+                stacklevel=4,
+            )
     return model
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softmod.common.checks import require_number
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.files import as_path, check_writable, replacing
+from sb3_softmod.common.files import as_path, check_writable, write_text
 from sb3_softmod.saving.sac import SavingSAC
 from sb3_softmod.saving.training_state import callbacks_of
 
@@ -93,8 +93,7 @@ class TimedSnapshots(BaseCallback):
         self.model.save(self.path / snapshot_name(minutes))
         steps = {"env_steps": self.num_timesteps, "gradient_steps": self.model._n_updates}
         self.snapshots.append({"minutes": minutes, "seconds": round(seconds, 1), **steps})
-        with replacing(self.path / SNAPSHOTS) as draft:
-            draft.write_text(json.dumps(self.snapshots, indent=1) + "\n")
+        write_text(self.path / SNAPSHOTS, json.dumps(self.snapshots, indent=1) + "\n")
         if self.verbose >= 1:
             print(f"After {minutes:g} minutes: {self.path / snapshot_name(minutes)}, step {self.num_timesteps:,}")
 

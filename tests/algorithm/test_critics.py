@@ -200,3 +200,26 @@ def test_a_file_keeps_its_kind_of_critic(tmp_path: Path) -> None:
             MultiTaskSAC.load(tmp_path / name, **options)
     loaded = MultiTaskSAC.load(tmp_path / "categorical", critic="hl_gauss", critic_target="mean", policy_delay=2)
     assert (loaded.critic_kind, loaded.critic_target_kind, loaded.policy_delay) == ("hl_gauss", "mean", 2)
+
+
+def test_attributes_that_change_meanwhile() -> None:
+    """The kind of target counts from the next gradient step on; atoms stay where they are."""
+    models = [make_model(**{**CATEGORICAL, "critic": kind}) for kind in ("categorical", "hl_gauss")]
+    for model in models:
+        model.learn(20 * M)
+    changed, other = models
+    changed.set_parameters(other.get_parameters())
+    assert changed.log_ent_coef is not None
+    assert other.log_ent_coef is not None
+    changed.log_ent_coef.data.copy_(other.log_ent_coef)
+    changed.critic_kind = "hl_gauss"
+    for model in models:
+        model.replay_buffer = other.replay_buffer
+        th.manual_seed(0)
+        np.random.seed(0)
+        model.train(1, 8 * M)
+    for one, expected in zip(changed.critic.parameters(), other.critic.parameters(), strict=True):
+        th.testing.assert_close(one, expected, rtol=0, atol=0)
+    changed.v_max = 6.0
+    with pytest.raises(ConfigurationError, match=r"'v_max': 6.0}: leave critic, num_atoms, v_min and v_max out"):
+        changed.train(1, 8 * M)

@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, SoftModSAC, TaskEnv
+from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, SoftModSAC, TaskEnv
 from sb3_softmod.learner.loss_weights import loss_weights
 from sb3_softmod.policies import SoftModularExtractor
 
@@ -372,6 +372,17 @@ def test_set_env(tmp_path: Path) -> None:
     model.set_env(make_point_mass_env(M))
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps == 300
+    kept, reverse = model.env, [f"corner-{i}" for i in reversed(range(M))]
+    with pytest.raises(ConfigurationError, match="in another order than the env has them: pass corner-0, corner-1"):
+        model.set_env(DummyVecEnv([partial(TaskEnv, PointMass(i), i, reverse) for i in range(M)]))
+    assert model.env is kept
+
+
+def test_an_env_before_the_training_keeps_its_settings() -> None:
+    model = SoftModSAC("SoftModPolicy", MultiTaskVecNormalize(make_point_mass_env(M)), policy_kwargs=SMALL)
+    new = MultiTaskVecNormalize(make_point_mass_env(M), norm_reward=False, obs_statistics="per-task")
+    model.set_env(new)
+    assert (new.norm_reward, new.obs_statistics) == (False, "per-task")
 
 
 class Interrupt(BaseCallback):

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from point_mass import PointMass
 from worker_envs import Nested, short
 
@@ -217,6 +218,15 @@ def test_an_id_that_a_function_asks_for_is_known_to_workers() -> None:
     env = make_multitask_env({"ours": make}, n_workers=1)
     env.reset()
     assert env.step(np.zeros((1, 2)))[1].tolist() == [7]
+    env.close()
+
+
+def test_an_env_of_the_script_that_a_function_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered by its place in the script, which workers do not run."""
+    monkeypatch.setattr(sys.modules["__main__"], "OfTheScript", PointMass, raising=False)
+    monkeypatch.setitem(gym.registry, "OfTheScript-v0", EnvSpec("OfTheScript-v0", entry_point="__main__:OfTheScript"))
+    env = make_multitask_env({"ours": lambda: gym.make("OfTheScript-v0", goal=1)}, n_workers=1, max_episode_steps=5)
+    assert env.reset().shape == (1, 2 + 1)
     env.close()
 
 

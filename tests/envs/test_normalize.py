@@ -48,6 +48,17 @@ def play(env: Any, steps: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarr
     return [env.step(rng.uniform(-1, 1, (env.num_envs, 2))) for _ in range(steps)]
 
 
+def test_the_last_state_of_an_episode_is_stored_as_it_was() -> None:
+    """SB3 makes it of the normalised one, which therefore is not clipped."""
+    raw = play(make_env(), 20)
+    env = MultiTaskVecNormalize(make_env(), clip_obs=0.1)
+    normalised = play(env, 20)
+    assert np.abs(normalised[-2][0][:, :2]).max() == np.float32(0.1)
+    for one, other in zip(normalised[-1][3], raw[-1][3], strict=True):
+        back = env.unnormalize_obs(one["terminal_observation"])
+        np.testing.assert_allclose(back, other["terminal_observation"], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
 def test_statistics_are_those_of_the_data(obs_statistics: Any) -> None:
     env = MultiTaskVecNormalize(make_env(), obs_statistics=obs_statistics, gamma=0.9)

@@ -49,6 +49,17 @@ def test_targets_follow_by_tau() -> None:
         th.testing.assert_close(target, old + 0.25 * (critic - old), rtol=0, atol=1e-6)
 
 
+def test_targets_move_in_one_of_so_many_gradient_steps() -> None:
+    """Counted over the training, not anew in each of its calls as in SB3."""
+    model = make_model(target_update_interval=3)
+    moved = []
+    for _ in range(5):
+        before = [p.clone() for p in model.critic_target.parameters()]
+        model.train(1, 8 * M)
+        moved.append(any((p != b).any() for p, b in zip(model.critic_target.parameters(), before, strict=True)))
+    assert moved == [True, False, False, True, False]
+
+
 def test_the_critics_take_gradients_again_after_judging_the_actor() -> None:
     model = make_model()
     frozen = model.critic.network.task_encoder.bias.requires_grad_(False)  # type: ignore[union-attr]

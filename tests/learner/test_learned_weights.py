@@ -420,6 +420,7 @@ class SilentPolicy(MultiTaskSACPolicy):
         ("gradnorm", dict(policy="MlpPolicy", policy_kwargs={}), "needs a policy of this package, not SACPolicy"),
         ("gradnorm", dict(policy=SilentPolicy), "SilentNetwork does not say which that is: give it the property"),
         ("gradnorm", dict(replay_buffer_class=ReplayBuffer), "needs the balanced batches of MultiTaskReplayBuffer"),
+        ("famo", dict(replay_buffer_class=ReplayBuffer), "needs the balanced batches of MultiTaskReplayBuffer"),
         ("famo", dict(loss_weighting_kwargs=dict(weightdecay=1)), "no option 'weightdecay': did you mean 'weight_dec"),
         ("famo", dict(loss_weighting_kwargs=dict(weight_decay=-1)), "weight_decay of loss_weighting_kwargs must be at"),
         ("famo", dict(loss_weighting_kwargs=dict(learning_rate=0)), "learning_rate of loss_weighting_kwargs must be p"),

@@ -27,6 +27,7 @@ from sb3_softmod import (
 from sb3_softmod.envs.normalize import plain_statistics
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.saving.models import saved_facts
+from sb3_softmod.saving.plain_models import save_plain
 
 M = 3
 SMALL: dict[str, Any] = dict(batch_size=2 * M, learning_starts=2 * M, buffer_size=300, seed=0)
@@ -154,6 +155,17 @@ def test_a_learning_rate_that_is_pickled_goes_on(tmp_path: Path) -> None:
     assert loaded.lr_schedule(1.0) == pytest.approx(0.01)
     loaded.learn(5 * M, reset_num_timesteps=False)
     assert loaded.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_learning_rate_that_came_down_to_nothing(tmp_path: Path) -> None:
+    env = make_point_mass_env(M)
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4]), **SMALL)
+    model = MultiTaskSAC("MTMlpPolicy", env, learning_rate=lambda left: 1e-9 + 0.01 * (left > 0.5), **kwargs)
+    model.learn(20 * M).save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="had come down to 1e-09 by a schedule.* pass learning_rate to go on"):
+        MultiTaskSAC.load(tmp_path / "model", env, safe=True, policy="MTMlpPolicy")
+    save_plain(model, tmp_path / "plain.zip")
+    assert MultiTaskSAC.load(tmp_path / "plain.zip", env).learning_rate == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
