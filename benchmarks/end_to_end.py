@@ -158,7 +158,7 @@ def main() -> None:
     print(f"{args.rounds} rounds of {args.seconds} s, {machine}")
     rows = [row for case in args.cases for row in compare(case, args)]
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
 
 

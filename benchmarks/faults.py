@@ -294,7 +294,7 @@ def main() -> int:
             print(f"{name:14}{row.what:64} {row.value!s:>10}   {row.wanted}{'' if row.ok else '   NOT SO'}", flush=True)
         ok &= all(row.ok for row in rows)
         results[name] = dict(seconds=round(seconds, 1), quick=args.quick, rows=[row._asdict() for row in rows])
-    args.out.parent.mkdir(exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1))
     return 0 if ok else 1
 

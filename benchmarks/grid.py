@@ -86,7 +86,7 @@ def main() -> None:
     print(f"plain {statistics.median(plain):.1f} s, Ray {statistics.median(with_ray):.1f} s")
     print(f"overhead {median:.1f} % ({least:.1f} to {most:.1f})")
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         found = dict(side_by_side=side_by_side, plain=plain, ray=with_ray)
         args.out.write_text(
             json.dumps(dict(machine=machine, note=args.note, steps=args.steps, runs=runs, **found), indent=1)

@@ -210,7 +210,7 @@ def main() -> None:
     for batch_size in (size // NUM_TASKS * NUM_TASKS for size in args.batch_sizes):
         rows += compare(args, options, batch_size)
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(machine=machine, torch=th.__version__, rows=rows), indent=1))
 
 

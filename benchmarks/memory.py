@@ -21,31 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from methods import NUM_TASKS, Shapes
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softmod import MultiTaskReplayBuffer, MultiTaskVecNormalize, make_multitask_env
 from sb3_softmod.runs.parameters import ACTION_DIM, OBSERVATION_DIM
 
-NUM_TASKS = (10, 50)
 SAMPLES_A_TASK = 128
 HORIZON = 200
 OURS, SB3_64, SB3_32 = "MultiTaskReplayBuffer", "SB3, float64", "SB3, float32"
 TIMES = ("add", "batch", "normalised")
-
-
-class Shapes(gym.Env[np.ndarray, np.ndarray]):
-    """Meta-World's spaces without its simulator; never stepped."""
-
-    observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float32)
-    action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
-
-    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.zeros(OBSERVATION_DIM, np.float32), {}
 
 
 def make_buffers(num_tasks: int, transitions: int, device: str) -> dict[str, ReplayBuffer]:
@@ -155,7 +144,7 @@ def main() -> None:
             print(f"{num_tasks:>5} {name:22}{row['bytes']:>8.1f}" + "".join(f"{cell:>20}" for cell in cells))
         results[num_tasks] = found
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         settings = dict(machine=machine, transitions=args.transitions, samples_a_task=SAMPLES_A_TASK, horizon=HORIZON)
         args.out.write_text(json.dumps(dict(**settings, tasks=results), indent=1))
 

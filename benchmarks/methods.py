@@ -140,7 +140,7 @@ def main() -> None:
         last = f"{1e3 * statistics.median(other):.1f} ms"
         print(f"{METHODS[name].title:34}{spread:>28}{last:>12}{row['relative']:>10.2f}{row['growth']:>8.2f}")
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, methods=rows), indent=1))
 
 

@@ -4,8 +4,8 @@
 
 Four point masses whose goals exclude each other (``tests/helpers/point_mass.py``), networks of width 32, one thread of
 torch. Success is that of 50 episodes a task on other initial positions. Times are those of the processor, not of the
-clock, so that they count on a busy machine too. Written to ``benchmarks/results/parts.json``, and from there into the
-pages of the documentation.
+clock, so that they count on a busy machine too. ``--write`` puts them into ``benchmarks/results/parts.json``, and from
+there into the pages of the documentation.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from point_mass import make_point_mass_env
 
 from sb3_softmod import CheckpointCallback, MultiTaskSAC, SoftModSAC, TimedSnapshots
 from sb3_softmod.evaluation import MultiTaskEvalCallback, evaluate_tasks
+from sb3_softmod.evaluation.result import percent
 from sb3_softmod.methods import Method
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.routing.snapshots import RoutingSnapshotCallback
@@ -115,7 +116,7 @@ def cost(name: str, steps: int, rounds: int = 3) -> dict[str, Any]:
 
 
 def percents(rates: list[float]) -> str:
-    return ", ".join(f"{100 * rate:.0f}" for rate in rates)
+    return ", ".join(percent(rate).removesuffix(" %") for rate in rates)
 
 
 def sentences(results: dict[str, Any]) -> dict[str, str]:

@@ -123,7 +123,7 @@ def main() -> None:
         for row in compare(network, batch_size, args)
     ]
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         versions = dict(torch=th.__version__, jax=jax.__version__)
         args.out.write_text(json.dumps(dict(machine=machine, **versions, rows=rows), indent=1) + "\n")
 

@@ -3,7 +3,8 @@
     python benchmarks/precision.py [--seeds 0 1 2] [--threads 1] [--only pendulum metaworld]
 
 "pendulum": three pendulums of different gravity as three tasks, by their mean return. "metaworld": reach-v3 with random
-goals, by success. Both are evaluated on envs of their own while they learn. Writes the numbers and docs/precision.png.
+goals, by success. Both are evaluated on envs of their own while they learn. With ``--out`` the numbers are
+written, with ``--figure`` the curves are drawn.
 """
 
 from __future__ import annotations
@@ -114,9 +115,10 @@ def main() -> None:
             {precision: f"{statistics.mean(v):.2f} ({min(v):.2f} - {max(v):.2f})" for precision, v in last.items()},
         )
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(threads=args.threads, torch=th.__version__, rows=rows), indent=1))
     if args.figure:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
         draw(rows).savefig(args.figure, dpi=130)
 
 

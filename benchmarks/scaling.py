@@ -82,7 +82,7 @@ def main() -> None:
         ]
         print(f"{method:20}{num_tasks:>6}{spreads[0]:>30}{growth:>8.2f}{spreads[1]:>30}")
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, rows=rows), indent=1))
 
 

@@ -197,7 +197,7 @@ def main() -> None:
                 f"{row['ratio_to_dummy']:8.2f} {row['share_of_floor']:9.0%} {row['pss_gb']:7.2f} {row['start_s']:8.1f}"
             )
     if args.out:
-        args.out.parent.mkdir(exist_ok=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(out, indent=1))
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,18 +76,14 @@ def _parser(complete: bool) -> Parser:
     demo.add_argument("--episodes", type=int, default=50, help="evaluation episodes of each task")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
 
-    for name, run, module, does in (
-        ("train", _train, "zoo.train", "train a method on a set of tasks, with RL Zoo"),
-        ("adapt", _adapt, "zoo.adapt", "let a trained policy learn new tasks; the old ones stay as they are"),
-        (
-            "grid",
-            _grid,
-            "grid.command",
-            "train methods x task sets x seeds side by side, on this machine or on a Ray cluster",
-        ),
-        ("enjoy", _enjoy, "zoo.enjoy", "play a trained policy, print success and return of each task, write a video"),
+    for name, module, does in (
+        ("train", "zoo.train", "train a method on a set of tasks, with RL Zoo"),
+        ("adapt", "zoo.adapt", "let a trained policy learn new tasks; the old ones stay as they are"),
+        ("grid", "grid.command", "train methods x task sets x seeds side by side, on this machine or on a Ray cluster"),
+        ("enjoy", "zoo.enjoy", "play a trained policy, print success and return of each task, write a video"),
     ):
         parents = _options_of(module) if complete else []  # else their modules read the arguments
+        run = partial(_pass_on, name, module)
         command = _command(commands, name, run, does, add_help=False, parents=parents)
         command.set_defaults(passes_on=True)
 
@@ -135,7 +132,7 @@ def _parser(complete: bool) -> Parser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "evaluate the policies of runs, for the tables")
     evaluate.add_argument("runs", type=Path, nargs="+", help="run folders, for instance logs/mt_sac/MT3_1")
-    protocols = "metaworld (each of 50 goals once, up to 500 steps) or paper (100 episodes, random goals)"
+    protocols = "metaworld (each of 50 goals once, up to 500 steps) or paper (100 episodes, envs as in the training)"
     evaluate.add_argument("--protocol", help=protocols)
     evaluate.add_argument("--episodes", type=int, help="of each task (default: the protocol's, or 50)")
     evaluate.add_argument("--seed", type=int, help="of the goals (default: that of the training: the same goals)")
@@ -200,32 +197,12 @@ def _demo(args: argparse.Namespace) -> None:
     run_demo(args.out, vector_steps=args.steps, n_eval_episodes=args.episodes, seed=args.seed)
 
 
-def _train(arguments: Sequence[str]) -> None:
-    from sb3_softmod.learner.acceleration import keep_memory
-    from sb3_softmod.zoo.train import train
+def _pass_on(name: str, module: str, arguments: Sequence[str]) -> None:
+    if name in ("train", "adapt"):
+        from sb3_softmod.learner.acceleration import keep_memory
 
-    keep_memory()
-    train(arguments)
-
-
-def _adapt(arguments: Sequence[str]) -> None:
-    from sb3_softmod.learner.acceleration import keep_memory
-    from sb3_softmod.zoo.adapt import adapt
-
-    keep_memory()
-    adapt(arguments)
-
-
-def _grid(arguments: Sequence[str]) -> None:
-    from sb3_softmod.grid.command import grid
-
-    grid(arguments)
-
-
-def _enjoy(arguments: Sequence[str]) -> None:
-    from sb3_softmod.zoo.enjoy import enjoy
-
-    enjoy(arguments)
+        keep_memory()
+    getattr(import_module(f"sb3_softmod.{module}"), name)(arguments)
 
 
 def _table_params(args: argparse.Namespace) -> None:

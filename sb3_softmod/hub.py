@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.common.files import as_path, check_folder, make_folder, read_text, replacing
+from sb3_softmod.common.files import as_path, check_folder, make_folder, read_text, replacing, write_text
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
 from sb3_softmod.evaluation.result import TaskEvaluation, interval, mean_over_tasks, percent
 from sb3_softmod.evaluation.video import record_episodes
@@ -67,10 +67,10 @@ def write_hub_folder(folder: str | Path, out: str | Path, *, best: bool = False,
     found.to_json(out / "results.json")
     facts = {key: run.manifest[key] for key in _TOLD if key in run.manifest}
     files = [out / f"{name}.zip", out / "results.json"]
-    files.append(_write(out / "config.json", json.dumps(facts, indent=1) + "\n"))
+    files.append(write_text(out / "config.json", json.dumps(facts, indent=1) + "\n"))
     hyperparameters = run.folder / run.benchmark / "config.yml"
     if hyperparameters.exists():
-        files.append(_write(out / "config.yml", read_text(hyperparameters)))
+        files.append(write_text(out / "config.yml", read_text(hyperparameters)))
     if video:
         options = {**env_options(run), "seed": run.goals_seed, "render_mode": "rgb_array"}
         with closing(make_evaluation_env(model, run.benchmark, options=options)) as env:
@@ -78,7 +78,7 @@ def write_hub_folder(folder: str | Path, out: str | Path, *, best: bool = False,
         with replacing(out / "replay.mp4") as draft:
             draft.write_bytes(films[0].read_bytes())
         files += [*films, out / "replay.mp4"]
-    files.append(_write(out / "README.md", _card(hub, run, name, found, best=best, films=video)))
+    files.append(write_text(out / "README.md", _card(hub, run, name, found, best=best, films=video)))
     return files
 
 
@@ -114,12 +114,6 @@ def _huggingface() -> Any:
     except ImportError as error:
         raise ConfigurationError("The hub needs huggingface_hub: pip install 'sb3-softmod[hub]'.") from error
     return huggingface_hub
-
-
-def _write(path: Path, text: str) -> Path:
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-    return path
 
 
 def _card(hub: Any, run: Run, name: str, found: TaskEvaluation, *, best: bool, films: bool) -> str:

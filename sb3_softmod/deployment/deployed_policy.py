@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
@@ -43,7 +42,6 @@ class DeployedPolicy(nn.Module):
         assert isinstance(space, spaces.Box)
         self.width = policy.observation_space.shape[0] - num_tasks  # type: ignore[index]
         self.num_tasks = num_tasks
-        self.action_dim = get_action_dim(space)
         self.register_buffer("low", th.as_tensor(space.low.ravel(), dtype=th.float32))
         self.register_buffer("high", th.as_tensor(space.high.ravel(), dtype=th.float32))
         self.normalizes = statistics is not None and bool(statistics["norm_obs"])

@@ -203,7 +203,8 @@ class MultiTaskEvalCallback(EvalCallback):
         """
         reports = np.isfinite(found.success_rate)
         if self._reported is None:
-            self._reported = np.zeros_like(reports)
+            # A checkpoint of an earlier version does not say what was reported before it.
+            self._reported = reports.copy() if self.num_evaluations else np.zeros_like(reports)
         if self.num_evaluations and (reports & ~self._reported).any():
             self._best, self._error_of_best, self.best_success_rate = _NOTHING_YET, 0.0, -np.inf
         self._reported |= reports

@@ -18,7 +18,7 @@ from sb3_softmod.common.task_observation import num_tasks_of, task_ids, task_nam
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
 from sb3_softmod.envs.make import make_task_set_env
-from sb3_softmod.envs.metaworld import MAX_HORIZON, Goals, resolve_task_names
+from sb3_softmod.envs.metaworld import MAX_HORIZON, NUM_GOALS, Goals, resolve_task_names
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.some_tasks import SomeTasks
@@ -35,7 +35,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 Protocol = Literal["metaworld", "paper"]
 
 #: How often each env may go through all of its tasks without coming to one whose episodes are still to be played.
-_ROUNDS = 20
+_ROUNDS = 200
 
 #: Steps after which an episode counts as one that never ends.
 _ENDLESS = 100_000
@@ -148,6 +148,8 @@ def make_evaluation_env(
     if known and list(names) != list(known) and not of_some:
         raise ConfigurationError(f"The model knows the tasks {', '.join(known)}, in this order, not {tasks}.")
     copies = max(1, min(most_copies, _ENVS // len(names)))
+    if most_copies > NUM_GOALS and (options or {}).get("goals") == "each-once":  # as many rounds of each goal
+        copies = max(number for number in range(1, copies + 1) if NUM_GOALS % number == 0)
     env: VecEnv = make_task_set_env(task_set, copies * len(names), options=options or {}, n_workers=n_workers)
     if of_some:
         env = SomeTasks(env, known)  # type: ignore[arg-type]

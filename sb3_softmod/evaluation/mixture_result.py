@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from sb3_softmod.common.files import replacing
+from sb3_softmod.common.files import write_text
 from sb3_softmod.evaluation.result import interval, number, percent, wilson_interval, without_nan
 
 if TYPE_CHECKING:
@@ -100,13 +102,14 @@ class MixtureSearch:
         content = {"mixture": self.mixture, **dataclasses.asdict(self)}
         text = json.dumps(without_nan(content), indent=1)
         if path is not None:
-            with replacing(path) as draft:
-                draft.write_text(text + "\n")
+            write_text(path, text + "\n")
         return text
 
     def table(self) -> Table:
         """In the fresh episodes the best and what it is compared with; below, the ten best in those of the search."""
-        table = Table(title=f"{self.task} by mixtures of other tasks", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=escape(f"{self.task} by mixtures of other tasks"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         table.add_column("episodes", no_wrap=True)
         for column in ("success", "95 % interval", "return"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -118,7 +121,7 @@ class MixtureSearch:
         ):
             for each in rows:
                 bounds = interval(wilson_interval(each.success_rate, episodes))
-                title = f"best: {each.title}" if each is self.best else each.title
+                title = Text(f"best: {each.title}" if each is self.best else each.title)
                 table.add_row(f"{episodes}{kind}", percent(each.success_rate), bounds, number(each.mean_return), title)
             table.add_section()
         return table

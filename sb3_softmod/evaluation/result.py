@@ -16,9 +16,10 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sb3_softmod.common.errors import FileError
-from sb3_softmod.common.files import read_json, replacing
+from sb3_softmod.common.files import read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,7 @@ class TaskEvaluation:
         }
         text = json.dumps(without_nan(content), indent=1)
         if path is not None:
-            with replacing(path) as draft:
-                draft.write_text(text + "\n")
+            write_text(path, text + "\n")
         return text
 
     @classmethod
@@ -148,7 +148,7 @@ class TaskEvaluation:
         rows = list(zip(self.task_names, *columns, map(interval, self.success_interval), strict=True))
         rows.append(("mean", *map(mean_over_tasks, columns), ""))
         for name, success, at_end, mean_return, length, bounds in rows:
-            table.add_row(name, percent(success), bounds, percent(at_end), number(mean_return), number(length))
+            table.add_row(Text(name), percent(success), bounds, percent(at_end), number(mean_return), number(length))
         return table
 
     def _repr_html_(self) -> str:

@@ -100,7 +100,10 @@ class Carrier:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 while file.tell() < size:
-                    file.write(ray.get(self._files.read.remote(self._home, name, file.tell())))
+                    piece = ray.get(self._files.read.remote(self._home, name, file.tell()))
+                    if not piece:  # it became shorter meanwhile
+                        break
+                    file.write(piece)
         self._brought = dict(self._stamps())
         self._next = time.monotonic() + BRING_EVERY
         return True

@@ -37,7 +37,7 @@ class Resources:
 
     def arguments(self) -> list[str]:
         """Of ``train``; they leave its numbers as they are."""
-        stepping = [] if self.workers else ["--vec-env", "dummy"]
+        stepping = ["--vec-env", "subproc" if self.workers else "dummy"]
         device = "cuda" if self.gpus else "cpu"
         return ["--num-threads", str(self.threads - self.workers), "--device", device, *stepping]
 
@@ -94,11 +94,12 @@ class Cell:
         """What makes it another run than any other: method, tasks, seed, budget and settings, whatever file they came
         from; not what leaves the numbers as they are, such as threads and devices."""
         settings = self.settings
+        minutes = settings.minutes if len(settings.minutes) > 1 else sum(settings.minutes)
         return {
             "method": self.method,
             "task_set": settings.task_set,
             "seed": self.seed,
-            "budget": {"env_steps": settings.steps} if settings.minutes is None else {"minutes": settings.minutes},
+            "budget": {"minutes": minutes} if minutes else {"env_steps": settings.steps},
             "hyperparams": settings.hyperparams,
             "options": settings.options,
         }
@@ -120,7 +121,7 @@ class Cell:
         return self.root / self.name
 
     def arguments(self) -> list[str]:
-        """Of ``train``, but for the folders, see :func:`.in_folder`."""
+        """Of ``train``, but for the folders, see :func:`.next_arguments`."""
         track = ["--wandb-group", self.group] if "--track" in self.options else []
         of_cell = ["--algo", self.method, "--env", self.settings.task_set, "--seed", str(self.seed)]
         return [*of_cell, *self.resources.arguments(), *track, *self.options]

@@ -7,10 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sb3_softmod.common.files import replacing
+from sb3_softmod.common.errors import FileError
+from sb3_softmod.common.files import write_text
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed
 from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished
@@ -43,7 +44,8 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
     """
     began = time.time()
     waiting = [cell for cell in cells if not is_finished(cell.folder)]
-    runner.check(waiting)
+    # What others train here has its memory already.
+    runner.check([cell for cell in waiting if not claimed(cell.folder)])
     for cell in waiting:
         _describe(cell)
     running: list[Cell] = []
@@ -88,16 +90,15 @@ def _describe(cell: Cell) -> None:
     """Write what a folder's name is the digest of, for people."""
     path = cell.folder / IDENTITY
     if not path.exists():
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(cell.identity, indent=1) + "\n")
+        write_text(path, json.dumps(cell.identity, indent=1) + "\n")
 
 
 def _give_up(end: Ended) -> str:
     """Write that a cell failed, and why."""
     why = end.why or f"its process said nothing; {end.outcome.name.lower()}"
     if not claimed(end.cell.folder):
-        with replacing(end.cell.folder / FAILURE) as draft:
-            draft.write_text(json.dumps({"at": time.time(), "why": why}) + "\n")
+        with suppress(FileError):  # a full disk, for one: the other runs go on
+            write_text(end.cell.folder / FAILURE, json.dumps({"at": time.time(), "why": why}) + "\n")
     return why
 
 

@@ -35,7 +35,7 @@ _OURS = {
     **dict.fromkeys(("--resume", "--wandb-group", "-P", "--progress"), "the grid itself"),
 }
 #: Options whose value may be the path of a file.
-_PATHS = ("-conf", "--conf-file", "-i", "--trained-agent")
+_PATHS = ("-conf", "--conf-file", "-i", "--trained-agent", "--storage")
 #: Names that stand for another option of train.
 _ALIASES = {"params": "--hyperparams"}
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}

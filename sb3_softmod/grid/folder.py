@@ -21,19 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sb3_softmod.common.errors import ConfigurationError, FileError
+from sb3_softmod.common.errors import CheckpointError, ConfigurationError, FileError
 from sb3_softmod.common.files import read_json
-from sb3_softmod.saving.checkpoints import has_checkpoint
+from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
 
 LOG, FAILURE, IDENTITY, QUEUED = "train.log", "failed.json", "cell.json", "queued"
 #: A line of the log that begins so stands above what one attempt said.
 ATTEMPT = "#### "
 _MANIFEST, _TENSORBOARD = "run.json", "tensorboard"
-
-
-def in_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``train`` with the folders of a cell."""
-    return [*arguments, "-f", str(folder), "-tb", str(folder / _TENSORBOARD)]
 
 
 def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[str]) -> list[str]:
@@ -45,7 +40,7 @@ def next_arguments(folder: Path, arguments: Sequence[str], resources: Sequence[s
     """
     run = run_of(folder)
     if run is None or not has_checkpoint(run):
-        return in_folder(folder, arguments)
+        return [*arguments, "-f", str(folder), "-tb", str(folder / _TENSORBOARD)]
     return ["--resume", str(run), *resources]
 
 
@@ -62,9 +57,11 @@ def is_finished(folder: Path) -> bool:
         return False
     with suppress(ConfigurationError):  # broken, or gone meanwhile
         manifest = read_json(run / _MANIFEST)
-        # Its checkpoints go when its last model is written: what is there before may be the model of a pause.
-        written = zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip") and not has_checkpoint(run)
-        return manifest.get("status") == "finished" and written
+        if not zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip"):
+            return False
+        # One whose last model is written and whose checkpoints are still there has some cleaning up to do.
+        ended = manifest.get("status") == "ended early"
+        return ended or (manifest.get("status") == "finished" and not has_checkpoint(run))
     return False
 
 
@@ -83,11 +80,21 @@ def clear_beginning(folder: Path, arguments: Sequence[str]) -> None:
         status = None
         with suppress(ConfigurationError):  # broken
             status = read_json(run / _MANIFEST).get("status")
-        if status == "finished":
+        if status in ("finished", "ended early"):
             raise FileError(f"{run} is finished, but its {task_set}.zip is missing: put it back, or remove the folder.")
         shutil.rmtree(run)
     if run_of(folder) is None:
         shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a process that no grid started, one of ``grid --commands``, trains in a cell."""
+    try:
+        for run in folder.glob(f"*/*/{_MANIFEST}"):
+            check_unlocked(run.parent)
+    except CheckpointError:
+        return True
+    return False
 
 
 def failure_of(folder: Path) -> Mapping[str, Any] | None:

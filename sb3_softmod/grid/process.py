@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING
 from sb3_softmod.common.errors import SoftModError
 from sb3_softmod.common.files import make_folder
 from sb3_softmod.grid.claims import Claim
-from sb3_softmod.grid.folder import ATTEMPT, FAILURE, LOG, QUEUED, clear_beginning, is_finished, next_arguments
+from sb3_softmod.grid.folder import (
+    ATTEMPT,
+    FAILURE,
+    LOG,
+    QUEUED,
+    clear_beginning,
+    is_finished,
+    is_written,
+    next_arguments,
+)
 
 if TYPE_CHECKING:
     from sb3_softmod.grid.cells import Cell
@@ -150,6 +159,8 @@ def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> 
 
     if is_finished(folder):
         return Outcome.FINISHED
+    if is_written(folder):
+        return Outcome.CLAIMED
     for said in (FAILURE, QUEUED):
         (folder / said).unlink(missing_ok=True)
     clear_beginning(folder, arguments)

@@ -52,14 +52,14 @@ def status_of(cell: Cell) -> CellStatus:
     steps, per_second, seconds = _progress(run) if run else (0, 0.0, 0.0)
     success = _success(run) if run else math.nan
     if is_finished(folder):
-        return CellStatus(DONE, cell.settings.steps if cell.settings.minutes is None else steps, 1.0, success)
+        return CellStatus(DONE, steps if cell.settings.minutes else cell.settings.steps, 1.0, success)
     left: float | None
-    if cell.settings.minutes is None:
+    if cell.settings.minutes:
+        planned = 60 * max(cell.settings.minutes)
+        fraction, left = min(seconds / planned, 1.0), planned - seconds
+    else:
         fraction = min(steps / cell.settings.steps, 1.0)
         left = (cell.settings.steps - steps) / per_second if per_second > 0 else None
-    else:
-        fraction = min(seconds / (60 * cell.settings.minutes), 1.0)
-        left = 60 * cell.settings.minutes - seconds
     failure = failure_of(folder)
     if claimed(folder) and not (folder / QUEUED).exists():
         return CellStatus(RUNNING, steps, fraction, success, left, owner_of(folder))

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.errors import ConfigurationError, SoftModError
-from sb3_softmod.common.files import as_path, check_file, replacing
+from sb3_softmod.common.files import as_path, check_file, write_text
 from sb3_softmod.evaluation.evaluate import make_evaluation_env
 from sb3_softmod.evaluation.result import TaskEvaluation, percent
 from sb3_softmod.report.charts import Style, chart, javascript, styles_of
@@ -122,9 +122,7 @@ def write_report(
         videos=attempt(lambda: _videos(run, model)) if video and model is not None else None,
         problems=list(dict.fromkeys(problems)),
     )
-    with replacing(out) as draft:
-        draft.write_text(text, encoding="utf-8")
-    return out, list(dict.fromkeys(problems))
+    return write_text(out, text), list(dict.fromkeys(problems))
 
 
 def _title(runs: Sequence[Run]) -> str:

@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.checks import require_number
-from sb3_softmod.common.errors import ConfigurationError, SoftModError
+from sb3_softmod.common.errors import ConfigurationError, FileError, SoftModError
 from sb3_softmod.common.files import check_file
 from sb3_softmod.evaluation.evaluate import PROTOCOLS, Protocol, evaluate_tasks
 from sb3_softmod.evaluation.result import TaskEvaluation
@@ -39,8 +39,9 @@ def load_model(
     else:
         path = run.folder / ("best_model.zip" if best else f"{run.benchmark}.zip")
     if not best and minutes is None and run.finished and has_checkpoint(run.folder):
+        command = "adapt" if "adapted_from" in run.manifest else "train"
         raise ConfigurationError(
-            f"{run.folder} was ended before its last model was written, which sb3-softmod train --resume {run.folder} "
+            f"{run.folder} was ended before all of it was written, which sb3-softmod {command} --resume {run.folder} "
             "does."
         )
     if not path.exists() and minutes is not None:
@@ -81,9 +82,9 @@ def evaluate_run(
     minutes: float | None = None,
     progress_bar: bool = False,
 ) -> TaskEvaluation:
-    """Evaluate the policy of a run on its tasks, with the rewards and, unless the protocol has one, the horizon of its
-    training, and write ``evaluation.json`` into its folder, which tables then read; for the policy after some minutes,
-    ``evaluation_15min.json``, which they do not.
+    """Evaluate the policy of a run on its tasks, with the rewards of its training, and its goals and horizon unless the
+    protocol has others, and write ``evaluation.json`` into its folder, which tables then read; for the policy after
+    some minutes, ``evaluation_15min.json``, which they do not.
 
     :param folder: of the run
     :param protocol: see :func:`.evaluate_tasks`
@@ -110,7 +111,10 @@ def evaluate_run(
     )
     found.settings["state_of_run"] = run.state
     found.settings["model"] = "best" if best else "last" if minutes is None else f"after {minutes:g} minutes"
-    found.to_json(out)
+    try:
+        found.to_json(out)
+    except FileError as error:  # such as a full disk, hours after check_file
+        raise FileError(f"{error} What would be in it:\n{found}") from error
     return found
 
 

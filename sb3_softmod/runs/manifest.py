@@ -16,7 +16,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_softmod.common.files import read_json, replacing
+from sb3_softmod.common.files import read_json, write_text
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 
 #: Of a processor, as Linux calls them.
@@ -61,7 +61,7 @@ class RunManifest:
     def finish(self, status: str, model: BaseAlgorithm, facts: dict[str, Any]) -> None:
         """Say how the run ended.
 
-        :param status: "finished", "stopped" or "failed"
+        :param status: "finished", "ended early" (by a callback), "stopped" (to go on later) or "failed"
         :param model: that has learned
         :param facts: results
         """
@@ -77,8 +77,7 @@ class RunManifest:
         self._write()
 
     def _write(self) -> None:
-        with replacing(self._path) as draft:  # somebody may read it while the run goes on
-            draft.write_text(json.dumps(self._content, indent=2, default=str) + "\n")
+        write_text(self._path, json.dumps(self._content, indent=2, default=str) + "\n")
 
 
 def _progress(model: BaseAlgorithm) -> dict[str, Any]:
@@ -103,11 +102,12 @@ def _parameters(model: BaseAlgorithm) -> dict[str, int]:
 
 
 def _hardware() -> dict[str, Any]:
+    flags = _cpuinfo("flags").split()
     out: dict[str, Any] = {
         "machine": platform.machine(),
         "system": platform.platform(),
-        "processor": _processor(),
-        "cpu_flags": _cpu_flags(),
+        "processor": _cpuinfo("model name") or platform.processor(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "torch_threads": th.get_num_threads(),
     }
@@ -116,16 +116,6 @@ def _hardware() -> dict[str, Any]:
     if th.cuda.is_available():
         out["gpus"] = [th.cuda.get_device_name(index) for index in range(th.cuda.device_count())]
     return out
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor()
-
-
-def _cpu_flags() -> list[str]:
-    """What the speed of matrix products depends on, as far as the processor has it; none where nobody tells."""
-    flags = _cpuinfo("flags").split()
-    return [flag for flag in _FLAGS if flag in flags]
 
 
 def _cpuinfo(key: str) -> str:
@@ -142,7 +132,7 @@ def _cpuinfo(key: str) -> str:
 def _packages() -> dict[str, str]:
     """The versions of all that is installed."""
     found = (distribution.metadata for distribution in importlib.metadata.distributions())
-    return dict(sorted((each["Name"], each["Version"]) for each in found))
+    return dict(sorted((each["Name"], each["Version"]) for each in found if each["Name"]))  # without what is broken
 
 
 def _git() -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ class Entry:
     :param scores: ``[seeds, tasks]``, of the finished runs
     :param episodes: of each task in the evaluations of the scores; the smallest, should they differ
     :param unfinished: environment steps of each run that did not reach its budget
+    :param unevaluated: how many finished runs have no score
     :param network: its options, as text
     """
 
@@ -43,6 +44,7 @@ class Entry:
     scores: np.ndarray
     episodes: int
     unfinished: tuple[int, ...]
+    unevaluated: int
     network: str
 
     @property
@@ -66,11 +68,13 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
     entries = []
     for group in map(one_a_seed, grouped(runs)):
         scored: dict[str | None, list[FinalScore]] = {}
-        unfinished = []
+        unfinished, unevaluated = [], 0
         for run in group:
             if run.finished and run.final is not None:
                 scored.setdefault(run.final.evaluation, []).append(run.final)
-            elif not run.finished:
+            elif run.finished:
+                unevaluated += 1
+            else:
                 unfinished.append(run.steps)
         for evaluation, finals in (scored or {None: []}).items():
             entries.append(
@@ -82,10 +86,11 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                     np.array([final.success for final in finals]),
                     min((final.episodes for final in finals), default=0),
                     tuple(unfinished),
+                    unevaluated,
                     ", ".join(f"{name} {value}" for name, value in group[0].manifest.get("network", {}).items()),
                 )
             )
-            unfinished = []  # said once
+            unfinished, unevaluated = [], 0  # said once
     return entries
 
 
@@ -155,7 +160,10 @@ def _score(entry: Entry, format: str) -> str:
         steps = ", ".join(f"{done:,}" for done in entry.unfinished)
         unit = "" if entry.setting.budget.minutes is None else " steps"
         parts.append(f"not finished: {steps}{unit} of {entry.setting.budget}")
-    return "; ".join(parts) or "not evaluated (sb3-softmod evaluate)"
+    if entry.unevaluated:
+        several = f"{entry.unevaluated} " if parts or entry.unevaluated > 1 else ""
+        parts.append(f"{several}not evaluated (sb3-softmod evaluate)")
+    return "; ".join(parts)
 
 
 def render(format: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -109,19 +110,24 @@ class Run:
         """What must be the same in all runs of a mean."""
         horizon, goals, version = (self.manifest.get(key) for key in ("horizon", "goals", "reward_version"))
         told = self.manifest.get("hyperparams")
-        if told is not None and (of_evaluations := self.manifest.get("eval_env_kwargs")):
+        of_evaluations = {k: value for k, value in (self.manifest.get("eval_env_kwargs") or {}).items() if k != "seed"}
+        if told is not None and of_evaluations:
             told = {**told, "eval_env_kwargs": str(of_evaluations)}
-        begins = "from scratch" if self.origin is None else "from a trained model"
-        return Setting(self.budget, horizon, goals, version, self.parameters, begins, flattened(told))
+        return Setting(self.budget, horizon, goals, version, self.parameters, self.begins, flattened(told))
+
+    @property
+    def begins(self) -> str:
+        """What it began from, in words; of one experiment each run may have a model of its own to begin from."""
+        if self.origin is None:
+            return "from scratch"
+        best = (self.manifest.get("adapted_from") or {}).get("model") == "best"
+        return "from the best model of a run" if best else "from a trained model"
 
     @property
     def origin(self) -> str | None:
-        """The trained model that it began from: of one experiment each run may have another."""
-        adapted_from = self.manifest.get("adapted_from") or {}
-        if "run" in adapted_from:
-            return f"{adapted_from['run']}, {adapted_from.get('model', 'last')} model"
-        continues = self.manifest.get("continues")
-        return None if continues is None else str(continues)
+        """The run or model that it began from, as one path however it was written; None from scratch."""
+        path = (self.manifest.get("adapted_from") or {}).get("run") or self.manifest.get("continues")
+        return None if path is None else os.path.realpath(str(path))
 
     @property
     def goals(self) -> str:
@@ -178,10 +184,13 @@ class Run:
         """How a policy of this run was evaluated, in words; the seed of the goals where it is not the training's."""
         if "during_training_at" in found.settings:
             return DURING_TRAINING
-        seed, protocol, model = (found.settings.get(name) for name in ("seed", "protocol", "model"))
+        seed, protocol, model, goals = (found.settings.get(name) for name in ("seed", "protocol", "model", "goals"))
+        # Meta-World's protocol has goals of its own.
+        others = protocol != "metaworld" and goals is not None and goals != self.manifest.get("goals", goals)
         parts = [
             f"{protocol} protocol" if protocol else "evaluated after training",
             *([f"the {model} model"] if model not in (None, "last") else []),
+            *([f"{goals} goals"] if others else []),
             *([f"goals of seed {seed}"] if self.manifest.get("goals") and seed not in (None, self.goals_seed) else []),
         ]
         return ", ".join(parts)
@@ -191,7 +200,8 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs of the same method, benchmark and setting; methods in the order of the registry, settings by budget."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.method, run.benchmark, run.setting), []).append(run)
+        # A set may have had other tasks in another version.
+        groups.setdefault((run.method, run.benchmark, run.setting, tuple(run.task_names)), []).append(run)
     places = {name: place for place, name in enumerate(METHODS)}
     order = sorted(groups, key=lambda group: (places.get(group[0], len(places)), group[0], group[1], str(group[2])))
     return [groups[group] for group in order]
@@ -240,10 +250,14 @@ def load_run(folder: str | Path) -> Run:
     path = folder / EVALUATIONS
     if path.exists():
         # Half-written rows: what stands before them counts.
-        with _opened(path) as file, suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError):
-            for row in csv.DictReader(file):
-                numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
-                evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers
+        half_written = suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError)
+        try:
+            with path.open(newline="", errors="replace") as file, half_written:
+                for row in csv.DictReader(file):
+                    numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
+                    evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers
+        except OSError as error:
+            raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
     # A half-written evaluation, of some of the tasks, does not count either.
     whole = {steps: found for steps, found in evaluations.items() if set(found) == set(tasks)}
     if path.exists() and not whole:
@@ -307,13 +321,17 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
 }
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    try:
-        with path.open(newline="", errors="replace") as file:
-            yield file
-    except OSError as error:
-        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
+def _folders(top: Path) -> Iterable[Path]:
+    """A folder and all below it, each once: what links lead to comes after what is there without them."""
+    places: dict[str, Path] = {}
+    waiting = deque([top])
+    while waiting:
+        # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
+        for place, names, _ in os.walk(waiting.popleft()):
+            if places.setdefault(os.path.realpath(place), Path(place)) != Path(place):
+                names.clear()
+            waiting += [Path(place, name) for name in names if os.path.islink(os.path.join(place, name))]
+    return places.values()
 
 
 def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
@@ -327,12 +345,7 @@ def find_runs(logs: str | Path) -> tuple[list[Run], list[str]]:
     if not os.path.isdir(logs):  # which, unlike pathlib, takes names of any length
         raise ConfigurationError(f"There is no folder {logs}.")
     runs, problems = [], []
-    # Not by rglob, which raises an error where a folder goes away meanwhile, as an old checkpoint does.
-    below = (Path(place) / name for place, names, _ in os.walk(logs, followlinks=True) for name in names)
-    places: dict[str, Path] = {}  # a link to a run that is there already is no second one
-    for folder in sorted([logs, *below], key=lambda folder: (folder.is_symlink(), folder)):
-        places.setdefault(os.path.realpath(folder), folder)
-    for folder in sorted(places.values()):
+    for folder in sorted(_folders(logs)):
         if not any((folder / mark).exists() for mark in (MANIFEST, EVALUATIONS, "evaluations.npz", "best_model.zip")):
             continue
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Setting(NamedTuple):
     :param goals: that it learned with
     :param reward_version: of Meta-World
     :param parameters: of actor and critics together
-    :param begins: "from scratch", or "from a trained model"
+    :param begins: "from scratch", or from what kind of model
     :param hyperparams: name and value of all others, see :func:`flattened`
     :param evaluation: how the score was found; None also for a run without one
     """
@@ -66,9 +67,12 @@ def flattened(hyperparams: Mapping[str, Any] | None) -> tuple[tuple[str, str], .
     """
     if hyperparams is None:
         return None
-    return tuple(
-        sorted((name, value) for name, value in _flat(hyperparams) if name.removeprefix("source.") not in _APART)
-    )
+    return tuple(sorted((name, value) for name, value in _flat(hyperparams) if not _is_apart(name)))
+
+
+def _is_apart(name: str) -> bool:
+    own = re.sub(r"^(source\.)+", "", name)  # of the run that was adapted, and of the one that that was adapted from
+    return own in _APART and not (own == "n_timesteps" != name)  # how long a source learned stands nowhere else
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
@@ -97,4 +101,9 @@ def differences(setting: Setting, settings: Iterable[Setting]) -> list[str]:
     own = dict(setting.hyperparams or ())
     names = sorted({name for each in known for name in each} if own else ())
     different = [name for name in names if len({each.get(name) for each in known}) > 1]
-    return [*texts, *(f"{name.rpartition('.')[2]} {own.get(name, 'by default')}" for name in different)]
+    return [*texts, *(f"{_short(name)} {own.get(name, 'by default')}" for name in different)]
+
+
+def _short(name: str) -> str:
+    of_source = "the source's " if name.startswith("source.") else ""
+    return of_source + name.rpartition(".")[2]

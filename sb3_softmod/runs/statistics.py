@@ -49,7 +49,7 @@ def aggregate(scores: np.ndarray) -> Aggregate:
     scores = _complete(scores)
     interval, enough = None, len(scores) >= ENOUGH_SEEDS
     if enough:
-        _, interval = _estimate(scores, lambda runs: metrics.aggregate_iqm(runs), REPETITIONS)
+        _, interval = _estimate(scores, metrics.aggregate_iqm, REPETITIONS)
     of_seeds = scores.mean(1)
     std = float(of_seeds.std()) if enough else None
     return Aggregate(float(of_seeds.mean()), std, float(metrics.aggregate_iqm(scores)), interval, len(scores))
@@ -111,7 +111,7 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, tup
     if min(map(len, pair)) < ENOUGH_SEEDS:
         return float(metrics.probability_of_improvement(*pair)), None
     # A repetition takes long: a rank test for each task.
-    return _estimate(pair, lambda *drawn: metrics.probability_of_improvement(*drawn), REPETITIONS // 10)
+    return _estimate(pair, metrics.probability_of_improvement, REPETITIONS // 10)
 
 
 def _estimate(

@@ -14,7 +14,7 @@ to the bit, and the envs are of the new tasks alone; with --tune all, the old ta
 they are dropped. The run is written to logs/METHOD/TASKS+NEW_1/, as sb3-softmod train writes it.
 
   sb3-softmod adapt logs/softmod_deep/MT3_1 --tasks coffee-button-v3 --tune routing -n 200000
-  sb3-softmod adapt --pretrained MT10 --tasks coffee-button-v3 drawer-open-v3 --tune all -n 200000
+  sb3-softmod adapt --pretrained MT10 --tasks coffee-button-v3 handle-press-v3 --tune all -n 200000
   sb3-softmod adapt --resume logs/softmod_deep/MT3+coffee-button-v3_1
 """
 
@@ -33,7 +33,7 @@ def options() -> Parser:
     parser.add_argument("--init", default="nearest", help="what new tasks begin as: nearest (default), mean or fresh")
     parser.add_argument("--drop-tasks", action="store_true", help="leave the old tasks behind")
     parser.add_argument("-n", "--n-timesteps", type=int, help="environment steps, over all tasks that are played")
-    parser.add_argument("--seed", type=int, default=0, help="of everything but the goals of the old tasks (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything but the goals (default: 0)")
     parser.add_argument("-f", "--log-folder", type=Path, default=Path("logs"), help="for the run (default: logs)")
     parser.add_argument(
         "--eval-freq",

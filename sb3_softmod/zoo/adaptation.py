@@ -22,7 +22,7 @@ from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
 from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError
-from sb3_softmod.common.files import check_folder, read_json, replacing
+from sb3_softmod.common.files import check_folder, read_json, write_text
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -301,5 +301,4 @@ def _new_folder(parent: Path, name: str) -> Path:
 def _write_config(folder: Path, facts: dict[str, Any]) -> None:
     """What ``sb3-softmod enjoy`` reads of a run."""
     path = folder / facts["task_set"] / "config.yml"
-    with replacing(path) as draft:
-        draft.write_text(yaml.safe_dump({"env_kwargs": {**facts["env_options"], **facts["env_kwargs"]}}))
+    write_text(path, yaml.safe_dump({"env_kwargs": {**facts["env_options"], **facts["env_kwargs"]}}))

@@ -152,7 +152,8 @@ def _is_number(text: str) -> bool:
 @contextmanager
 def unchanged(config: str) -> Iterator[None]:
     """Keep the hyperparameters of a Python module, which RL Zoo changes in place, for the next who reads them."""
-    hyperparams = getattr(import_module(config), "hyperparams", None) if _is_module(config) else None
+    is_file = config.endswith((".py", ".yml", ".yaml"))  # asking for a module train.yml would run train.py
+    hyperparams = None if is_file or not _is_module(config) else getattr(import_module(config), "hyperparams", None)
     before: Any = deepcopy(hyperparams)
     try:
         yield

@@ -38,7 +38,7 @@ from sb3_softmod.methods import METHODS, join_kwargs
 from sb3_softmod.policies import MultiTaskSACPolicy, policy_options
 from sb3_softmod.runs.manifest import RunManifest
 from sb3_softmod.runs.progress import ProgressFileCallback
-from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
+from sb3_softmod.saving.checkpoint_callback import CheckpointCallback, checkpoint_callbacks
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 from sb3_softmod.zoo import tuning
@@ -302,11 +302,12 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self._resumed_run is None:
-            model = super()._load_pretrained_agent(hyperparams, env)
-            if self.method is not None and model.policy_class is not self.method.policy_class:
+            policy_class = MultiTaskSAC.policy_aliases.get(hyperparams["policy"], hyperparams["policy"])
+            model = super()._load_pretrained_agent(hyperparams, env)  # which takes the policy out
+            if self.method is not None and model.policy_class is not policy_class:
                 raise ConfigurationError(
                     f"{self.trained_agent} holds a {model.policy_class.__name__}, and {self.algo} has the policy "
-                    f"{self.method.policy_class.__name__}: continue it with its own --algo."
+                    f"{policy_class.__name__}: continue it with its own --algo."
                 )
             return model
         algorithm = ALGOS[self.algo]
@@ -334,8 +335,11 @@ class MultiTaskExperimentManager(ExperimentManager):
         results: dict[str, Any] = {}
         try:
             super().learn(model)
+            super().save_trained_model(model)  # before run.json says that there is a last model
             self._finished = model.num_timesteps >= planned if self._snapshots is None else self._snapshots.finished
-            status = "finished" if self._finished else "stopped"
+            by_signal = any(each.ended_by for each in checkpoint_callbacks(list(self.callbacks)))
+            by_callback = isinstance(model, MultiTaskSAC) and not by_signal
+            status = "finished" if self._finished else "ended early" if by_callback else "stopped"
         except BaseException as error:
             results["error"] = f"{type(error).__name__}: {error}"
             raise
@@ -346,8 +350,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             manifest.finish(status, model, results)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
-        """RL Zoo's; the checkpoints of a run that is finished go then: nothing is left to resume."""
-        super().save_trained_model(model)
+        """Nothing more: it is saved. The checkpoints of a run that is finished go: nothing is left to resume."""
         if self._finished:
             shutil.rmtree(Path(self.save_path) / CHECKPOINTS, ignore_errors=True)
 

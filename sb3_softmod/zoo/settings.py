@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sb3_softmod.common.errors import ConfigurationError
@@ -25,16 +27,17 @@ class RunSettings:
     :param num_tasks: M
     :param num_envs: that are made: those to learn in, and those to evaluate in
     :param steps: environment steps over all tasks at which it ends
-    :param minutes: that it learns instead; None for a run that ends at ``steps``
+    :param minutes: after which it saves its model, and the last of which it learns to instead; none for a run that
+        ends at ``steps``
     :param hyperparams: completed, as they would be saved in ``config.yml``
-    :param options: the others that change what comes out
+    :param options: the others that change what comes out; of the model that it goes on from the checksum
     """
 
     task_set: str
     num_tasks: int
     num_envs: int
     steps: int
-    minutes: float | None
+    minutes: tuple[float, ...]
     hyperparams: dict[str, Any]
     options: dict[str, Any]
 
@@ -67,15 +70,17 @@ class _Probe(MultiTaskExperimentManager):
     def create_log_folder(self) -> None:
         if self.algo not in METHODS or self.optimize_hyperparameters:
             raise ConfigurationError("A run of a grid trains one of our methods; it does not --optimize.")
-        minutes = self.args.minutes
+        options = {name: vars(self.args)[name] for name in _OPTIONS}
+        if agent := options["trained_agent"]:
+            options["trained_agent"] = hashlib.sha256(Path(agent).read_bytes()).hexdigest()
         raise _FoundError(
             RunSettings(
                 task_set=self.task_set.name,
                 num_tasks=len(self.task_names),
                 num_envs=self.n_envs + (self.n_eval_envs if self.eval_freq > 0 else 0),
                 steps=int(self.n_timesteps),
-                minutes=max(minutes) if minutes else None,
+                minutes=tuple(self.args.minutes or ()),
                 hyperparams=self.told,
-                options={name: vars(self.args)[name] for name in _OPTIONS},
+                options=options,
             )
         )

@@ -201,13 +201,32 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
         if option.startswith("--resume"):
             if option == "--resume":
                 next(rest)
-        elif option in _RESUME_OPTIONS:
-            options += [option, *([next(rest, "")] if _RESUME_OPTIONS[option] else [])]
+        elif option.partition("=")[0] in _RESUME_OPTIONS:
+            takes_next = _RESUME_OPTIONS[option.partition("=")[0]] and "=" not in option
+            options += [option, *([next(rest, "")] if takes_next else [])]
         else:
             raise ConfigurationError(
                 f"--resume takes no {option}: a run goes on as it began. Only {', '.join(_RESUME_OPTIONS)} may follow."
             )
-    return [*before, "--seed", str(seed), *options]
+    return [*_placed(run, before), "--seed", str(seed), *options]
+
+
+def _placed(run: Path, arguments: Sequence[str]) -> list[str]:
+    """The command line of a run whose folder may have been moved since, without what it began from.
+
+    Logs for TensorBoard that were within the folder of the runs go with it.
+    """
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("-f", "--log-folder", default="logs")
+    known.add_argument("-tb", "--tensorboard-log")
+    known.add_argument("-i", "--trained-agent")
+    found, rest = known.parse_known_args(arguments)
+    logs, before = run.resolve().parent.parent, Path(found.log_folder)
+    if found.tensorboard_log:
+        board = Path(found.tensorboard_log)
+        board = logs / board.relative_to(before) if board.is_relative_to(before) else board
+        rest += ["-tb", str(board)]
+    return [*rest, "-f", str(logs)]
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:

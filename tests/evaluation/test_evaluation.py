@@ -189,6 +189,7 @@ def test_as_a_table_on_the_terminal_and_in_notebooks() -> None:
     assert "<caption>4 episodes a task</caption><tr><th>task</th><th>success</th>" in html
     assert "<tr><td>corner-1</td><td>0 %</td><td>0 % to 49 %</td>" in html
     assert html.count("<tr>") == 4  # header, tasks, mean
+    assert "push[left]" in str(TaskEvaluation(["push[left]"], [1], [1.0], [1.0], [0.0], [5.0]))
     hostile = TaskEvaluation(["<script>"], [1], [1.0], [1.0], [0.0], [5.0])
     assert "<script>" not in hostile._repr_html_()
     assert "<caption>1 episode a task<" in hostile._repr_html_()

@@ -82,13 +82,16 @@ def test_minutes(tmp_path: Path) -> None:
     path = write_grid(tmp_path, algos=["mt_sac"], seeds=0)
     settings = tmp_path / "points.yml"
     settings.write_text(settings.read_text())
-    (cell,) = cells_of(changed(path, train={"minutes": [1, 2]}))
-    assert cell.identity["budget"] == {"minutes": 2}
+    (one,) = cells_of(changed(path, train={"minutes": [2]}))
+    (two,) = cells_of(changed(path, train={"minutes": [1, 2]}))
+    assert one.identity["budget"] == {"minutes": 2}
+    assert two.identity["budget"] == {"minutes": (1, 2)}  # which has another model to save
 
 
 def test_resources() -> None:
     assert Resources().arguments() == ["--num-threads", "1", "--device", "cpu", "--vec-env", "dummy"]
-    assert Resources(threads=5, gpus=0.5).arguments() == ["--num-threads", "3", "--device", "cuda"]
+    many = ["--num-threads", "3", "--device", "cuda", "--vec-env", "subproc"]
+    assert Resources(threads=5, gpus=0.5).arguments() == many
     assert Resources(threads=5).workers == 2
 
 
@@ -204,8 +207,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(lines) == 4
     assert lines[0].startswith(
         "env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 SB3_SOFTMOD_WORKERS=1 "
-        "sb3-softmod train --algo mt_sac --env MT3 --seed 0 --num-threads 1 --device cpu --conf-file laptop -n 100 "
-        f"-params gamma:0.9 -f {tmp_path}/runs/mt_sac/MT3/seed-0-"
+        "sb3-softmod train --algo mt_sac --env MT3 --seed 0 --num-threads 1 --device cpu --vec-env subproc "
+        f"--conf-file laptop -n 100 -params gamma:0.9 -f {tmp_path}/runs/mt_sac/MT3/seed-0-"
     )
     assert main([*line, "--status"]) == 0
     table = capsys.readouterr().out

@@ -23,11 +23,12 @@ from sb3_softmod.grid import driver, local
 from sb3_softmod.grid.cells import Cell, Resources
 from sb3_softmod.grid.claims import Claim
 from sb3_softmod.grid.driver import StoppedError, run_grid
-from sb3_softmod.grid.folder import clear_beginning, is_finished, last_lines, next_arguments, run_of
+from sb3_softmod.grid.folder import clear_beginning, is_finished, is_written, last_lines, next_arguments, run_of
 from sb3_softmod.grid.local import LocalRunner
 from sb3_softmod.grid.process import Order, Outcome
 from sb3_softmod.grid.resources import Capacity
 from sb3_softmod.grid.status import DONE, FAILED, RUNNING, WAITING, status_of, table_of
+from sb3_softmod.saving.checkpoints import CheckpointFolder
 
 GB = 10**9
 
@@ -203,7 +204,7 @@ def test_status(cell: Cell, tmp_path: Path) -> None:
 def test_status_of_minutes(cell: Cell, tmp_path: Path) -> None:
     """What the clock of the run says, which goes on after a break; SB3's begins anew, and counts evaluations."""
     (one,) = cells_with(cell, tmp_path, 1)
-    one = replace(one, settings=replace(one.settings, minutes=10))
+    one = replace(one, settings=replace(one.settings, minutes=(10.0,)))
     run = running_run(one, 120)
     rows = "time/total_timesteps,time/time_elapsed,time/training_seconds\n120,7,450.0\n120,7,\n"
     (run / "progress.csv").write_text(rows)
@@ -256,6 +257,28 @@ def test_a_finished_run_is_never_removed(cell: Cell, tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"is finished, but its Points\.zip is missing: put it back, or remove"):
         clear_beginning(one.folder, one.arguments())
     assert (run / "evaluations.csv").exists()
+
+
+def test_a_run_that_no_grid_started_is_left_alone(cell: Cell, tmp_path: Path) -> None:
+    """As of grid --commands, which claims nothing: it locks its checkpoints."""
+    (one,) = cells_with(cell, tmp_path, 1)
+    run = running_run(one, 50)
+    assert not is_written(one.folder)
+    checkpoints = CheckpointFolder(run / "checkpoints", 1)
+    assert is_written(one.folder)
+    checkpoints.close()
+    assert not is_written(one.folder)
+
+
+def test_a_run_that_a_callback_ended_is_finished(cell: Cell, tmp_path: Path) -> None:
+    (one,) = cells_with(cell, tmp_path, 1)
+    run = finished_run(one)
+    text = (run / "run.json").read_text()
+    assert '"finished"' in text
+    (run / "checkpoints" / "000000000040").mkdir(parents=True)
+    assert not is_finished(one.folder)
+    (run / "run.json").write_text(text.replace('"finished"', '"ended early"'))
+    assert is_finished(one.folder)
 
 
 def test_logs_of_others_stay(cell: Cell, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_softmod import ConfigurationError
 
 
 class FailAfter(BaseCallback):
@@ -23,6 +27,13 @@ class FailAfter(BaseCallback):
         if self.num_timesteps >= self.steps:
             raise ZeroDivisionError("on purpose")
         return True
+
+
+class FailsAtReset(gym.Wrapper):
+    """An env that cannot begin."""
+
+    def reset(self, **_: Any) -> Any:
+        raise ConfigurationError("on purpose")
 
 
 class EndOnce(FailAfter):

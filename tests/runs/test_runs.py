@@ -291,9 +291,34 @@ def test_runs_that_began_from_a_trained_model(tmp_path: Path) -> None:
     write_run(tmp_path, "mt_sac", 1, {2000: [1.0, 1.0]}, continues="other.zip")
     *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
     assert sorted(re.findall(r"(from [^:]*): ([0-9.]+) .*?\((\d) seed", row)) == [
-        ("from a trained model", "87.5", "4"),
+        ("from a trained model", "83.3", "3"),
         ("from scratch", "25.0", "1"),
+        ("from the best model of a run", "100.0", "1"),
     ]
+
+
+def test_a_model_to_begin_from_counts_once_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate(("logs/mt_sac/MT10-Fixed_1", str(tmp_path / "logs" / "mt_sac" / "MT10-Fixed_1"))):
+        origin = dict(run=path, model="last")
+        write_run(tmp_path, "mt_sac", 0, {2000: [0.5, 1.0]}, suffix=f"-{number}", adapted_from=origin)
+    with pytest.raises(ConfigurationError, match="are the same seed of the same experiment"):
+        results_table(find_runs(tmp_path)[0])
+
+
+def test_how_long_a_source_learned_tells_runs_apart(tmp_path: Path) -> None:
+    for seed, steps in enumerate((1_000_000, 10_000_000)):
+        source = dict(n_timesteps=steps, precision="bf16" if seed else "fp32")
+        told: dict[str, Any] = dict(
+            hyperparams=dict(source=dict(**source, source=source)), adapted_from=dict(run="logs/x")
+        )
+        write_run(tmp_path, "mt_sac", seed, {2000: [seed / 2, 1.0]}, **told)
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert "the source's n_timesteps 1000000" in row
+    assert "the source's n_timesteps 10000000" in row
+    assert "precision" not in row
 
 
 def test_a_finished_run_that_was_not_evaluated_is_not_called_unfinished(tmp_path: Path) -> None:
@@ -301,6 +326,9 @@ def test_a_finished_run_that_was_not_evaluated_is_not_called_unfinished(tmp_path
     (tmp_path / "mt_sac" / "MT10-Fixed_0" / "evaluations.csv").unlink()
     *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
     assert row == "| MT-SAC | not evaluated (sb3-softmod evaluate) |"
+    write_run(tmp_path, "mt_sac", 1, {2000: [0.0, 0.5]})
+    *_, row = results_table(find_runs(tmp_path)[0]).splitlines()
+    assert row.endswith("too few for a spread); 1 not evaluated (sb3-softmod evaluate) |")
 
 
 def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
@@ -308,6 +336,8 @@ def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mt_sac").symlink_to(folder.parent)
     (tmp_path / "logs" / "latest").symlink_to(folder)
+    (tmp_path / "logs" / "again").symlink_to(tmp_path / "logs")  # a circle
+    (tmp_path / "scratch" / "back").symlink_to(tmp_path / "logs")
     runs, problems = find_runs(tmp_path / "logs")
     assert (len(runs), problems) == (1, [])
 
@@ -322,9 +352,7 @@ def test_a_model_of_before_the_end_is_not_the_last(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]})
     (folder / "MT10-Fixed.zip").write_bytes(b"of a pause")
     (folder / "checkpoints" / "000000001000").mkdir(parents=True)
-    with pytest.raises(
-        ConfigurationError, match="was ended before its last model was written, which sb3-softmod train"
-    ):
+    with pytest.raises(ConfigurationError, match="was ended before all of it was written, which sb3-softmod train"):
         load_model(load_run(folder))
 
 

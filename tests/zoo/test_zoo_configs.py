@@ -156,6 +156,9 @@ def test_python_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with unchanged("settings_in_code"):  # which RL Zoo changes in place
         import_module("settings_in_code").hyperparams["MT3"]["n_timesteps"] = 1
     assert load_config(find_config("settings_in_code"), MultiTaskSAC)["MT3"]["n_timesteps"] == 9
+    (tmp_path / "points.py").write_text("raise RuntimeError('of another program')")
+    with unchanged("points.yml"):  # no module yml of the program beside it
+        pass
 
 
 @pytest.mark.parametrize(

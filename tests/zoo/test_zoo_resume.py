@@ -13,6 +13,7 @@ import torch as th
 from zoo_runs import assert_same_training, manifest, run_of, train
 
 from sb3_softmod.cli import main
+from sb3_softmod.grid.folder import is_finished
 
 STEPS = 300
 RUN_OPTIONS = ("--save-freq", "45")
@@ -23,14 +24,14 @@ def ended_run(folder: Path, *, steps: int, how: str | None = None, **kwargs: Any
     folder.mkdir(exist_ok=True)
     marker = folder / "ended"
     callback = f"callback:[{{'zoo_failures.EndOnce': {{'steps': {steps}, 'marker': '{marker}', 'how': {how!r}}}}}]"
-    params = [callback, *kwargs.pop("params", ())]
+    params, options = [callback, *kwargs.pop("params", ())], (*RUN_OPTIONS, *kwargs.pop("more", ()))
     if how == "NaN":
-        assert train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs) == 2
+        assert train(folder, *options, steps=STEPS, params=params, **kwargs) == 2
     elif how is None:
         with pytest.raises(ZeroDivisionError):
-            train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs)
+            train(folder, *options, steps=STEPS, params=params, **kwargs)
     else:
-        assert train(folder, *RUN_OPTIONS, steps=STEPS, params=params, **kwargs) == 0
+        assert train(folder, *options, steps=STEPS, params=params, **kwargs) == 0
     assert marker.exists()
     return run_of(folder, "softmod_deep")
 
@@ -96,8 +97,38 @@ def test_goes_on_exactly(
 def test_with_worker_processes(whole: dict[str, Path], tmp_path: Path) -> None:
     expected = whole["overlap"]
     run = ended_run(tmp_path, steps=100, params=PARAMS["overlap"])
-    assert main(["train", f"--resume={run}", "--vec-env", "subproc", "--verbose", "0"]) == 0
+    assert main(["train", f"--resume={run}", "--vec-env=subproc", "--verbose", "0"]) == 0
     assert_same(run, expected)
+
+
+def test_where_the_folder_was_moved_to(whole: dict[str, Path], tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    run = ended_run(before, steps=200, more=("-tb", str(before / "tensorboard")))
+    before.rename(tmp_path / "after")
+    before.mkdir()
+    (before / "ended").touch()  # by which the callback of the test knows
+    moved = tmp_path / "after" / run.relative_to(before)
+    assert main(["train", "--resume", str(moved)]) == 0
+    assert_same(moved, whole["plain"])
+    assert [path.name for path in before.iterdir()] == ["ended"]
+    assert len(list((tmp_path / "after" / "tensorboard").rglob("events.*"))) == 2
+
+
+def test_ended_by_a_callback(tmp_path: Path) -> None:
+    """That is its end, and no pause: a grid leaves it alone."""
+    callback = "callback:[{'stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes': {'max_episodes': 3}}]"
+    assert train(tmp_path, *RUN_OPTIONS, steps=STEPS, params=[callback]) == 0
+    run = run_of(tmp_path, "softmod_deep")
+    assert manifest(run)["status"] == "ended early"
+    assert manifest(run)["env_steps"] < STEPS
+    assert is_finished(tmp_path)
+
+
+def test_what_ends_a_training_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RL Zoo then tells its callbacks that it ended; the error stays that of the cause."""
+    assert train(tmp_path, *RUN_OPTIONS, steps=STEPS, params=["env_wrapper:'zoo_failures.FailsAtReset'"]) == 2
+    assert "on purpose" in capsys.readouterr().err
+    assert "on purpose" in manifest(run_of(tmp_path, "softmod_deep"))["error"]
 
 
 def test_numbers_that_go_wrong(whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
