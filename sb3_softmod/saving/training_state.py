@@ -187,8 +187,8 @@ def _set_generators(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     th.set_rng_state(states["torch"])
-    if states["cuda"] and len(states["cuda"]) == th.cuda.device_count():
-        th.cuda.set_rng_state_all(states["cuda"])
+    for device, cuda in enumerate(states["cuda"][: th.cuda.device_count()]):  # there may be fewer GPUs now
+        th.cuda.set_rng_state(cuda, device)
 
 
 def _conditions(model: SAC) -> dict[str, Any]:

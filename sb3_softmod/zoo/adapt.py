@@ -33,6 +33,14 @@ def options() -> Parser:
     parser.add_argument("--init", default="nearest", help="what new tasks begin as: nearest (default), mean or fresh")
     parser.add_argument("--drop-tasks", action="store_true", help="leave the old tasks behind")
     parser.add_argument("-n", "--n-timesteps", type=int, help="environment steps, over all tasks that are played")
+    parser.add_argument(
+        "-params",
+        "--hyperparams",
+        nargs="+",
+        default=[],
+        metavar="NAME:VALUE",
+        help="arguments of MultiTaskSAC in place of those of the old one, for instance learning_rate:1e-3",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything but the goals (default: 0)")
     parser.add_argument("-f", "--log-folder", type=Path, default=Path("logs"), help="for the run (default: logs)")
     parser.add_argument(

@@ -37,7 +37,9 @@ from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
+from sb3_softmod.saving.loading import check_arguments
 from sb3_softmod.zoo.experiment import EVAL_EVERY
+from sb3_softmod.zoo.key_values import key_values
 from sb3_softmod.zoo.monitor_file import MonitorFile
 
 #: Characters of a name that files can have, with what is put behind it.
@@ -108,10 +110,12 @@ class Adaptation:
             return cls(_facts_of(args.resume), args, args.resume, None)
         require_choice("--tune", args.tune, TUNES)
         require_choice("--init", args.init, INITS)
+        params = key_values("-params", args.hyperparams)
         check_folder(args.log_folder)
         for task in args.tasks:
             require_choice("task", task, [name for name in TASK_SETS if name in task_names(TASK_SETS[name])])
         source = _source(args)
+        check_arguments(type(source.model), "adapt", params)
         kept = [] if args.drop_tasks else [source.task_set]
         name = get_task_set("+".join([*kept, *args.tasks])).name
         if len(name) > _LONGEST:
@@ -119,7 +123,7 @@ class Adaptation:
                 f"The names of these tasks make one of {len(name)} characters, and files take {_LONGEST}: adapt in "
                 "Python (model.adapt), or to fewer tasks."
             )
-        return cls(_facts(args, source, name), args, None, source)
+        return cls(_facts(args, source, name, params), args, None, source)
 
     def run(self) -> None:
         """Adapt, learn and save; or go on."""
@@ -150,6 +154,7 @@ class Adaptation:
             tune=options["tune"],
             keep_tasks=options["keep_tasks"],
             init=options["init"],
+            **options["hyperparams"],
         )
         adapted.set_env(env)
         self.facts["adapted_from"] = {**self.facts["adapted_from"], **(adapted.adapted_from or {})}
@@ -232,7 +237,7 @@ def _source(args: argparse.Namespace) -> Source:
     return Source(str(run.folder), run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)
 
 
-def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any]:
+def _facts(args: argparse.Namespace, source: Source, name: str, params: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of a new run; the goals are those of the policy's training."""
     task_set = get_task_set(name)
     of_source = source.env_options
@@ -258,9 +263,10 @@ def _facts(args: argparse.Namespace, source: Source, name: str) -> dict[str, Any
         "planned_env_steps": args.n_timesteps,
         "planned_minutes": None,
         "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},
-        "hyperparams": {**told, "source": source.told},
+        "hyperparams": {**told, **params, "source": source.told},
         "options": {
             **told,
+            "hyperparams": params,
             "eval_freq": every if args.eval_freq is None else args.eval_freq,
             "eval_episodes": args.eval_episodes,
             "save_freq": every if args.save_freq is None else args.save_freq,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from rl_zoo3.utils import StoreDict
@@ -33,3 +34,13 @@ class KeyValues(StoreDict):
         if twice := [name for name in found if name in before]:
             raise ConfigurationError(f"{option_string} gives {twice[0]!r} twice.")
         setattr(namespace, self.dest, {**before, **found})
+
+
+def key_values(option: str, values: Sequence[str]) -> dict[str, Any]:
+    """What the values of such an option say, for a parser that does not wait for RL Zoo.
+
+    :raises ConfigurationError: for a value that is no Python
+    """
+    found = argparse.Namespace()
+    KeyValues([option], "values", "+")(argparse.ArgumentParser(), found, values, option)
+    return dict(found.values)

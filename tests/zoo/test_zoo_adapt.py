@@ -34,9 +34,12 @@ def adapt(source: Path, folder: Path, options: str = "", steps: int = 80) -> int
 
 
 def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert adapt(source, tmp_path) == 0
+    assert adapt(source, tmp_path, "-params learning_rate:3e-3 gamma:0.9") == 0
     run = run_of(tmp_path, env=SET)
     found = manifest(run)
+    adapted = MultiTaskSAC.load(run / f"{SET}.zip")
+    assert (adapted.learning_rate, adapted.gamma) == (3e-3, 0.9)
+    assert found["hyperparams"]["gamma"] == 0.9
     assert found["status"] == "finished"
     assert found["tasks"] == [*MT3, "coffee-button-v3"]
     assert found["env_steps_by_task"] == {**dict.fromkeys(MT3, 0), "coffee-button-v3": 80}
