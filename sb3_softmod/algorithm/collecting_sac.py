@@ -17,6 +17,7 @@ from sb3_softmod.algorithm.logs import lay_out, record, record_episodes
 from sb3_softmod.algorithm.options import check_learn
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import check_finite, check_transition, require_shape, task_ids
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.overlap import Overlapped
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 from sb3_softmod.saving.checkpoint_callback import checkpoint_callbacks
@@ -118,7 +119,7 @@ class CollectingSAC(ActingSAC):
         self._state_to_continue = None
         require_shape(self._last_obs, (self.n_envs, *self.observation_space.shape), f"all {self.n_envs} envs")  # type: ignore[misc]
         assert self._turns is not None
-        self._turns.begin(self.replay_buffer, self.learning_tasks)
+        self._turns.begin(self.replay_buffer, self.learning_tasks, self.num_timesteps)
         ids = task_ids(self._last_obs, self.num_tasks)  # type: ignore[arg-type]
         check_finite("observation", self._last_obs, ids, self.task_names, self.num_timesteps)  # type: ignore[arg-type]
         self._learner()  # refuses what this device cannot do before anything is collected
@@ -129,6 +130,9 @@ class CollectingSAC(ActingSAC):
         check_transition(self._last_obs, *step, self.task_names, self.num_timesteps)  # type: ignore[arg-type, call-arg]
         if self.reward_scale is not None:
             self._count_rewards(*step)
+        if isinstance(normalize := self._vec_normalize_env, MultiTaskVecNormalize):
+            *others, infos = step
+            step = (*others, [normalize.to_store(info) for info in infos])
         super()._store_transition(replay_buffer, buffer_action, *step)
 
     def _count_rewards(

@@ -101,10 +101,7 @@ class LearningSAC(SavingSAC):
         state, buffer = self._learner_state(), self.replay_buffer
         assert buffer is not None
         check_n_steps(self.n_steps, type(buffer))
-        if isinstance(buffer, MultiTaskReplayBuffer):
-            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
-        elif isinstance(buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
-            buffer.gamma = self.gamma
+        self._tell_buffer()
         made = None if self._gradient_step is None else self._gradient_step.state
         if made is not None and (
             made.learned_weights is not state.learned_weights
@@ -120,6 +117,14 @@ class LearningSAC(SavingSAC):
             self._gradient_step = GradientStep(state, acceleration, balanced, self.nonfinite_updates)
         vars(self._gradient_step.state).update(vars(state))
         return self._gradient_step
+
+    def _tell_buffer(self) -> None:
+        """Let batches have the returns that the model is to learn from now."""
+        buffer = self.replay_buffer
+        if isinstance(buffer, MultiTaskReplayBuffer):
+            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+        elif isinstance(buffer, NStepReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
+            buffer.gamma = self.gamma
 
     def _update_learned_weights(self) -> None:
         kind = (self.loss_weighting, self.loss_weighting_kwargs, self.num_tasks, self.device)

@@ -283,6 +283,7 @@ class MultiTaskSAC(CollectingSAC):
         self.n_steps = n_steps
         self.ent_coef = given
         self.replay_buffer_kwargs = buffer_kwargs
+        self._tell_buffer()
         if isinstance(given, str):
             self.log_ent_coef = initial.log().to(self.device).requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
@@ -348,7 +349,7 @@ class MultiTaskSAC(CollectingSAC):
         if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             if self.normalization is None:  # of a model that was loaded without an env
                 self._check_observations(normalized)
-        elif self.num_timesteps and (normalized is None or _is_fresh(normalized)):
+        elif not _is_fresh(self._vec_normalize_env) and (normalized is None or _is_fresh(normalized)):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()

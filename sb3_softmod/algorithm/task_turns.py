@@ -29,16 +29,17 @@ class TaskTurns:
         self._played = tasks_in_turn(env, len(task_names))  # [M], now or later
         self._waiting = False
         self._warned = False
-        self._before: int | None = None  # transitions that were there when the first training began
+        self._before = 0  # transitions that were there before the model took a step
 
-    def begin(self, buffer: ReplayBuffer | None, learning: Sequence[int]) -> None:
+    def begin(self, buffer: ReplayBuffer | None, learning: Sequence[int], num_timesteps: int) -> None:
         """A training begins; warn of the tasks that it cannot learn from.
 
         :param learning: the tasks that can learn, by id
+        :param num_timesteps: steps that the model has taken
         :raises ConfigurationError: for envs that play others
         """
         self._waiting = False
-        if self._before is None and isinstance(buffer, MultiTaskReplayBuffer):
+        if num_timesteps == 0 and isinstance(buffer, MultiTaskReplayBuffer):
             self._before = int(buffer.added_per_task.sum())
         idle = ~np.isin(range(len(self._played)), learning)
         if (self._played & idle).any():
@@ -66,7 +67,7 @@ class TaskTurns:
         if not isinstance(buffer, MultiTaskReplayBuffer):
             return False
         awaited = self._played & (buffer.added_per_task == 0)
-        collected = buffer.added_per_task.sum() - (self._before or 0)
+        collected = buffer.added_per_task.sum() - self._before
         if not awaited.any() or not buffer.added_per_task.any():
             return False
         if collected <= PATIENCE * len(awaited):

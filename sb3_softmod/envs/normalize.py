@@ -96,8 +96,8 @@ class MultiTaskVecNormalize(VecNormalize):
                 self.ret_rms[task].update(self.returns[acted == task])
         for done, info in zip(dones, infos, strict=True):
             if done and "terminal_observation" in info:
-                # Not clipped: SB3 takes the state that it stores from it, by the inverse.
-                info["terminal_observation"] = _normalized(vars(self), info["terminal_observation"])
+                info["raw_terminal_observation"] = info["terminal_observation"]
+                info["terminal_observation"] = self.normalize_obs(info["terminal_observation"])
         self.returns[dones] = 0
         return self.normalize_obs(observations), self.normalize_reward(rewards, acted), dones, infos
 
@@ -108,6 +108,15 @@ class MultiTaskVecNormalize(VecNormalize):
         :return: the same shape, float32
         """
         return normalize_observations(vars(self), obs)
+
+    def to_store(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The last info of an episode, with a terminal observation that was not clipped: SB3 stores the state that
+        :meth:`unnormalize_obs` makes of it.
+
+        :param info: of :meth:`step_wait`
+        """
+        raw = info.get("raw_terminal_observation")
+        return info if raw is None else {**info, "terminal_observation": _normalized(vars(self), raw)}
 
     def unnormalize_obs(self, obs: Any) -> np.ndarray:
         """The inverse of :meth:`normalize_obs`, but for the clipping."""

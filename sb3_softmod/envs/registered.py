@@ -59,7 +59,7 @@ class TasksInTurn(gym.Env[np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self._turns = itertools.cycle((seed + task) % self.num_tasks for task in range(self.num_tasks))
-            self._seeds = {task: seed + task for task in range(self.num_tasks)}
+            self._seeds = {task: (seed + task) % 2**32 for task in range(self.num_tasks)}
         task = next(self._turns)
         self._now = self._build(task)
         return self._now.reset(seed=self._seeds.pop(task, None), options=options)

@@ -41,7 +41,7 @@ class Rotation:
         if seed is None or (env, task) in self._met:
             return None
         self._met.add((env, task))
-        return seed + len(self._seeds) * (task + 1)
+        return (seed + len(self._seeds) * (task + 1)) % 2**32
 
     def progress(self) -> dict[str, Any]:
         """What :meth:`set_progress` takes."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sb3_softmod.common.errors import FileError
+from sb3_softmod.common.errors import FileError, SoftModError
 from sb3_softmod.common.files import write_text
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed
-from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished
+from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished, is_written
 from sb3_softmod.grid.process import Outcome
 from sb3_softmod.grid.runner import Ended, Runner
 
@@ -44,8 +44,9 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
     """
     began = time.time()
     waiting = [cell for cell in cells if not is_finished(cell.folder)]
-    # What others train here has its memory already.
-    runner.check([cell for cell in waiting if not claimed(cell.folder)])
+    # What others train here has its memory already: it is checked when they leave it.
+    unchecked = [cell.name for cell in waiting if _is_taken(cell)]
+    runner.check([cell for cell in waiting if cell.name not in unchecked])
     for cell in waiting:
         _describe(cell)
     running: list[Cell] = []
@@ -67,11 +68,22 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
                     waiting.remove(cell)
                     failed[cell.name] = str(failure.get("why"))
                     report(f"{cell.name}: failed elsewhere")
-                elif claimed(cell.folder):
+                elif _is_taken(cell):
                     not_before[cell.name] = now + LOOK_AGAIN
-                elif runner.start(cell):
-                    waiting.remove(cell)
-                    running.append(cell)
+                else:
+                    try:
+                        if cell.name in unchecked:
+                            runner.check([cell])
+                            unchecked.remove(cell.name)
+                        started = runner.start(cell)
+                    except (SoftModError, OSError) as error:  # it fits nowhere, or the disk is full
+                        waiting.remove(cell)
+                        failed[cell.name] = str(error)
+                        report(f"{cell.name}: failed: {error}")
+                        continue
+                    if started:
+                        waiting.remove(cell)
+                        running.append(cell)
             for end in runner.ended():
                 running.remove(end.cell)
                 if end.outcome is Outcome.CLAIMED:
@@ -84,6 +96,11 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
                     report(f"{end.cell.name}: failed: {failed[end.cell.name].splitlines()[-1]}")
             time.sleep(TICK)
     return failed
+
+
+def _is_taken(cell: Cell) -> bool:
+    """Whether somebody else trains it."""
+    return claimed(cell.folder) or is_written(cell.folder)
 
 
 def _describe(cell: Cell) -> None:

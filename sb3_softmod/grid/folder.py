@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sb3_softmod.common.errors import CheckpointError, ConfigurationError, FileError
+from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import read_json
-from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
+from sb3_softmod.saving.checkpoints import has_checkpoint, is_locked
 
 LOG, FAILURE, IDENTITY, QUEUED = "train.log", "failed.json", "cell.json", "queued"
 #: A line of the log that begins so stands above what one attempt said.
@@ -51,7 +51,7 @@ def run_of(folder: Path) -> Path | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run of a cell has reached its budget, and its model is there, whole."""
+    """Whether the run of a cell has reached its budget or was ended by a callback, and its model is there, whole."""
     run = run_of(folder)
     if run is None:
         return False
@@ -59,7 +59,7 @@ def is_finished(folder: Path) -> bool:
         manifest = read_json(run / _MANIFEST)
         if not zipfile.is_zipfile(run / f"{manifest.get('task_set')}.zip"):
             return False
-        # One whose last model is written and whose checkpoints are still there has some cleaning up to do.
+        # Once the last model is written the checkpoints go: one that still has some was killed before.
         ended = manifest.get("status") == "ended early"
         return ended or (manifest.get("status") == "finished" and not has_checkpoint(run))
     return False
@@ -89,12 +89,7 @@ def clear_beginning(folder: Path, arguments: Sequence[str]) -> None:
 
 def is_written(folder: Path) -> bool:
     """Whether a process that no grid started, one of ``grid --commands``, trains in a cell."""
-    try:
-        for run in folder.glob(f"*/*/{_MANIFEST}"):
-            check_unlocked(run.parent)
-    except CheckpointError:
-        return True
-    return False
+    return any(is_locked(run.parent) for run in folder.glob(f"*/*/{_MANIFEST}"))
 
 
 def failure_of(folder: Path) -> Mapping[str, Any] | None:

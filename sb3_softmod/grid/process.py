@@ -154,13 +154,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> Outcome:
-    from sb3_softmod.learner.acceleration import keep_memory
-    from sb3_softmod.zoo.train import train
-
     if is_finished(folder):
         return Outcome.FINISHED
     if is_written(folder):
         return Outcome.CLAIMED
+
+    from sb3_softmod.learner.acceleration import keep_memory
+    from sb3_softmod.zoo.train import train
+
     for said in (FAILURE, QUEUED):
         (folder / said).unlink(missing_ok=True)
     clear_beginning(folder, arguments)

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from sb3_softmod.common.csv_files import last_rows, number
 from sb3_softmod.common.errors import ConfigurationError
+from sb3_softmod.common.files import read_json
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed, owner_of
-from sb3_softmod.grid.folder import QUEUED, failure_of, is_finished, run_of
+from sb3_softmod.grid.folder import QUEUED, failure_of, is_finished, is_written, run_of
 from sb3_softmod.runs.progress import PROGRESS
 from sb3_softmod.runs.run import EVALUATIONS, Run
 
@@ -52,7 +53,8 @@ def status_of(cell: Cell) -> CellStatus:
     steps, per_second, seconds = _progress(run) if run else (0, 0.0, 0.0)
     success = _success(run) if run else math.nan
     if is_finished(folder):
-        return CellStatus(DONE, steps if cell.settings.minutes else cell.settings.steps, 1.0, success)
+        assert run is not None
+        return CellStatus(DONE, int(read_json(run / "run.json").get("env_steps", cell.settings.steps)), 1.0, success)
     left: float | None
     if cell.settings.minutes:
         planned = 60 * max(cell.settings.minutes)
@@ -61,7 +63,7 @@ def status_of(cell: Cell) -> CellStatus:
         fraction = min(steps / cell.settings.steps, 1.0)
         left = (cell.settings.steps - steps) / per_second if per_second > 0 else None
     failure = failure_of(folder)
-    if claimed(folder) and not (folder / QUEUED).exists():
+    if (claimed(folder) and not (folder / QUEUED).exists()) or is_written(folder):
         return CellStatus(RUNNING, steps, fraction, success, left, owner_of(folder))
     if failure is not None:
         return CellStatus(FAILED, steps, fraction, success, note=str(failure.get("why")).splitlines()[-1])

@@ -98,8 +98,11 @@ def draw_curves(runs: Sequence[Run], benchmark: str, *, by_task: bool = False) -
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
     :param by_task: a panel for each task instead of one for their mean
+    :raises ConfigurationError: for panels of runs of different tasks, and as :func:`collect_curves`
     """
     curves = collect_curves(runs, benchmark)
+    if by_task and any(curve.task_names != curves[0].task_names for curve in curves):
+        raise ConfigurationError(f"The runs on {benchmark} are of different tasks: draw one after the other.")
     names = curves[0].task_names if by_task else [f"{benchmark}, mean of {len(curves[0].task_names)} tasks"]
     columns = min(len(names), 5)
     rows = -(-len(names) // columns)

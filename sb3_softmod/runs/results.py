@@ -190,7 +190,7 @@ def _csv(entries: Sequence[Entry]) -> str:
     header = [
         "method", "title", "benchmark", "planned_env_steps", "planned_minutes", "horizon", "goals", "reward_version",
         "parameters", "seeds", "evaluation", "episodes_a_task", "mean", "std", "iqm", "iqm_low", "iqm_high",
-        "unfinished_at", "different",
+        "unfinished_at", "not_evaluated", "different",
     ]  # fmt: skip
     rows = []
     for entry in entries:
@@ -202,6 +202,6 @@ def _csv(entries: Sequence[Entry]) -> str:
         rows.append(
             [entry.method, entry.title, entry.benchmark, *told.budget, *facts, len(entry.scores), told.evaluation,
              entry.episodes,
-             *numbers, " ".join(map(str, entry.unfinished)), differences_of(entry, entries)]
+             *numbers, " ".join(map(str, entry.unfinished)), entry.unevaluated, differences_of(entry, entries)]
         )  # fmt: skip
     return render("csv", header, rows)

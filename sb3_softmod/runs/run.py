@@ -113,7 +113,10 @@ class Run:
         of_evaluations = {k: value for k, value in (self.manifest.get("eval_env_kwargs") or {}).items() if k != "seed"}
         if told is not None and of_evaluations:
             told = {**told, "eval_env_kwargs": str(of_evaluations)}
-        return Setting(self.budget, horizon, goals, version, self.parameters, self.begins, flattened(told))
+        return Setting(
+            self.budget, horizon, goals, version, self.parameters, self.begins, flattened(told),
+            tasks=", ".join(self.task_names),
+        )  # fmt: skip
 
     @property
     def begins(self) -> str:
@@ -200,8 +203,7 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs of the same method, benchmark and setting; methods in the order of the registry, settings by budget."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        # A set may have had other tasks in another version.
-        groups.setdefault((run.method, run.benchmark, run.setting, tuple(run.task_names)), []).append(run)
+        groups.setdefault((run.method, run.benchmark, run.setting), []).append(run)
     places = {name: place for place, name in enumerate(METHODS)}
     order = sorted(groups, key=lambda group: (places.get(group[0], len(places)), group[0], group[1], str(group[2])))
     return [groups[group] for group in order]
@@ -253,7 +255,7 @@ def load_run(folder: str | Path) -> Run:
         half_written = suppress(ArithmeticError, csv.Error, KeyError, TypeError, ValueError)
         try:
             with path.open(newline="", errors="replace") as file, half_written:
-                for row in csv.DictReader(file):
+                for row in csv.DictReader(line for line in file if line.endswith("\n")):
                     numbers = {key: float(row[key]) for key in ("episodes", *_COLUMNS, "length")}
                     evaluations.setdefault(int(np.int64(row["timesteps"])), {})[row["task"]] = numbers
         except OSError as error:

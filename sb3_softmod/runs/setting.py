@@ -36,6 +36,7 @@ class Setting(NamedTuple):
     :param begins: "from scratch", or from what kind of model
     :param hyperparams: name and value of all others, see :func:`flattened`
     :param evaluation: how the score was found; None also for a run without one
+    :param tasks: of the set, which may have had others in another version
     """
 
     budget: Budget
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
     begins: str
     hyperparams: tuple[tuple[str, str], ...] | None
     evaluation: str | None = None
+    tasks: str | None = None
 
 
 #: How each of them reads.
@@ -57,6 +59,7 @@ _TEXTS = dict(
     parameters="{:,} parameters",
     begins="{}",
     evaluation="{}",
+    tasks="tasks {}",
 )
 
 
@@ -71,8 +74,7 @@ def flattened(hyperparams: Mapping[str, Any] | None) -> tuple[tuple[str, str], .
 
 
 def _is_apart(name: str) -> bool:
-    own = re.sub(r"^(source\.)+", "", name)  # of the run that was adapted, and of the one that that was adapted from
-    return own in _APART and not (own == "n_timesteps" != name)  # how long a source learned stands nowhere else
+    return re.sub(r"^(source\.)+", "", name) in _APART  # of the run that was adapted, too, and of that one's source
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

@@ -249,6 +249,13 @@ def has_checkpoint(run: Path) -> bool:
     return any(True for _ in _steps(run / FOLDER))  # there is a step 0
 
 
+def is_locked(run: Path) -> bool:
+    """Whether some process goes on with a run; nothing is made or touched."""
+    with contextlib.suppress(OSError), (run / FOLDER / ".lock").open("r+") as lock:
+        return not _take(lock)
+    return False
+
+
 def check_unlocked(run: Path) -> None:
     """Refuse to go on with a run that some process goes on with, before any of its files is touched.
 

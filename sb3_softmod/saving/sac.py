@@ -141,8 +141,8 @@ class SavingSAC(SAC):
         check_parameters(own, given, exact_match)
         if given is load_path_or_dict:
             given = deepcopy(given)  # torch's optimizers keep the tensors that they are given: two would share theirs
+        self._forget_gradient_step()  # the optimizers get the settings of the file
         super().set_parameters(given, exact_match, device)
-        self._forget_gradient_step()  # the optimizers have the settings of the file
 
     def save(
         self, path: str | Path | Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None

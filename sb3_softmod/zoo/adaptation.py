@@ -233,8 +233,10 @@ def _source(args: argparse.Namespace) -> Source:
     env_options(run)  # refuses wrappers
     of_set = run.manifest.get("env_options") or dict(get_task_set(run.benchmark).options)  # of an adapted one's source
     told = {name: value for name, value in (run.manifest.get("hyperparams") or {}).items() if name != "env_kwargs"}
+    told["budget"] = str(run.budget)  # which options of the command line may have said
     model = load_model(run, best=args.best, device=args.device)
-    return Source(str(run.folder), run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)
+    place = os.path.abspath(run.folder)
+    return Source(place, run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)
 
 
 def _facts(args: argparse.Namespace, source: Source, name: str, params: dict[str, Any]) -> dict[str, Any]:

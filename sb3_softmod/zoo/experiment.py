@@ -331,14 +331,15 @@ class MultiTaskExperimentManager(ExperimentManager):
             planned = model.num_timesteps + model.remaining_timesteps  # whatever its file of hyperparameters says now
             self.n_timesteps = None  # type: ignore[assignment]  # what is left
         manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts(), seconds)
-        status = "failed"
+        status, before = "failed", model.num_timesteps
         results: dict[str, Any] = {}
         try:
             super().learn(model)
             super().save_trained_model(model)  # before run.json says that there is a last model
             self._finished = model.num_timesteps >= planned if self._snapshots is None else self._snapshots.finished
             by_signal = any(each.ended_by for each in checkpoint_callbacks(list(self.callbacks)))
-            by_callback = isinstance(model, MultiTaskSAC) and not by_signal
+            # Ctrl-C before the first step raises an exception, which RL Zoo catches.
+            by_callback = isinstance(model, MultiTaskSAC) and not by_signal and model.num_timesteps > before
             status = "finished" if self._finished else "ended early" if by_callback else "stopped"
         except BaseException as error:
             results["error"] = f"{type(error).__name__}: {error}"
@@ -371,7 +372,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             "planned_minutes": self.args.minutes,
             "config": self.config,
             "hyperparams": self.told,
-            "continues": self.trained_agent or None,
+            "continues": os.path.abspath(self.trained_agent) if self.trained_agent else None,
             "command": " ".join(sys.orig_argv),
             "arguments": sys.argv[1:],
         }

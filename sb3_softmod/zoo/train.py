@@ -208,25 +208,26 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
             raise ConfigurationError(
                 f"--resume takes no {option}: a run goes on as it began. Only {', '.join(_RESUME_OPTIONS)} may follow."
             )
-    return [*_placed(run, before), "--seed", str(seed), *options]
+    return [*_placed(run, before, str(manifest.get("method"))), "--seed", str(seed), *options]
 
 
-def _placed(run: Path, arguments: Sequence[str]) -> list[str]:
+def _placed(run: Path, arguments: Sequence[str], method: str) -> list[str]:
     """The command line of a run whose folder may have been moved since, without what it began from.
 
-    Logs for TensorBoard that were within the folder of the runs go with it.
+    Logs for TensorBoard that were within the folder of the runs have moved with it.
     """
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("-f", "--log-folder", default="logs")
     known.add_argument("-tb", "--tensorboard-log")
     known.add_argument("-i", "--trained-agent")
     found, rest = known.parse_known_args(arguments)
-    logs, before = run.resolve().parent.parent, Path(found.log_folder)
+    here, before = run.resolve(), Path(found.log_folder)
     if found.tensorboard_log:
         board = Path(found.tensorboard_log)
-        board = logs / board.relative_to(before) if board.is_relative_to(before) else board
+        if here.parent.name == method and board.is_relative_to(before):
+            board = here.parent.parent / board.relative_to(before)
         rest += ["-tb", str(board)]
-    return [*rest, "-f", str(logs)]
+    return [*rest, "-f", str(here)]  # where nothing is made: the run has its folder
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:

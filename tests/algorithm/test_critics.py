@@ -149,8 +149,12 @@ def test_a_critic_larger_than_the_actor(tmp_path: Path) -> None:
 def test_in_sb3s_own_sac() -> None:
     kwargs = dict(num_tasks=M, embedding_dim=8, module_dim=8, value_atoms=(31, -20.0, 5.0))
     model = SAC(POLICIES["SoftModPolicy"], make_point_mass_env(M), policy_kwargs=kwargs, learning_starts=4, seed=0)
+    before = [p.detach().clone() for p in model.critic.parameters()]
     model.learn(10 * M)
     assert model.critic.predictions(th.zeros(1, 2 + M), th.zeros(1, 2)).shape == (2, 1, 31)  # type: ignore[operator]
+    for parameter, first in zip(model.critic.parameters(), before, strict=True):
+        assert parameter.isfinite().all()
+        assert not th.equal(parameter, first)
 
 
 def test_target_entropy() -> None:

@@ -41,6 +41,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_policy_that_comes_with_the_package() -> None:
+    """It solves its tasks, with the goals of its training."""
+    found = evaluate_tasks(load_pretrained("MT10", device="cpu"), "MT10", protocol="metaworld", n_eval_episodes=2)
+    assert found.success_rate == [1.0] * 10
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_acts_as_it_was(policy: str, folder: Path) -> None:
     model = trained(policy, gamma=0.9, tau=0.01, learning_rate=lambda left: 1e-3, max_grad_norm=(1.0, 0.5))

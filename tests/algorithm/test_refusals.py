@@ -74,7 +74,6 @@ def vec(*envs: PointMass) -> DummyVecEnv:
         (dict(policy_kwargs=dict(num_tasks=3)), "The env has 4 tasks, but the model 3"),
         (dict(policy_kwargs=dict(layers=3)), "Unknown option 'layers' of SoftModPolicy"),
         (dict(policy_kwargs=dict(variant="papers")), "Unknown variant 'papers': did you mean 'paper'"),
-        (dict(use_sde=True), "has no gSDE"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None:

@@ -128,7 +128,9 @@ def test_the_seed_of_a_model() -> None:
         drawn.append((first.predict(observations())[0], first.action_space.sample(), np.asarray(first.env.reset())))  # type: ignore[union-attr]
     for a, b in zip(*drawn, strict=True):
         np.testing.assert_array_equal(a, b)
+    state = th.get_rng_state()
     first.set_random_seed(None)  # leaves everything as it is
+    assert th.equal(th.get_rng_state(), state)
     for seed in (-1, "ten", 2**32):
         with pytest.raises(ConfigurationError, match="seed must be"):
             make_model(seed=seed)

@@ -84,12 +84,13 @@ def test_saving_makes_folders_and_replaces_a_model_as_a_whole(tmp_path: Path) ->
 
 
 def test_exclude_and_include(tmp_path: Path) -> None:
-    model = make_model().learn(10 * M)
+    model = make_model(gamma=0.5, learning_rate=0.1).learn(10 * M)
     model.save(tmp_path / "without", exclude=["learning_rate", "gamma"])
     model.save(tmp_path / "with", include=["replay_buffer"])
-    custom = SoftModSAC.load(tmp_path / "without")
-    assert custom.gamma == 0.99  # the default
+    without = SoftModSAC.load(tmp_path / "without")
+    assert (without.gamma, without.learning_rate) == (0.99, 3e-4)  # the defaults
     loaded = SoftModSAC.load(tmp_path / "with")
+    assert (loaded.gamma, loaded.learning_rate) == (0.5, 0.1)
     assert isinstance(loaded.replay_buffer, MultiTaskReplayBuffer)
     assert loaded.replay_buffer.size() == model.replay_buffer.size() == 10 * M  # type: ignore[union-attr]
     assert SoftModSAC.load(tmp_path / "without").replay_buffer.size() == 0  # type: ignore[union-attr]

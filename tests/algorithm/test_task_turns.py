@@ -337,6 +337,23 @@ def test_a_task_that_never_gets_its_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tasks_of(model.replay_buffer.sample(6 * M)) == {0: 9, 1: 9}  # type: ignore[union-attr]
 
 
+def test_transitions_of_before_are_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that an adapted model takes over: the turns of its envs have just begun."""
+
+    def make() -> SoftModSAC:
+        return make_model(MultiTaskVecEnv([partial(make_endless, task) for task in range(M)], n_envs=2, n_workers=0))
+
+    first, second = make(), make()
+    with pytest.warns(UserWarning, match="No gradient step was taken"):
+        first.learn(100, log_interval=None)
+    second.replay_buffer = first.replay_buffer
+    monkeypatch.setattr(task_turns, "PATIENCE", 20)
+    with pytest.warns(UserWarning, match="No gradient step was taken"):
+        second.learn(40, log_interval=None)
+    with pytest.warns(UserWarning, match="After 62 environment steps no env has played task 'corner-2'"):
+        second.learn(40, log_interval=None, reset_num_timesteps=False)
+
+
 def test_no_word_before_learning_starts() -> None:
     """Collecting transitions alone is what ``learning_starts`` asks for."""
     with warnings.catch_warnings():

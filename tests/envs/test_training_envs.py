@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
 from point_mass import make_point_mass_env, make_task
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -29,12 +28,6 @@ def learn(env: MultiTaskVecEnv, steps: int, callback: BaseCallback | None = None
 
 def make_env(**kwargs: Any) -> MultiTaskVecEnv:
     return MultiTaskVecEnv([partial(make_copy, task) for task in range(M)], **kwargs)
-
-
-def test_learning_meanwhile_does_not_depend_on_the_workers() -> None:
-    here, there = (learn(make_env(n_workers=n), 200, overlap=True) for n in (0, 2))
-    for a, b in zip(here.policy.parameters(), there.policy.parameters(), strict=True):
-        assert th.equal(a, b)
 
 
 def test_fewer_envs_than_tasks() -> None:

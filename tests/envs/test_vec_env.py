@@ -56,6 +56,22 @@ def assert_same(a: list[Any], b: list[Any]) -> None:
         assert np.asarray(x).dtype == np.asarray(y).dtype
 
 
+def test_the_largest_seed() -> None:
+    """Those that are derived from it begin again at 0, since many simulators take no larger ones."""
+    env = make_troubled_env(n_workers=0)
+    assert env.seed(2**32 - 1) == [2**32 - 1, 0, 1]
+    env.close()
+    env = make_troubled_env(n_envs=1, n_workers=0)
+    env.seed(2**32 - 1)
+    env.reset()
+    seeds = [env.reset_infos[0]["seed"]]
+    for _ in range(3 * HORIZON):
+        if env.step(np.zeros((1, 2), np.float32))[2][0]:
+            seeds.append(env.reset_infos[0]["seed"])
+    env.close()
+    assert seeds == [2**32 - 1, 1, 2, None]
+
+
 # ------------------------------------------------------------- trajectories
 
 

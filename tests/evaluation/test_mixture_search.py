@@ -85,6 +85,7 @@ def test_the_same_seed_finds_the_same(found: MixtureSearch) -> None:
     assert other.best.success_rate == 1.0
 
 
+@pytest.mark.slow
 def test_the_route_of_a_trained_policy() -> None:
     """Soft modularization that learned the corners alone: a mixture of them goes where no corner is."""
     options: dict[str, Any] = dict(learning_rate=3e-3, gamma=0.9, tau=0.02, ent_coef="auto_0.5", batch_size=64)

@@ -80,8 +80,6 @@ def test_same_cell_in_two_blocks(tmp_path: Path) -> None:
 
 def test_minutes(tmp_path: Path) -> None:
     path = write_grid(tmp_path, algos=["mt_sac"], seeds=0)
-    settings = tmp_path / "points.yml"
-    settings.write_text(settings.read_text())
     (one,) = cells_of(changed(path, train={"minutes": [2]}))
     (two,) = cells_of(changed(path, train={"minutes": [1, 2]}))
     assert one.identity["budget"] == {"minutes": 2}

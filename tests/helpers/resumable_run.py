@@ -1,6 +1,6 @@
 """A tiny training that can be interrupted anywhere, what it ended with, and processes that run it.
 
-python tests/resumable_run.py --serve
+python tests/helpers/resumable_run.py --serve
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def make(gradient_surgery: Any, **kwargs: Any) -> MultiTaskSAC:
         ("cargad", None, "Unknown gradient_surgery 'cargad': did you mean 'cagrad'"),
         (3, None, "gradient_surgery must be a name or an Aggregator of TorchJD, not 3"),
         (th.nn.Linear(1, 1), None, "gradient_surgery must be a name or an Aggregator of TorchJD, not Linear"),
-        ("cagrad", dict(C=1), "holds 'C', which 'cagrad' does not take: did you mean 'c'|known are 'c'"),
+        ("cagrad", dict(C=1), "holds 'C', which 'cagrad' does not take: (did you mean|known are) 'c'"),
         ("cagrad", dict(c=-1), "does not go with 'cagrad': c must be non-negative"),
         ("imtl_g", dict(c=1), "which 'imtl_g' does not take: it has no options"),
         ("nash_mtl", dict(max_norm=0), "max_norm in gradient_surgery_kwargs must be positive"),

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch as th
 from accelerated_models import M, largest_difference, make_model, needs_gpu, take_steps
+from every_method import DISTINCT
 from point_mass import make_point_mass_env
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC
-from sb3_softmod.methods import METHODS
 from sb3_softmod.policies.actor_critic import _SquashedGaussian
 
 # ---------------------------------------------------------------------------- compiling
@@ -55,7 +55,7 @@ def test_methods_compile(name: str) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "single_task_sac"])
+@pytest.mark.parametrize("name", [name for name in DISTINCT if name != "single_task_sac"])
 def test_replayed_steps_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten steps, of which seven are replayed, with the learning rates of a schedule: metrics within 1e-3."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from point_mass import make_point_mass_env
-from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3 import PPO, TD3
 
 from sb3_softmod import ConfigurationError, SoftModPolicy, SoftModularExtractor
 
@@ -105,18 +105,6 @@ def test_critics_share_nothing() -> None:
         assert parameter.grad[1].abs().max() == 0  # the second member's
 
 
-def test_in_plain_sac(tmp_path: Path) -> None:
-    env = make_point_mass_env(4)
-    kwargs = dict(num_tasks=4, **SMALL)
-    model = SAC(SoftModPolicy, env, policy_kwargs=kwargs, learning_starts=40, batch_size=32, seed=0)
-    model.learn(200)
-    model.save(tmp_path / "sac")
-    loaded = SAC.load(tmp_path / "sac")
-    obs = env.reset()
-    assert isinstance(obs, np.ndarray)
-    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
-
-
 @pytest.mark.parametrize("algorithm", [PPO, TD3])
 def test_extractor_in_other_algorithms(algorithm: Any, tmp_path: Path) -> None:
     env = make_point_mass_env(4)
@@ -126,9 +114,12 @@ def test_extractor_in_other_algorithms(algorithm: Any, tmp_path: Path) -> None:
     )
     options: dict[str, Any] = dict(n_steps=32, batch_size=32) if algorithm is PPO else dict(learning_starts=40)
     model = algorithm("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **options)
-    before = [p.detach().clone() for p in model.policy.parameters()]
+    parts = [model.policy] if algorithm is PPO else [model.actor, model.critic]
+    learning = [p for part in parts for p in part.features_extractor.parameters()]
+    before = [p.detach().clone() for p in learning]
     model.learn(256)
-    assert any(not th.equal(p, b) for p, b in zip(model.policy.parameters(), before, strict=True))
+    assert learning
+    assert not any(th.equal(p, b) for p, b in zip(learning, before, strict=True))
     model.save(tmp_path / "model")
     obs = env.reset()
     again = algorithm.load(tmp_path / "model").predict(obs, deterministic=True)[0]

@@ -376,7 +376,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         assert message in page.words
         assert f"left out: {message}" in err
-    assert "planned steps 2k" in page.words
+    assert "planned 2,000 steps" in page.words
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe\x00PK\x03\x04", b'{"tasks": {"push": 1}, "settings": {}}'])

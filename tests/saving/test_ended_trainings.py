@@ -88,23 +88,15 @@ def test_every_callback_writes_a_checkpoint(
     assert found[0] == found[1]
 
 
-def test_a_second_signal_ends_a_training_with_two_callbacks_at_once(tmp_path: Path, noted: list[int]) -> None:
+@pytest.mark.parametrize("callbacks", [1, 2])
+def test_a_second_signal_reaches_the_handler_of_before(callbacks: int, tmp_path: Path, noted: list[int]) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert not noted
         signal.raise_signal(signal.SIGTERM)
 
-    two = [CheckpointCallback(tmp_path / name) for name in "ab"]
-    make_model(make_env()).learn(20 * M, [*two, After(8, twice)])
-    assert noted == [signal.SIGTERM]
-
-
-def test_a_second_signal_does_what_it_would_have_done(tmp_path: Path, noted: list[int]) -> None:
-    def twice() -> None:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-
-    make_model(make_env()).learn(20 * M, [CheckpointCallback(tmp_path), After(8, twice)])
+    each = [CheckpointCallback(tmp_path / str(number)) for number in range(callbacks)]
+    make_model(make_env()).learn(20 * M, [*each, After(8, twice)])
     assert noted == [signal.SIGTERM]
 
 

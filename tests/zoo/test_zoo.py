@@ -370,8 +370,9 @@ def test_the_package_stays_as_it_was(logs: Path) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     def text_of(*command: str) -> str:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as end:
             raise SystemExit(main([*command, "--help"]))
+        assert not end.value.code
         return capsys.readouterr().out
 
     general = text_of()

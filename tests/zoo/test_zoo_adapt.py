@@ -48,6 +48,10 @@ def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (origin["run"], origin["task_set"], origin["tune"]) == (str(source), "MT3", "routing")
     assert origin["init"]["coffee-button-v3"] in MT3
     before, after = MultiTaskSAC.load(source / "MT3.zip"), MultiTaskSAC.load(run / f"{SET}.zip")
+    assert before.normalization is not None
+    assert after.normalization is not None
+    for old, new in zip(before.normalization["obs_rms"] * 3, after.normalization["obs_rms"], strict=False):
+        np.testing.assert_array_equal(old.mean, new.mean)
     states, task = np.random.default_rng(0).normal(size=(3, 39)), np.eye(4)[:3]
     raw = np.concatenate([states, task], 1).astype(np.float32)
     ours, theirs = (model.predict(obs, deterministic=True)[0] for model, obs in ((after, raw), (before, raw[:, :-1])))
@@ -58,6 +62,11 @@ def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(f"evaluate {run} --episodes 1".split()) == 0
     assert main(f"enjoy --algo softmod_deep --env {SET} -f {tmp_path} --episodes 1".split()) == 0
     assert "coffee-button-v3" in capsys.readouterr().out
+
+
+def test_everything_learns_in_all_tasks(source: Path, tmp_path: Path) -> None:
+    assert adapt(source, tmp_path, "--tune all --init mean --eval-freq -1") == 0
+    assert manifest(run_of(tmp_path, env=SET))["env_steps_by_task"] == dict.fromkeys([*MT3, "coffee-button-v3"], 20)
 
 
 def test_the_goals_of_the_source(tmp_path: Path) -> None:

@@ -83,21 +83,6 @@ def test_no_two_methods_are_the_same(file: str, env: str) -> None:
         assert found[first] != found[second], (first, second)
 
 
-def test_the_schedule_of_the_paper() -> None:
-    """Section 5.2."""
-    for env in ("MT10-Fixed", "MT10-Conditioned", "MT50-Fixed", "MT50-Conditioned"):
-        ten = env.startswith("MT10")
-        for algo in METHODS:
-            found = hyperparams_of("paper", algo, env)
-            assert found["learning_rate"] == 3e-4
-            assert (found["gamma"], found["tau"]) == (0.99, 0.005)
-            assert (found["train_freq"], found["gradient_steps"]) == (1, 1)
-            assert found["batch_size"] == (1280 if ten else 6400)
-            assert found["buffer_size"] == (1_000_000 if ten else 10_000_000)
-        ours, baseline = (hyperparams_of("paper", algo, env)["n_timesteps"] for algo in ("softmod_deep", "mt_sac"))
-        assert (ours, baseline) == ((15_000_000, 20_000_000) if ten else (50_000_000, 100_000_000))
-
-
 def test_networks_of_the_laptop() -> None:
     """Small, but what defines a method stays."""
     adamw = dict(weight_decay=1e-4, decoupled_weight_decay=True)
