@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from sb3_softmod.grid.cells import Cell, Resources
@@ -58,7 +59,7 @@ def main() -> None:
     side_by_side: dict[int, list[float]] = {number: [] for number in args.at_once}
     for _ in range(args.rounds):
         for number in args.at_once:
-            side_by_side[number].append(seconds(LocalRunner(Capacity(number, 1e15, ())), runs, args.steps))
+            side_by_side[number].append(seconds(LocalRunner(partial(Capacity, number, 1e15, ())), runs, args.steps))
     one = side_by_side[min(args.at_once)]
     print(f"{'at once':>8}{'seconds':>10}{'steps/s':>10}{'x one':>8}")
     for number, took in side_by_side.items():
@@ -77,7 +78,7 @@ def main() -> None:
     ray_runner = RayRunner(cluster.address, shared=True)
     plain, with_ray = [], []
     for _ in range(args.rounds):
-        plain.append(seconds(LocalRunner(Capacity(cores, 1e15, ())), runs, args.steps))
+        plain.append(seconds(LocalRunner(partial(Capacity, cores, 1e15, ())), runs, args.steps))
         with_ray.append(seconds(ray_runner, runs, args.steps))
     ray.shutdown()
     cluster.shutdown()

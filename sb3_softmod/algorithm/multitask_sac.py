@@ -317,7 +317,8 @@ class MultiTaskSAC(CollectingSAC):
             self._check_observations(self._vec_normalize_env)
 
     def _check_observations(self, normalized: VecNormalize | None) -> None:
-        if self.num_timesteps and _is_fresh(normalized):
+        normalizes = isinstance(normalized, MultiTaskVecNormalize) and normalized.norm_obs
+        if self.num_timesteps and normalizes and not _has_seen(normalized):
             raise ConfigurationError(
                 "The model was trained on observations as they are, and this MultiTaskVecNormalize would normalise "
                 "them: leave it out, or pass norm_obs=False."
@@ -349,7 +350,7 @@ class MultiTaskSAC(CollectingSAC):
         if not isinstance(self._vec_normalize_env, MultiTaskVecNormalize):
             if self.normalization is None:  # of a model that was loaded without an env
                 self._check_observations(normalized)
-        elif not _is_fresh(self._vec_normalize_env) and (normalized is None or _is_fresh(normalized)):
+        elif _has_seen(self._vec_normalize_env) and not _has_seen(normalized):
             self.normalization = self._vec_normalize_env.statistics()  # the policy knows no other observations
         super().set_env(wrapped, force_reset)
         self._resolve_tasks()
@@ -387,8 +388,8 @@ class MultiTaskSAC(CollectingSAC):
         return adapt(self, tasks, tune, keep_tasks, init, kwargs)
 
 
-def _is_fresh(normalized: VecNormalize | None) -> bool:
-    """Whether an env normalises observations, and has seen none yet."""
+def _has_seen(normalized: VecNormalize | None) -> bool:
+    """Whether there is a normalisation that has statistics of a training."""
     if not isinstance(normalized, MultiTaskVecNormalize):
         return False
-    return normalized.norm_obs and all(rms.count < 1 for rms in normalized.obs_rms)
+    return any(rms.count >= 1 for rms in [*normalized.obs_rms, *normalized.ret_rms])

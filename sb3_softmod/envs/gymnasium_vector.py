@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -80,6 +81,12 @@ class GymnasiumVecEnv(VecEnv):
         self._reset_options()
         self._begin(np.ones(self.num_envs, bool))
         return self._canonical(observations)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds for the next reset: of each env its own, from this one on; after the largest of 32 bits comes 0."""
+        super().seed(seed)
+        self._seeds = [None if each is None else each % 2**32 for each in self._seeds]
+        return self._seeds
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take note of the actions, ``[n_envs, *action shape]``.

@@ -122,9 +122,9 @@ class MultiTaskVecEnv(VecEnv):
         return observations
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds for the next reset: of each env its own, from this one on."""
+        """Seeds for the next reset: of each env its own, from this one on; after the largest of 32 bits comes 0."""
         super().seed(seed)
-        self._seeds = [None if each is None else each % 2**32 for each in self._seeds]  # the most that there are
+        self._seeds = [None if each is None else each % 2**32 for each in self._seeds]
         return self._seeds
 
     def step_async(self, actions: np.ndarray) -> None:

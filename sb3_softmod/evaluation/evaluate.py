@@ -35,8 +35,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 Protocol = Literal["metaworld", "paper"]
 
 #: How many episodes of other tasks, for each of its tasks, an env may play without coming to one whose episodes are
-#: still to be played: with two tasks, one that comes by chance once in fifty episodes is found.
-_ROUNDS = 100
+#: still to be played; tasks may come by chance, and seldom.
+_ROUNDS = 200
 
 #: Steps after which an episode counts as one that never ends.
 _ENDLESS = 100_000

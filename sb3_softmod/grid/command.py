@@ -63,7 +63,7 @@ def grid(arguments: Sequence[str]) -> None:
         return
     runner: Runner
     if args.ray is None:
-        runner = LocalRunner(Capacity.of_this_machine())
+        runner = LocalRunner(Capacity.of_this_machine)
     else:
         from sb3_softmod.grid.ray import RayRunner
 

@@ -16,7 +16,7 @@ from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.claims import claimed
 from sb3_softmod.grid.folder import FAILURE, IDENTITY, failure_of, is_finished, is_written
 from sb3_softmod.grid.process import Outcome
-from sb3_softmod.grid.runner import Ended, Runner
+from sb3_softmod.grid.runner import Runner
 
 #: Seconds between two looks at what has happened, and between two at a cell that somebody else has.
 TICK, LOOK_AGAIN = 0.25, 5.0
@@ -78,7 +78,7 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
                         started = runner.start(cell)
                     except (SoftModError, OSError) as error:  # it fits nowhere, or the disk is full
                         waiting.remove(cell)
-                        failed[cell.name] = str(error)
+                        failed[cell.name] = _give_up(cell, str(error))
                         report(f"{cell.name}: failed: {error}")
                         continue
                     if started:
@@ -92,7 +92,9 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
                 elif end.outcome is Outcome.FINISHED:
                     report(f"{end.cell.name}: finished")
                 else:
-                    failed[end.cell.name] = _give_up(end)
+                    failed[end.cell.name] = _give_up(
+                        end.cell, end.why or f"its process said nothing; {end.outcome.name.lower()}"
+                    )
                     report(f"{end.cell.name}: failed: {failed[end.cell.name].splitlines()[-1]}")
             time.sleep(TICK)
     return failed
@@ -107,15 +109,15 @@ def _describe(cell: Cell) -> None:
     """Write what a folder's name is the digest of, for people."""
     path = cell.folder / IDENTITY
     if not path.exists():
-        write_text(path, json.dumps(cell.identity, indent=1) + "\n")
+        with suppress(FileError):
+            write_text(path, json.dumps(cell.identity, indent=1) + "\n")
 
 
-def _give_up(end: Ended) -> str:
+def _give_up(cell: Cell, why: str) -> str:
     """Write that a cell failed, and why."""
-    why = end.why or f"its process said nothing; {end.outcome.name.lower()}"
-    if not claimed(end.cell.folder):
+    if not _is_taken(cell):
         with suppress(FileError):  # a full disk, for one: the other runs go on
-            write_text(end.cell.folder / FAILURE, json.dumps({"at": time.time(), "why": why}) + "\n")
+            write_text(cell.folder / FAILURE, json.dumps({"at": time.time(), "why": why}) + "\n")
     return why
 
 

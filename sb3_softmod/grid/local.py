@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sb3_softmod.common.errors import FileError
 from sb3_softmod.grid.cells import Cell
 from sb3_softmod.grid.folder import last_lines
 from sb3_softmod.grid.process import Order, Outcome, RunProcess
@@ -24,20 +25,28 @@ class _Running:
 class LocalRunner:
     """Starts processes on this machine; what a run takes is counted, and started is only what is left for.
 
-    :param capacity: of the machine
+    :param measure: the capacity of the machine, now
     """
 
-    def __init__(self, capacity: Capacity) -> None:
-        self.capacity = capacity
+    def __init__(self, measure: Callable[[], Capacity]) -> None:
+        self._measure = measure
+        self.capacity = measure()
         self._running: list[_Running] = []
         self._failures: dict[str, int] = {}
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse cells that would never fit."""
+        self._look_again()
         refuse_misfits(cells, [self.capacity], "this machine")
+
+    def _look_again(self) -> None:
+        """Others may have taken memory, or given it back; what runs of this command have is counted, not measured."""
+        if not self._running:
+            self.capacity = self._measure()
 
     def start(self, cell: Cell) -> bool:
         """Start a run if there is room for it; whether there was."""
+        self._look_again()
         memory, gpus = memory_of(cell), self._gpus_for(cell.resources.gpus)
         cores = sum(each.cell.resources.threads for each in self._running)
         taken = sum(each.memory for each in self._running)
@@ -62,8 +71,12 @@ class LocalRunner:
             if outcome in (Outcome.FAILED, Outcome.STOPPED):  # nobody here has stopped it: somebody else did
                 self._failures[name] = self._failures.get(name, 0) + 1
                 if self._failures[name] <= each.cell.retries:
-                    self._running.append(self._launch(each.cell, each.memory, each.gpus))
-                    continue
+                    try:
+                        self._running.append(self._launch(each.cell, each.memory, each.gpus))
+                        continue
+                    except (FileError, OSError) as error:  # a full disk, or no memory for a process
+                        ended.append(Ended(each.cell, outcome, f"It could not be started again: {error}"))
+                        continue
             why = "\n".join(filter(None, [*last_lines(each.cell.folder, 10), each.process.reason()]))
             ended.append(Ended(each.cell, outcome, why))
         return ended

@@ -154,14 +154,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> Outcome:
-    if is_finished(folder):
-        return Outcome.FINISHED
-    if is_written(folder):
-        return Outcome.CLAIMED
+    if (outcome := _elsewhere(folder)) is not None:
+        return outcome
 
     from sb3_softmod.learner.acceleration import keep_memory
     from sb3_softmod.zoo.train import train
 
+    if (outcome := _elsewhere(folder)) is not None:  # meanwhile: these imports take seconds
+        return outcome
     for said in (FAILURE, QUEUED):
         (folder / said).unlink(missing_ok=True)
     clear_beginning(folder, arguments)
@@ -179,6 +179,13 @@ def _train(folder: Path, resources: Sequence[str], arguments: Sequence[str]) -> 
         traceback.print_exc()
         return Outcome.FAILED
     return Outcome.FINISHED if is_finished(folder) else Outcome.STOPPED
+
+
+def _elsewhere(folder: Path) -> Outcome | None:
+    """What others have made of a cell."""
+    if is_finished(folder):
+        return Outcome.FINISHED
+    return Outcome.CLAIMED if is_written(folder) else None
 
 
 def _watch(before: object) -> None:

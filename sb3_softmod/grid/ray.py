@@ -74,8 +74,12 @@ class RayRunner:
             if claim is None:
                 self._claimed.append(cell)
                 return True
+            try:
+                (cell.folder / QUEUED).touch()
+            except OSError:
+                claim.release()
+                raise
             self._claims[cell.name] = claim
-            (cell.folder / QUEUED).touch()
         # A claim may outlive its worker or node: the task that Ray starts again then finds the cell taken, and ends.
         # The next task goes on counting; of the attempts since the first start none has finished the cell.
         begun = attempts(cell.folder)

@@ -63,8 +63,10 @@ def status_of(cell: Cell) -> CellStatus:
         fraction = min(steps / cell.settings.steps, 1.0)
         left = (cell.settings.steps - steps) / per_second if per_second > 0 else None
     failure = failure_of(folder)
-    if (claimed(folder) and not (folder / QUEUED).exists()) or is_written(folder):
+    if claimed(folder) and not (folder / QUEUED).exists():
         return CellStatus(RUNNING, steps, fraction, success, left, owner_of(folder))
+    if is_written(folder):
+        return CellStatus(RUNNING, steps, fraction, success, left, "a process of no grid")
     if failure is not None:
         return CellStatus(FAILED, steps, fraction, success, note=str(failure.get("why")).splitlines()[-1])
     return CellStatus(WAITING, steps, fraction, success, note="goes on from its checkpoint" if run else "")

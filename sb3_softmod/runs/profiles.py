@@ -47,13 +47,15 @@ def finished_entries(runs: Sequence[Run], benchmark: str) -> dict[str, Entry]:
     :param runs: what :func:`.find_runs` found
     :param benchmark: a task set
     :return: by title and, where not all had the same, what is different
-    :raises ConfigurationError: if there is none
+    :raises ConfigurationError: if there is none, or if they are of different tasks
     """
     finished = [entry for entry in collect(runs) if entry.is_scored]
     entries = [entry for entry in finished if entry.benchmark == benchmark]
     if not entries:
         known = ", ".join(sorted({entry.benchmark for entry in finished})) or "nothing"
         raise ConfigurationError(f"No finished run on {benchmark} reports success; there are such runs on {known}.")
+    if len({entry.setting.tasks for entry in entries}) > 1:
+        raise ConfigurationError(f"The runs on {benchmark} are of different tasks: compare those of the same.")
     named = {}
     for entry in entries:
         # Different methods have different networks and hyperparameters anyway.

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class CheckpointFolder:
             try:
                 (path / _SEGMENTS).mkdir(parents=True, exist_ok=True)
                 self._lock = undo.enter_context((path / ".lock").open("a"))
-                if not _take(self._lock):
+                if not (_take(self._lock) or _take_soon(self._lock)):
                     raise CheckpointError(
                         f"Another process, or another CheckpointCallback, writes checkpoints to {path}: wait for its "
                         "end, or choose another folder."
@@ -251,8 +252,8 @@ def has_checkpoint(run: Path) -> bool:
 
 def is_locked(run: Path) -> bool:
     """Whether some process goes on with a run; nothing is made or touched."""
-    with contextlib.suppress(OSError), (run / FOLDER / ".lock").open("r+") as lock:
-        return not _take(lock)
+    with contextlib.suppress(OSError), (run / FOLDER / ".lock").open() as lock:
+        return not _take(lock, shared=True)
     return False
 
 
@@ -288,14 +289,23 @@ def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _take(file: IO[str]) -> bool:
-    """Lock a file, until it is closed or the process ends, however it ends; whether nobody else has."""
+def _take_soon(file: IO[str]) -> bool:
+    """Once more: somebody may just have looked whether the file is locked."""
+    time.sleep(0.1)
+    return _take(file)
+
+
+def _take(file: IO[str], *, shared: bool = False) -> bool:
+    """Lock a file, until it is closed or the process ends, however it ends; whether nobody else has.
+
+    :param shared: only to look: others may look at the same moment
+    """
     try:
         import fcntl
     except ImportError:  # Windows
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

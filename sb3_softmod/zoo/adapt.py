@@ -37,6 +37,7 @@ def options() -> Parser:
         "-params",
         "--hyperparams",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME:VALUE",
         help="arguments of MultiTaskSAC in place of those of the old one, for instance learning_rate:1e-3",

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
-from sb3_softmod.saving.loading import check_arguments
-from sb3_softmod.zoo.experiment import EVAL_EVERY
+from sb3_softmod.zoo.configs import learner_arguments
+from sb3_softmod.zoo.experiment import EVAL_EVERY, in_words
 from sb3_softmod.zoo.key_values import key_values
 from sb3_softmod.zoo.monitor_file import MonitorFile
 
@@ -90,12 +90,14 @@ class Adaptation:
     :param args: of the command
     :param folder: of a run that is resumed; None makes one
     :param source: what is adapted; None for a run that is resumed
+    :param params: arguments in place of those of the source
     """
 
     facts: dict[str, Any]
     args: argparse.Namespace
     folder: Path | None
     source: Source | None
+    params: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Adaptation:
@@ -111,11 +113,13 @@ class Adaptation:
         require_choice("--tune", args.tune, TUNES)
         require_choice("--init", args.init, INITS)
         params = key_values("-params", args.hyperparams)
+        known = [name for name in learner_arguments(MultiTaskSAC) if name not in ("policy_kwargs", "num_tasks")]
+        for name in params:
+            require_choice("hyperparameter", name, known)
         check_folder(args.log_folder)
         for task in args.tasks:
             require_choice("task", task, [name for name in TASK_SETS if name in task_names(TASK_SETS[name])])
         source = _source(args)
-        check_arguments(type(source.model), "adapt", params)
         kept = [] if args.drop_tasks else [source.task_set]
         name = get_task_set("+".join([*kept, *args.tasks])).name
         if len(name) > _LONGEST:
@@ -123,7 +127,7 @@ class Adaptation:
                 f"The names of these tasks make one of {len(name)} characters, and files take {_LONGEST}: adapt in "
                 "Python (model.adapt), or to fewer tasks."
             )
-        return cls(_facts(args, source, name, params), args, None, source)
+        return cls(_facts(args, source, name, params), args, None, source, params)
 
     def run(self) -> None:
         """Adapt, learn and save; or go on."""
@@ -154,7 +158,7 @@ class Adaptation:
             tune=options["tune"],
             keep_tasks=options["keep_tasks"],
             init=options["init"],
-            **options["hyperparams"],
+            **self.params,
         )
         adapted.set_env(env)
         self.facts["adapted_from"] = {**self.facts["adapted_from"], **(adapted.adapted_from or {})}
@@ -233,7 +237,8 @@ def _source(args: argparse.Namespace) -> Source:
     env_options(run)  # refuses wrappers
     of_set = run.manifest.get("env_options") or dict(get_task_set(run.benchmark).options)  # of an adapted one's source
     told = {name: value for name, value in (run.manifest.get("hyperparams") or {}).items() if name != "env_kwargs"}
-    told["budget"] = str(run.budget)  # which options of the command line may have said
+    # Which options of the command line may have said; of one that ended before, how far it came.
+    told["budget"] = str(run.budget) if run.finished else f"{run.manifest.get('env_steps', 0):,} steps"
     model = load_model(run, best=args.best, device=args.device)
     place = os.path.abspath(run.folder)
     return Source(place, run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)
@@ -265,10 +270,10 @@ def _facts(args: argparse.Namespace, source: Source, name: str, params: dict[str
         "planned_env_steps": args.n_timesteps,
         "planned_minutes": None,
         "adapted_from": {"run": source.title, "model": "best" if args.best else "last", "task_set": source.task_set},
-        "hyperparams": {**told, **params, "source": source.told},
+        "hyperparams": {**told, **in_words(params), "source": source.told},
         "options": {
             **told,
-            "hyperparams": params,
+            "hyperparams": in_words(params),
             "eval_freq": every if args.eval_freq is None else args.eval_freq,
             "eval_episodes": args.eval_episodes,
             "save_freq": every if args.save_freq is None else args.save_freq,

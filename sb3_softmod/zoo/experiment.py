@@ -9,7 +9,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             self.task_set.arguments(options)
         self.args.env_kwargs = hyperparams["env_kwargs"] = self.env_kwargs
         #: As they come out of all files and options, in plain words; what follows changes the values in place.
-        self.told: dict[str, Any] = json.loads(json.dumps(hyperparams, default=_name_of))
+        self.told = in_words(hyperparams)
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
 
     def _use_cores(self, hyperparams: dict[str, Any]) -> None:
@@ -331,6 +331,8 @@ class MultiTaskExperimentManager(ExperimentManager):
             planned = model.num_timesteps + model.remaining_timesteps  # whatever its file of hyperparameters says now
             self.n_timesteps = None  # type: ignore[assignment]  # what is left
         manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts(), seconds)
+        if self._resumed_run is None:
+            model.num_timesteps = 0  # learn sees to that too, if Ctrl-C does not come before
         status, before = "failed", model.num_timesteps
         results: dict[str, Any] = {}
         try:
@@ -376,6 +378,12 @@ class MultiTaskExperimentManager(ExperimentManager):
             "command": " ".join(sys.orig_argv),
             "arguments": sys.argv[1:],
         }
+
+
+def in_words(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as JSON has them."""
+    told: dict[str, Any] = json.loads(json.dumps(hyperparams, default=_name_of))
+    return told
 
 
 def _name_of(value: Any) -> str:

@@ -31,7 +31,8 @@ class KeyValues(StoreDict):
                 'strings in quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
             ) from error
         found = getattr(namespace, self.dest)
-        if twice := [name for name in found if name in before]:
+        names = [text.partition(":")[0] for text in values]
+        if twice := [name for place, name in enumerate(names) if name in before or name in names[:place]]:
             raise ConfigurationError(f"{option_string} gives {twice[0]!r} twice.")
         setattr(namespace, self.dest, {**before, **found})
 

@@ -383,6 +383,12 @@ def test_an_env_before_the_training_keeps_its_settings() -> None:
     new = MultiTaskVecNormalize(make_point_mass_env(M), norm_reward=False, obs_statistics="per-task")
     model.set_env(new)
     assert (new.norm_reward, new.obs_statistics) == (False, "per-task")
+    raw = MultiTaskVecNormalize(make_point_mass_env(M), norm_obs=False)
+    model = SoftModSAC("SoftModPolicy", raw, policy_kwargs=SMALL)
+    model.set_env(new)
+    assert new.norm_obs
+    model.set_env(make_point_mass_env(M))
+    assert model.get_vec_normalize_env() is None
 
 
 class Interrupt(BaseCallback):

@@ -351,7 +351,7 @@ def test_transitions_of_before_are_no_wait(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.warns(UserWarning, match="No gradient step was taken"):
         second.learn(40, log_interval=None)
     with pytest.warns(UserWarning, match="After 62 environment steps no env has played task 'corner-2'"):
-        second.learn(40, log_interval=None, reset_num_timesteps=False)
+        second.learn(40, log_interval=None)  # whose steps are counted from 0 again
 
 
 def test_no_word_before_learning_starts() -> None:

@@ -77,6 +77,12 @@ def test_the_same_as_those_of_sb3(kind: str) -> None:
     assert ends == 8 + 5 + 1
 
 
+def test_the_largest_seed() -> None:
+    env = GymnasiumVecEnv(gym.make_vec("SoftMod/MT3-v3"))
+    assert env.seed(2**32 - 1) == [2**32 - 1, 0, 1]
+    env.close()
+
+
 def test_statistics_of_a_wrapper_are_right_too() -> None:
     wrapped: Any = vector_env("recorded")
     seen = play(GymnasiumVecEnv(wrapped))

@@ -60,6 +60,29 @@ def test_the_last_state_of_an_episode_is_stored_as_it_was() -> None:
         np.testing.assert_allclose(back, other["terminal_observation"], rtol=1e-4, atol=1e-4)
 
 
+def test_what_the_replay_buffer_has_of_the_last_states() -> None:
+    """Observations as they are, clipped by no normalisation."""
+    seen: list[np.ndarray] = []
+
+    class Recorded(Scaled):
+        def step(self, action: np.ndarray) -> Any:
+            obs, *rest = super().step(action)
+            seen.append(obs.astype(np.float32))
+            return obs, *rest
+
+    names = [f"scale-{i}" for i in range(3)]
+    envs = DummyVecEnv([partial(TaskEnv, gym.wrappers.TimeLimit(Recorded(i), 5), i, names) for i in range(3)])
+    env = MultiTaskVecNormalize(envs, clip_obs=0.1)
+    model = SoftModSAC("SoftModPolicy", env, batch_size=30, learning_starts=300, policy_kwargs=SMALL, seed=0)
+    model.learn(150)
+    assert model.replay_buffer is not None
+    stored = model.replay_buffer.sample(600).next_observations[:, :2].numpy()
+    known = np.array(seen)
+    distances = np.abs(stored[:, None] - known[None]).max(-1).min(1)
+    assert distances.max() < 1e-3
+    assert len(np.unique(stored, axis=0)) > 100
+
+
 @pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
 def test_statistics_are_those_of_the_data(obs_statistics: Any) -> None:
     env = MultiTaskVecNormalize(make_env(), obs_statistics=obs_statistics, gamma=0.9)

@@ -18,7 +18,7 @@ from rich.console import Console
 from run_folders import write_run
 
 from sb3_softmod.common.csv_files import last_rows
-from sb3_softmod.common.errors import FileError
+from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.grid import driver, local
 from sb3_softmod.grid.cells import Cell, Resources
 from sb3_softmod.grid.claims import Claim
@@ -92,7 +92,7 @@ def test_room(
     capacity: Capacity, needs: dict[str, Any], at_once: int, cell: Cell, tmp_path: Path, processes: list[FakeProcess]
 ) -> None:
     """As many as fit, and the next one when one has ended."""
-    runner = LocalRunner(capacity)
+    runner = LocalRunner(lambda: capacity)
     cells = cells_with(cell, tmp_path, 6, **needs)
     assert [runner.start(each) for each in cells] == [n < at_once for n in range(6)]
     assert not runner.ended()
@@ -103,7 +103,7 @@ def test_room(
 
 
 def test_gpus_are_shared_out(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
-    runner = LocalRunner(Capacity(8, 100 * GB, ("0", "3")))
+    runner = LocalRunner(lambda: Capacity(8, 100 * GB, ("0", "3")))
     for each in cells_with(cell, tmp_path, 4, gpus=0.5):
         runner.start(each)
     assert [process.gpus for process in processes] == ["0", "3", "0", "3"]
@@ -113,7 +113,7 @@ def test_gpus_are_shared_out(cell: Cell, tmp_path: Path, processes: list[FakePro
 
 
 def test_retries(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
-    runner = LocalRunner(Capacity(1, 100 * GB, ()))
+    runner = LocalRunner(lambda: Capacity(1, 100 * GB, ()))
     (one,) = cells_with(cell, tmp_path, 1, retries=2)
     runner.start(one)
     for outcome in (Outcome.FAILED, Outcome.STOPPED):
@@ -136,10 +136,47 @@ def test_claimed_by_somebody_else(
     finish = threading.Timer(0.5, lambda: finished_run(one))
     finish.start()
     lines: list[str] = []
-    assert run_grid([one], LocalRunner(Capacity(1, 100 * GB, ())), lines.append) == {}
+    assert run_grid([one], LocalRunner(lambda: Capacity(1, 100 * GB, ())), lines.append) == {}
     claim.release()
     assert lines == [f"{one.name}: finished elsewhere"]
     assert not processes
+
+
+def test_memory_that_others_give_back(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
+    """Measured again as long as nothing of one's own runs."""
+    free = [0.5 * GB]
+    runner = LocalRunner(lambda: Capacity(2, free[0], ()))
+    one, two = cells_with(cell, tmp_path, 2)
+    with pytest.raises(ConfigurationError, match=r"which fit nowhere: this machine has 2 cores, 0\.5 GB"):
+        runner.check([one])
+    free[0] = 1.5 * GB
+    runner.check([one])
+    assert runner.start(one)
+    free[0] = 0.5 * GB  # of which the run has some
+    assert not runner.start(two)
+    processes[0].outcome = Outcome.FINISHED
+    assert len(runner.ended()) == 1
+    free[0] = 1.5 * GB
+    assert runner.start(two)
+
+
+def test_a_cell_that_cannot_be_started(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
+    """The others go on; it is given up, with the reason."""
+
+    class Full(LocalRunner):
+        def start(self, cell: Cell) -> bool:
+            if cell.seed == 0:
+                raise OSError(28, "No space left on device")
+            started = super().start(cell)
+            processes[-1].outcome = Outcome.FINISHED
+            return started
+
+    first, second = cells_with(cell, tmp_path, 2)
+    lines: list[str] = []
+    failed = run_grid([first, second], Full(lambda: Capacity(2, 100 * GB, ())), lines.append)
+    assert failed == {first.name: "[Errno 28] No space left on device"}
+    assert lines[-1] == f"{second.name}: finished"
+    assert status_of(first).state == FAILED
 
 
 def test_signal(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
@@ -148,7 +185,7 @@ def test_signal(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> Non
     before = signal.getsignal(signal.SIGTERM)
     threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGTERM)).start()
     with pytest.raises(StoppedError, match="SIGTERM"):
-        run_grid(cells, LocalRunner(Capacity(2, 100 * GB, ())), lambda line: None)
+        run_grid(cells, LocalRunner(lambda: Capacity(2, 100 * GB, ())), lambda line: None)
     assert [process.stopped for process in processes] == [True, True]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -264,10 +301,14 @@ def test_a_run_that_no_grid_started_is_left_alone(cell: Cell, tmp_path: Path) ->
     (one,) = cells_with(cell, tmp_path, 1)
     run = running_run(one, 50)
     assert not is_written(one.folder)
+    assert status_of(one).state == WAITING
     checkpoints = CheckpointFolder(run / "checkpoints", 1)
     assert is_written(one.folder)
+    found = status_of(one)
+    assert (found.state, found.note) == (RUNNING, "a process of no grid")
     checkpoints.close()
     assert not is_written(one.folder)
+    CheckpointFolder(run / "checkpoints", 1).close()  # looking has left no lock
 
 
 def test_a_run_that_a_callback_ended_is_finished(cell: Cell, tmp_path: Path) -> None:

@@ -34,12 +34,19 @@ def adapt(source: Path, folder: Path, options: str = "", steps: int = 80) -> int
 
 
 def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert adapt(source, tmp_path, "-params learning_rate:3e-3 gamma:0.9") == 0
+    for wrong, said in (
+        ("seed:5", "Unknown hyperparameter 'seed'"),
+        ("gamma:0.9 -params gamma:0.8", "-params gives 'gamma' twice"),
+    ):
+        assert adapt(source, tmp_path, f"-params {wrong}") == 2
+        assert said in capsys.readouterr().err
+    assert adapt(source, tmp_path, "-params learning_rate:3e-3 -params gamma:0.9") == 0
     run = run_of(tmp_path, env=SET)
     found = manifest(run)
     adapted = MultiTaskSAC.load(run / f"{SET}.zip")
     assert (adapted.learning_rate, adapted.gamma) == (3e-3, 0.9)
     assert found["hyperparams"]["gamma"] == 0.9
+    assert found["hyperparams"]["source"]["budget"] == "60 steps"
     assert found["status"] == "finished"
     assert found["tasks"] == [*MT3, "coffee-button-v3"]
     assert found["env_steps_by_task"] == {**dict.fromkeys(MT3, 0), "coffee-button-v3": 80}
