@@ -18,10 +18,12 @@ test: $(INSTALLED) lint docs
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# On every other Python that pyenv has, each in an environment of its own, .venv-3.10 and so on.
+# On every Python from 3.10 to 3.13, by pyenv, each in an environment of its own, .venv-3.10 and so on.
 PYENV ?= $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 test-pythons:
-	@for python in $(foreach minor,10 11 12 13,$(lastword $(sort $(wildcard $(PYENV)/versions/3.$(minor).*/bin/python)))); do \
+	@for minor in 10 11 12 13; do \
+		python=$$(ls -d $(PYENV)/versions/3.$$minor.*/bin/python 2>/dev/null | sort -V | tail -1); \
+		[ -n "$$python" ] || { echo "There is no Python 3.$$minor in $(PYENV)/versions: pyenv install 3.$$minor"; exit 1; }; \
 		name=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 		echo "Python $$name ($$python)"; \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$name || exit 1; \
@@ -31,13 +33,14 @@ test-pythons:
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
 
-# Of its results, benchmarks/results has those of whole runs; some 16 minutes on 2 cores, on which nothing else should run.
+# Into bench/; those that the documents quote are in benchmarks/results. Some 16 minutes on 2 cores, on which nothing else
+# should run.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/learner.py --out benchmarks/results/learner.json
-	$(BIN)/python benchmarks/peer_jax.py --options plain bf16
-	$(BIN)/python benchmarks/scaling.py --out benchmarks/results/scaling.json
-	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
-	$(BIN)/python benchmarks/end_to_end.py --out benchmarks/results/end_to_end.json
+	$(BIN)/python benchmarks/learner.py --out bench/learner.json
+	$(BIN)/python benchmarks/peer_jax.py --options plain bf16 --out bench/peer_jax.json
+	$(BIN)/python benchmarks/scaling.py --out bench/scaling.json
+	$(BIN)/python benchmarks/memory.py --out bench/memory.json
+	$(BIN)/python benchmarks/end_to_end.py --out bench/end_to_end.json
 	$(BIN)/python benchmarks/vec_env.py --sets MT10 --rounds 3 --seconds 2
 
 lint: $(INSTALLED)
@@ -54,4 +57,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.* demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* bench demo docs/_build docs/notebooks .mypy_cache .pytest_cache .ruff_cache

@@ -2,11 +2,11 @@
 
     python benchmarks/end_to_end.py [--cases MT10-250 MT10-1280 ...] [--rounds 3] [--device cpu|cuda] [--threads 1]
 
-A case is a task set, a batch size and, with "-small", the laptop's network on one thread of torch, as the laptop's
-settings have it, instead of the authors' shallow one on all. One gradient step for each step of all envs. In each round
+A case is a task set, a batch size and, with "-small", the laptop's network on one thread of torch, with critics by
+squared errors, instead of the authors' shallow one on all. One gradient step for each step of all envs. In each round
 every contender runs for some seconds, in turn:
 
-- "envs alone": our vector env with random actions; "learner alone": gradient steps on a filled buffer;
+- "envs alone": our vector env with random actions; "learner alone": gradient steps on a few transitions;
 - "learn": one after the other; "learn, overlap": the learner works while the envs step. "of the slower part" is the
   median, over the rounds, of the rate as a share of the lower of the two above;
 - SB3's SAC in SB3's DummyVecEnv of Meta-World's own envs: with its MLP of 3 x 400, and with the authors' network

@@ -4,8 +4,9 @@
 
 Each run trains with the laptop's settings in a process of its own, one after the other. The clock runs from the
 beginning of learning: compiling counts, making the envs and evaluating does not. The policy after each number of
-minutes then plays each of the 50 goals of every task once. A run that is finished is not made again, one that was ended
-goes on where it was, and what was evaluated is not played again, so that the command can be stopped and repeated.
+minutes then plays each of the 50 goals of every task once; they are those of the training. A run that is finished is
+not made again, one that was ended goes on where it was, and what was evaluated is not played again, so that the command
+can be stopped and repeated.
 Options after ``--`` go to ``sb3-softmod train``.
 
 Success of each run and mark is in benchmarks/results/laptop_<env>.json, where those of other methods, options, seeds
@@ -128,7 +129,7 @@ def evaluated(run: Run, minutes: float, options: list[str]) -> dict[str, Any]:
         found = evaluate_run(run.folder, protocol="metaworld", minutes=minutes)
         print(f"\n{run.title}, seed {run.manifest['seed']}, after {minutes:g} minutes\n{found}", flush=True)
     marks = json.loads((run.folder / SNAPSHOTS).read_text())
-    facts = ("horizon", "goals", "reward_version", "n_envs", "network", "parameters", "git")
+    facts = ("horizon", "goals", "reward_version", "n_envs", "network", "parameters", "hyperparams", "git")
     return {
         "method": run.method,
         "told": told_of(options),

@@ -4,8 +4,8 @@
 
 For each task: success of the best of the model's tasks alone, of the uniform mixture and of the best mixture that the
 search proposed, all in the same fresh episodes, with goals that the search did not see. Nothing is learned. Prints a
-table for docs/new_tasks.md, and writes the numbers into benchmarks/results/new_tasks.json after each task; those of
-other tasks stay there.
+table for docs/new_tasks.md; with ``--out`` the numbers are written after each task, and those of other tasks stay
+there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sb3_softmod.evaluation.result import interval, percent
 from sb3_softmod.learner.acceleration import keep_memory
 
 TASKS = ("coffee-button-v3", "door-close-v3", "button-press-v3", "handle-press-v3", "plate-slide-v3")
-RESULTS = Path(__file__).parent / "results" / "new_tasks.json"
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40, help="mixtures of a search (default: 40)")
     parser.add_argument("--final-episodes", type=int, default=50, help="fresh ones (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the search and of the goals (default: 0)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
+    parser.add_argument("--out", type=Path, help="JSON to write, as benchmarks/results/new_tasks.json")
     args = parser.parse_args()
 
     th.set_num_threads(1)
@@ -45,7 +44,9 @@ def main() -> None:
     print("| task | best task alone | uniform | searched | the mixture |\n|---|---|---|---|---|")
     if args.trials < model.num_tasks + 2:
         parser.error(f"--trials must leave some for the search: at least {model.num_tasks + 2}")
-    known = json.loads(args.out.read_text()) if args.out.exists() else {"model": args.model, "tasks": {}}
+    known = {"model": args.model, "tasks": {}}
+    if args.out and args.out.exists():
+        known = json.loads(args.out.read_text())
     if known["model"] != args.model:
         parser.error(f"{args.out} has the numbers of {known['model']}: name another file with --out")
     for task in args.tasks:
@@ -65,8 +66,9 @@ def main() -> None:
             "settings": found.settings,
             "cpu_seconds": round(time.process_time() - start, 1),
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(known, indent=1) + "\n")
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(known, indent=1) + "\n")
         print(row(found), flush=True)
 
 

@@ -65,7 +65,7 @@ CALLBACKS: dict[str, Callable[[Path], BaseCallback]] = {
         make_point_mass_env(NUM_TASKS), eval_freq=100, best_model_save_path=str(folder), verbose=0
     ),
     "CheckpointCallback": lambda folder: CheckpointCallback(folder, save_freq=100),
-    "TimedSnapshots": lambda folder: TimedSnapshots(folder, [60]),
+    "TimedSnapshots": lambda folder: TimedSnapshots(folder, [0.005, 60]),
     "RoutingSnapshotCallback": lambda folder: RoutingSnapshotCallback(folder / "routing.npz", every=100),
     "ProgressFileCallback": ProgressFileCallback,
 }

@@ -6,9 +6,9 @@ MT10's shapes (39 observations, 4 actions, 10 tasks), random transitions, the sa
 batches from the replay buffer, JAX has some that were drawn before. ``jax_step.py`` is the step in JAX,
 ``tests/learner/test_jax_peer.py`` holds it equal to ours. All take turns of a second, each round in another order, with
 as many threads as the process has cores; the first step of a turn, on the caches and threads of another, does not
-count. "ms" is the median over the rounds (least - most), "x JAX" the median ratio of JAX's time to this one in the same
-round. On one core (``taskset -c 0``) the same of the processor's time stands beside it, which other processes disturb
-less; on more, threads that wait would count.
+count. "ms" is the median over the rounds (least - most), "x JAX" the ratio of JAX's time to this one in the same round,
+its median (least - most). On one core (``taskset -c 0``) the same of the processor's time stands beside it, which other
+processes disturb less; on more, threads that wait would count.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -142,9 +143,9 @@ def compare(network: str, batch_size: int, args: argparse.Namespace) -> list[dic
         start = time.perf_counter()
         take(3, batch_size)
         counts[name] = max(3, math.ceil(3 * args.seconds / (time.perf_counter() - start)))
-    for round_ in range(args.rounds):
-        names = list(steps)
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+    order = random.Random(0)
+    for _ in range(args.rounds):
+        for name in order.sample(list(steps), len(steps)):
             steps[name](1, batch_size)
             start, cpu_start = time.perf_counter(), time.process_time()
             steps[name](counts[name], batch_size)
@@ -154,16 +155,17 @@ def compare(network: str, batch_size: int, args: argparse.Namespace) -> list[dic
     work = operations(template, batch_size)
     print(f"\n{network}, batch {batch_size}, {work / 1e9:.1f} GFLOP")
     kinds = {"ms": seconds, **({"CPU ms": of_cpu} if th.get_num_threads() == 1 else {})}
-    print(f"{'':18}" + "".join(f"{kind:>30}{'x JAX':>9}" for kind in kinds) + f"{'GFLOP/s':>9}")
+    print(f"{'':18}" + "".join(f"{kind:>30}{'x JAX':>20}" for kind in kinds) + f"{'GFLOP/s':>9}")
     rows = []
     for name in steps:
         row: dict[str, Any] = dict(network=network, batch_size=batch_size, option=name)
         columns = []
         for kind, times in zip(("", "cpu_"), kinds.values(), strict=False):
             row[f"{kind}milliseconds"] = [1e3 * t for t in times[name]]
-            ahead = statistics.median(base / t for t, base in zip(times[name], times["JAX"], strict=True))
-            row[f"{kind}times_as_fast_as_jax"] = ahead
-            columns.append(f"{summary(row[f'{kind}milliseconds']):>30}{ahead:>9.2f}")
+            ratios = [base / t for t, base in zip(times[name], times["JAX"], strict=True)]
+            row[f"{kind}times_as_fast_as_jax"] = statistics.median(ratios)
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+            columns.append(f"{summary(row[f'{kind}milliseconds']):>30}{spread:>20}")
         row["gigaflop_a_second"] = work / statistics.median(seconds[name]) / 1e9
         rows.append(row)
         print(f"{name:18}{''.join(columns)}{row['gigaflop_a_second']:>9.0f}", flush=True)

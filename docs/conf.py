@@ -14,6 +14,7 @@ from sb3_softmod import __version__
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for mathml.py
 # The notebooks are pages too; Sphinx reads what lies below its own folder alone.
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)  # of before, which may have had other names
 for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
     (HERE / "notebooks").mkdir(exist_ok=True)
     shutil.copyfile(notebook, HERE / "notebooks" / notebook.name)
