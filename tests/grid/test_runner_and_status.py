@@ -19,7 +19,7 @@ from run_folders import write_run
 
 from sb3_softmod.common.csv_files import last_rows
 from sb3_softmod.common.errors import ConfigurationError, FileError
-from sb3_softmod.grid import driver, local
+from sb3_softmod.grid import driver, local, process
 from sb3_softmod.grid.cells import Cell, Resources
 from sb3_softmod.grid.claims import Claim
 from sb3_softmod.grid.driver import StoppedError, run_grid
@@ -188,6 +188,37 @@ def test_signal(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> Non
         run_grid(cells, LocalRunner(lambda: Capacity(2, 100 * GB, ())), lambda line: None)
     assert [process.stopped for process in processes] == [True, True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_all_at_once(
+    cell: Cell, tmp_path: Path, processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = []
+
+    class Slow(FakeProcess):
+        """While it writes its checkpoint, the user loses patience."""
+
+        def stop(self) -> None:
+            super().stop()
+            signal.raise_signal(signal.SIGINT)
+
+        def kill(self) -> None:
+            killed.append(self.order)
+
+    monkeypatch.setattr(local, "RunProcess", Slow)
+    threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(StoppedError, match="SIGINT"):
+        run_grid(cells_with(cell, tmp_path, 1), LocalRunner(lambda: Capacity(1, 100 * GB, ())), lambda line: None)
+    assert len(killed) == 1
+
+
+def test_a_run_sees_its_own_gpus(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(process.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
+    (one,) = cells_with(cell, tmp_path, 1)
+    for gpus in ("3", ""):
+        process.RunProcess(Order.of(one), gpus=gpus)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["3", ""]
 
 
 def finished_run(cell: Cell) -> Path:

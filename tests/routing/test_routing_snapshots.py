@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_models_that_cannot_be_watched_are_refused(tmp_path: Path) -> None:
         PPO("MlpPolicy", env, policy_kwargs=options).learn(10, callback=RoutingSnapshotCallback(tmp_path / "a.npz"))
     with pytest.raises(ConfigurationError, match="every must be at least 1, not 0"):
         RoutingSnapshotCallback(tmp_path / "a.npz", every=0)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_code_of_the_file_runs(tmp_path: Path) -> None:
+    names = np.array([Trap(tmp_path / "sprung")], object)
+    np.savez(tmp_path / "routing.npz", steps=[1], task_names=names, entropy=[[0.0]], layer_0=[[0.0]])
+    with pytest.raises(ConfigurationError, match="holds no snapshots of RoutingSnapshotCallback"):
+        RoutingSnapshots.load(tmp_path / "routing.npz")
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 half of a file", b"text", "npz"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import random
 import shutil
 import signal
@@ -23,7 +25,14 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from worker_envs import M
 
-from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecNormalize, NonFiniteError, SoftModSAC
+from sb3_softmod import (
+    ConfigurationError,
+    FileError,
+    MultiTaskSAC,
+    MultiTaskVecNormalize,
+    NonFiniteError,
+    SoftModSAC,
+)
 from sb3_softmod.common.errors import CheckpointError
 from sb3_softmod.evaluation import MultiTaskEvalCallback
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
@@ -200,6 +209,31 @@ def test_another_number_of_threads(tmp_path: Path) -> None:
     th.set_num_threads(2)
     with pytest.warns(UserWarning, match=r"not bit for bit .* \(torch.set_num_threads\) was 1, and is 2 now\."):
         SoftModSAC.resume(tmp_path, make_env())
+
+
+def test_another_version_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path)
+    monkeypatch.setattr(th, "__version__", "9.9")
+    with pytest.warns(UserWarning, match=r"not bit for bit .*: torch's version was .*, and is 9\.9 now"):
+        SoftModSAC.resume(tmp_path, make_env())
+
+
+def test_an_evaluation_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the training; what was saved before stays, and the training can go on."""
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "evaluations.csv" and Path(target).exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    evaluation = MultiTaskEvalCallback(make_env(), n_eval_episodes=1, eval_freq=5, log_path=str(tmp_path), verbose=0)
+    with pytest.raises(FileError, match=r"evaluations\.csv: No space left on device"):
+        make_model(make_env()).learn(20 * M, [CheckpointCallback(tmp_path, save_freq=4), evaluation])
+    rows = (tmp_path / "evaluations.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == [15] * M
+    assert SoftModSAC.resume(tmp_path, make_env()).num_timesteps == 8 * M
 
 
 def test_callbacks_are_told_by_their_classes(tmp_path: Path) -> None:
