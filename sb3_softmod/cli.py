@@ -235,9 +235,11 @@ def _plot_curves(args: argparse.Namespace) -> None:
         names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
         if not names:
             raise SoftModError(f"No run in {args.logs} was evaluated.")
+        stem = "curves-{}" + "-by-task" * args.by_task
         for name in names:
-            figure, stem = draw_curves(runs, name, by_task=args.by_task), f"curves-{name}{'-by-task' * args.by_task}"
-            print(*save_figure(figure, args.out / stem), sep="\n")
+            with _without_others(names):
+                figure = draw_curves(runs, name, by_task=args.by_task)
+                print(*save_figure(figure, args.out / stem.format(name)), sep="\n")
 
 
 def _plot_profiles(args: argparse.Namespace) -> None:
@@ -251,14 +253,25 @@ def _plot_profiles(args: argparse.Namespace) -> None:
         if not names:
             raise SoftModError(f"No run in {args.logs} is finished and reports success.")
         for name in names:
-            print(*save_figure(draw_profiles(runs, name), args.out / f"profiles-{name}"), sep="\n")
-            entries = finished_entries(runs, name)
-            for pair in improvements(entries):
-                seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
-                spread = (
-                    "too few for an interval" if pair.interval is None else "{:.2f} to {:.2f}".format(*pair.interval)
-                )
-                print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({spread}; {seeds} seeds)")
+            with _without_others(names):
+                print(*save_figure(draw_profiles(runs, name), args.out / f"profiles-{name}"), sep="\n")
+                entries = finished_entries(runs, name)
+                for pair in improvements(entries):
+                    seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
+                    bounds = pair.interval
+                    spread = "too few for an interval" if bounds is None else "{:.2f} to {:.2f}".format(*bounds)
+                    print(f"P({pair.first} > {pair.second}) = {pair.probability:.2f} ({spread}; {seeds} seeds)")
+
+
+@contextmanager
+def _without_others(names: Sequence[str]) -> Iterator[None]:
+    """What is wrong with the runs of one of several task sets leaves the others out of it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if len(names) == 1:
+            raise
+        _complain([str(error)])
 
 
 @contextmanager

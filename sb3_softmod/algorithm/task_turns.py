@@ -29,7 +29,8 @@ class TaskTurns:
         self._played = tasks_in_turn(env, len(task_names))  # [M], now or later
         self._waiting = False
         self._warned = False
-        self._before: int | None = None  # transitions that a model without a step began with, as an adapted one may
+        self._buffer = 0  # which one it was that a training began with
+        self._before = 0  # transitions that were in it before the model took a step, as in that of an adapted one
 
     def begin(self, buffer: ReplayBuffer | None, learning: Sequence[int], num_timesteps: int) -> None:
         """A training begins; warn of the tasks that it cannot learn from.
@@ -39,7 +40,8 @@ class TaskTurns:
         :raises ConfigurationError: for envs that play others
         """
         self._waiting = False
-        if self._before is None and isinstance(buffer, MultiTaskReplayBuffer):
+        if id(buffer) != self._buffer and isinstance(buffer, MultiTaskReplayBuffer):
+            self._buffer = id(buffer)
             self._before = 0 if num_timesteps else int(buffer.added_per_task.sum())
         idle = ~np.isin(range(len(self._played)), learning)
         if (self._played & idle).any():
@@ -67,7 +69,7 @@ class TaskTurns:
         if not isinstance(buffer, MultiTaskReplayBuffer):
             return False
         awaited = self._played & (buffer.added_per_task == 0)
-        collected = buffer.added_per_task.sum() - (self._before or 0)
+        collected = buffer.added_per_task.sum() - self._before
         if not awaited.any() or not buffer.added_per_task.any():
             return False
         if collected <= PATIENCE * len(awaited):

@@ -76,9 +76,12 @@ def run_grid(cells: Sequence[Cell], runner: Runner, report: Callable[[str], None
                             runner.check([cell])
                             unchecked.remove(cell.name)
                         started = runner.start(cell)
-                    except (SoftModError, OSError) as error:  # it fits nowhere, or the disk is full
+                    except (SoftModError, OSError) as error:  # it fits nowhere here, or this disk is full
+                        if running:  # which may give back what is missing
+                            not_before[cell.name] = now + LOOK_AGAIN
+                            continue
                         waiting.remove(cell)
-                        failed[cell.name] = _give_up(cell, str(error))
+                        failed[cell.name] = str(error)  # not written: others may have room
                         report(f"{cell.name}: failed: {error}")
                         continue
                     if started:

@@ -36,17 +36,12 @@ class LocalRunner:
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse cells that would never fit."""
-        self._look_again()
-        refuse_misfits(cells, [self.capacity], "this machine")
-
-    def _look_again(self) -> None:
-        """Others may have taken memory, or given it back; what runs of this command have is counted, not measured."""
-        if not self._running:
+        if not self._running:  # others may have given memory back; what runs of this command have is counted
             self.capacity = self._measure()
+        refuse_misfits(cells, [self.capacity], "this machine")
 
     def start(self, cell: Cell) -> bool:
         """Start a run if there is room for it; whether there was."""
-        self._look_again()
         memory, gpus = memory_of(cell), self._gpus_for(cell.resources.gpus)
         cores = sum(each.cell.resources.threads for each in self._running)
         taken = sum(each.memory for each in self._running)

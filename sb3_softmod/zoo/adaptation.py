@@ -37,13 +37,16 @@ from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
 from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
-from sb3_softmod.zoo.configs import learner_arguments
+from sb3_softmod.saving.loading import check_arguments
 from sb3_softmod.zoo.experiment import EVAL_EVERY, in_words
 from sb3_softmod.zoo.key_values import key_values
 from sb3_softmod.zoo.monitor_file import MonitorFile
 
 #: Characters of a name that files can have, with what is put behind it.
 _LONGEST = 200
+
+#: Arguments of ``model.adapt`` that ``-params`` does not take.
+_NOT_PARAMS = ("seed", "verbose", "policy_kwargs", "num_tasks")
 
 #: What ``run.json`` must say of a run that is resumed.
 _NEEDED = (
@@ -113,9 +116,10 @@ class Adaptation:
         require_choice("--tune", args.tune, TUNES)
         require_choice("--init", args.init, INITS)
         params = key_values("-params", args.hyperparams)
-        known = [name for name in learner_arguments(MultiTaskSAC) if name not in ("policy_kwargs", "num_tasks")]
-        for name in params:
-            require_choice("hyperparameter", name, known)
+        check_arguments(MultiTaskSAC, "adapt", params)
+        for name in _NOT_PARAMS:
+            if name in params:
+                raise ConfigurationError(f"-params takes no {name}: it is an option of its own, or stays as it is.")
         check_folder(args.log_folder)
         for task in args.tasks:
             require_choice("task", task, [name for name in TASK_SETS if name in task_names(TASK_SETS[name])])
@@ -160,6 +164,7 @@ class Adaptation:
             init=options["init"],
             **self.params,
         )
+        adapted.normalization = adapted.observation_statistics()  # for envs that have none of their own
         adapted.set_env(env)
         self.facts["adapted_from"] = {**self.facts["adapted_from"], **(adapted.adapted_from or {})}
         return adapted
@@ -237,8 +242,9 @@ def _source(args: argparse.Namespace) -> Source:
     env_options(run)  # refuses wrappers
     of_set = run.manifest.get("env_options") or dict(get_task_set(run.benchmark).options)  # of an adapted one's source
     told = {name: value for name, value in (run.manifest.get("hyperparams") or {}).items() if name != "env_kwargs"}
-    # Which options of the command line may have said; of one that ended before, how far it came.
-    told["budget"] = str(run.budget) if run.finished else f"{run.manifest.get('env_steps', 0):,} steps"
+    # Which options of the command line may have said.
+    ended = run.manifest["status"] in ("finished", "ended early")
+    told["budget"] = str(run.budget) if ended else f"unfinished, {run.steps:,} steps"
     model = load_model(run, best=args.best, device=args.device)
     place = os.path.abspath(run.folder)
     return Source(place, run.method, run.benchmark, of_set, run.manifest["env_kwargs"], told, model)

@@ -181,12 +181,8 @@ def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorith
 
 def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:
     """What may stand in a file for an algorithm."""
-    return [*learner_arguments(algorithm), *_ZOO_KEYS, NUM_THREADS]
-
-
-def learner_arguments(algorithm: type[BaseAlgorithm]) -> list[str]:
-    """The arguments of an algorithm that no option of the command line is for."""
-    return [name for name in inspect.signature(algorithm).parameters if name not in _PASSED_BY_ZOO]
+    arguments = [name for name in inspect.signature(algorithm).parameters if name not in _PASSED_BY_ZOO]
+    return [*arguments, *_ZOO_KEYS, NUM_THREADS]
 
 
 def complete(

@@ -152,16 +152,16 @@ def test_memory_that_others_give_back(cell: Cell, tmp_path: Path, processes: lis
     free[0] = 1.5 * GB
     runner.check([one])
     assert runner.start(one)
-    free[0] = 0.5 * GB  # of which the run has some
-    assert not runner.start(two)
+    free[0] = 2.5 * GB
+    runner.check([two])
+    assert not runner.start(two)  # of the 1.5 GB the run has 1
     processes[0].outcome = Outcome.FINISHED
     assert len(runner.ended()) == 1
-    free[0] = 1.5 * GB
     assert runner.start(two)
 
 
 def test_a_cell_that_cannot_be_started(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:
-    """The others go on; it is given up, with the reason."""
+    """The others go on; other drivers may have room for it."""
 
     class Full(LocalRunner):
         def start(self, cell: Cell) -> bool:
@@ -175,8 +175,8 @@ def test_a_cell_that_cannot_be_started(cell: Cell, tmp_path: Path, processes: li
     lines: list[str] = []
     failed = run_grid([first, second], Full(lambda: Capacity(2, 100 * GB, ())), lines.append)
     assert failed == {first.name: "[Errno 28] No space left on device"}
-    assert lines[-1] == f"{second.name}: finished"
-    assert status_of(first).state == FAILED
+    assert set(lines) == {f"{second.name}: finished", f"{first.name}: failed: [Errno 28] No space left on device"}
+    assert status_of(first).state == WAITING
 
 
 def test_signal(cell: Cell, tmp_path: Path, processes: list[FakeProcess]) -> None:

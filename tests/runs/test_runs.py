@@ -16,6 +16,7 @@ import pytest
 from run_folders import TASKS, write_run
 
 from sb3_softmod import ConfigurationError
+from sb3_softmod.cli import main
 from sb3_softmod.evaluation.result import TaskEvaluation, percent
 from sb3_softmod.runs.capacity import capacity_table
 from sb3_softmod.runs.curves import collect_curves, draw_curves
@@ -307,7 +308,7 @@ def test_a_model_to_begin_from_counts_once_however_its_path_is_written(
         results_table(find_runs(tmp_path)[0])
 
 
-def test_other_tasks_of_a_set_tell_runs_apart(tmp_path: Path) -> None:
+def test_other_tasks_of_a_set_tell_runs_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]})
     folder = write_run(tmp_path, "mt_sac", 1, {2000: [1.0, 1.0]}, tasks=["push", "slide"])
     (folder / "evaluations.csv").write_text((folder / "evaluations.csv").read_text().replace("pull", "slide"))
@@ -317,6 +318,12 @@ def test_other_tasks_of_a_set_tell_runs_apart(tmp_path: Path) -> None:
     assert "tasks push, slide: 100.0 %" in row
     with pytest.raises(ConfigurationError, match="The runs on MT10-Fixed are of different tasks"):
         draw_curves(runs, "MT10-Fixed", by_task=True)
+    write_run(tmp_path, "mt_sac", 0, {2000: [0.0, 0.5]}, benchmark="MT3")
+    for figure in (["profiles"], ["curves", "--by-task"]):
+        assert main(["plot", *figure, str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr()
+        assert "left out: The runs on MT10-Fixed are of different tasks" in said.err
+        assert "-MT3" in said.out
 
 
 def test_how_long_a_source_learned_tells_runs_apart(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def adapt(source: Path, folder: Path, options: str = "", steps: int = 80) -> int
 
 def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, said in (
-        ("seed:5", "Unknown hyperparameter 'seed'"),
+        ("seed:5", "-params takes no seed: it is an option of its own"),
         ("gamma:0.9 -params gamma:0.8", "-params gives 'gamma' twice"),
     ):
         assert adapt(source, tmp_path, f"-params {wrong}") == 2
