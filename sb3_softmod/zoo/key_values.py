@@ -31,8 +31,7 @@ class KeyValues(StoreDict):
                 'strings in quotes: goals:"\'fixed\'" policy_kwargs:"dict(module_dim=64)"'
             ) from error
         found = getattr(namespace, self.dest)
-        names = [text.partition(":")[0] for text in values]
-        if twice := [name for place, name in enumerate(names) if name in before or name in names[:place]]:
+        if twice := [name for name in found if name in before]:
             raise ConfigurationError(f"{option_string} gives {twice[0]!r} twice.")
         setattr(namespace, self.dest, {**before, **found})
 
@@ -40,8 +39,11 @@ class KeyValues(StoreDict):
 def key_values(option: str, values: Sequence[str]) -> dict[str, Any]:
     """What the values of such an option say, for a parser that does not wait for RL Zoo.
 
-    :raises ConfigurationError: for a value that is no Python
+    :raises ConfigurationError: for a value that is no Python, or a name that is there twice
     """
+    names = [text.partition(":")[0] for text in values]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigurationError(f"{option} gives {twice[0]!r} twice.")
     found = argparse.Namespace()
     KeyValues([option], "values", "+")(argparse.ArgumentParser(), found, values, option)
     return dict(found.values)
