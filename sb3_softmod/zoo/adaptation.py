@@ -279,7 +279,6 @@ def _facts(args: argparse.Namespace, source: Source, name: str, params: dict[str
         "hyperparams": {**told, **in_words(params), "source": source.told},
         "options": {
             **told,
-            "hyperparams": in_words(params),
             "eval_freq": every if args.eval_freq is None else args.eval_freq,
             "eval_episodes": args.eval_episodes,
             "save_freq": every if args.save_freq is None else args.save_freq,
