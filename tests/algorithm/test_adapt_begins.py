@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 
 from sb3_softmod import (
     ConfigurationError,
+    MultiTaskReplayBuffer,
     MultiTaskVecNormalize,
 )
 from sb3_softmod.networks import SoftModularNetwork
@@ -128,11 +129,12 @@ def test_normalisation_of_the_old_tasks_stays() -> None:
 def test_the_replay_buffer_grows() -> None:
     model = trained()
     new = model.adapt(new_env(), tune="all", init="mean")
-    assert new.replay_buffer is not None
-    assert new.replay_buffer.capacity_per_task == 200  # type: ignore[attr-defined]
-    assert new.replay_buffer.added_per_task.tolist() == [20, 20, 20, 0, 0]  # type: ignore[attr-defined]
+    assert isinstance(new.replay_buffer, MultiTaskReplayBuffer)
+    assert new.replay_buffer.capacity_per_task == 200
+    assert new.replay_buffer.added_per_task.tolist() == [20, 20, 20, 0, 0]
     states = {tuple(row) for row in new.replay_buffer.sample(300).observations[:, :2].tolist()}
-    old = {tuple(row) for row in model.replay_buffer.sample(3000).observations[:, :2].tolist()}  # type: ignore[union-attr]
+    assert model.replay_buffer is not None
+    old = {tuple(row) for row in model.replay_buffer.sample(3000).observations[:, :2].tolist()}
     assert states <= old
     assert len(states) > 50  # of 60 that were stored
     frozen = model.adapt(new_env(), init="mean")
@@ -149,7 +151,9 @@ def test_a_replay_buffer_with_other_room() -> None:
         model.adapt(new_env(), **options)
     assert model.replay_buffer is not None
     model.replay_buffer.reset()
-    assert model.adapt(new_env(), **options).replay_buffer.capacity_per_task == 100  # type: ignore[union-attr]
+    grown = model.adapt(new_env(), **options).replay_buffer
+    assert isinstance(grown, MultiTaskReplayBuffer)
+    assert grown.capacity_per_task == 100
 
 
 def test_listed_temperatures_and_reward_scales_grow() -> None:

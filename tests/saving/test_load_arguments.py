@@ -382,10 +382,12 @@ def test_options_of_other_replay_buffers(tmp_path: Path) -> None:
         assert (each.replay_buffer.n_steps, each.replay_buffer.gamma) == (4, 0.5)
         assert each.replay_buffer.handle_timeout_termination is False
     model = make_model(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=2))
-    assert model.replay_buffer.gamma == model.gamma  # type: ignore[union-attr]
+    buffer = model.replay_buffer
+    assert isinstance(buffer, NStepReplayBuffer)
+    assert buffer.gamma == model.gamma
     model.gamma = 0.5
     model.learn(10 * M)
-    assert model.replay_buffer.gamma == 0.5  # type: ignore[union-attr]
+    assert buffer.gamma == 0.5
     make_model(replay_buffer_kwargs=dict(handle_timeout_termination=True)).save(tmp_path / "ours")
     assert isinstance(SoftModSAC.load(tmp_path / "ours", replay_buffer_class=ReplayBuffer).replay_buffer, ReplayBuffer)
 
