@@ -195,13 +195,15 @@ def _close_all(workers: list[Worker]) -> None:
         worker.close()
 
 
-def default_workers() -> int:
+def default_workers(learning_threads: int = 0) -> int:
     """One worker for each core that this process may use; none for a process that is one of many itself.
 
     :data:`WORKERS` in the environment says how many instead: of one run among those of a grid.
+
+    :param learning_threads: threads that learn while the envs step; their cores are left to them
     """
     if multiprocessing.current_process().daemon:  # of a multiprocessing.Pool, most likely
         return 0
     if given := os.environ.get(WORKERS):
         return int(given)
-    return usable_cores()
+    return max(usable_cores() - learning_threads, 1)

@@ -94,6 +94,7 @@ class MultiTaskExperimentManager(ExperimentManager):
                 f"RL Zoo has no hyperparameters for {algo} on {env_id}: name a file of yours with --conf-file."
             )
         super().__init__(args, algo, env_id, *rest, **{**kwargs, "config": find_config(kwargs.get("config"))})
+        self._n_workers: int | None = None
         self._evaluation: MultiTaskEvalCallback | None = None
         self._snapshots: TimedSnapshots | None = None
         self._owns_folder = False
@@ -140,11 +141,14 @@ class MultiTaskExperimentManager(ExperimentManager):
         threads = hyperparams.pop(NUM_THREADS, None)
         if threads is None:
             return
-        workers = 0 if self.vec_env_class is DummyVecEnv else min(default_workers(), hyperparams["n_envs"])
         if self.args.num_threads <= 0:
             th.set_num_threads(max(usable_cores() // 2, 1) if threads == HALF else threads)
+        # A process more than there are cores left would take its time from the learner's.
+        self._n_workers = default_workers(th.get_num_threads() if hyperparams.get("overlap") else 0)
+        workers = 0 if self.vec_env_class is DummyVecEnv else min(self._n_workers, hyperparams["n_envs"])
         learning = "1 thread learns" if th.get_num_threads() == 1 else f"{th.get_num_threads()} threads learn"
-        where = f"in {workers} processes" if workers else "in the process that learns"
+        processes = "1 process" if workers == 1 else f"{workers} processes"
+        where = f"in {processes}" if workers else "in the process that learns"
         print(
             f"{usable_cores()} cores: {learning}, {hyperparams['n_envs']} envs {where}, "
             f"batch of {hyperparams.get('batch_size')}, precision {hyperparams.get('precision')}, "
@@ -203,7 +207,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             n_envs,
             options=self.eval_env_kwargs if eval_env else self.env_kwargs,
             wrapper=self.env_wrapper,
-            n_workers=0 if self.vec_env_class is DummyVecEnv else None,
+            n_workers=0 if self.vec_env_class is DummyVecEnv else None if eval_env else self._n_workers,
             restart_failed=not eval_env,
         )
         if not eval_env and not no_log:
