@@ -232,9 +232,9 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
     check_folder(args.out)
     with _runs(args) as runs:
-        names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if len(run.timesteps)})
+        names = [full_name(args.env)] if args.env else sorted({run.benchmark for run in runs if run.reports_success})
         if not names:
-            raise SoftModError(f"No run in {args.logs} was evaluated.")
+            raise SoftModError(f"No run in {args.logs} was evaluated, with tasks that report success.")
         stem = "curves-{}" + "-by-task" * args.by_task
         for name in names:
             with _without_others(names):

@@ -17,7 +17,6 @@ from sb3_softmod.algorithm.softmod_sac import SoftModSAC
 from sb3_softmod.common.checks import require_integer
 from sb3_softmod.envs.make import make_metaworld_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
-from sb3_softmod.envs.worker_pool import default_workers
 from sb3_softmod.evaluation.evaluate import TaskEvaluation, evaluate_tasks, rollout
 from sb3_softmod.evaluation.result import percent
 from sb3_softmod.routing.network_figure import draw_routing
@@ -42,10 +41,8 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
     console = Console()
     folder = next(path for number in count(1) if not (path := out / f"run-{number}").exists())
     folder.mkdir(parents=True)
-    th.set_num_threads(1)  # enough for networks of this size; the other cores step the envs meanwhile
-    n_workers = default_workers(th.get_num_threads())
-    tasks = make_metaworld_env(TASKS, seed=seed, envs_per_task=3, n_workers=n_workers)
-    env = MultiTaskVecNormalize(tasks, norm_reward=False)
+    th.set_num_threads(1)  # enough for networks of this size; the other core steps the envs meanwhile
+    env = MultiTaskVecNormalize(make_metaworld_env(TASKS, seed=seed, envs_per_task=3), norm_reward=False)
     model = SoftModSAC(
         "SoftModPolicy",
         env,

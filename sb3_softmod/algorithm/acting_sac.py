@@ -16,7 +16,7 @@ from sb3_softmod.common.errors import ConfigurationError, NonFiniteError
 from sb3_softmod.common.task_observation import one_hot_tasks
 from sb3_softmod.deployment.deployed_policy import DeployedPolicy
 from sb3_softmod.deployment.export import check_export, export_policy
-from sb3_softmod.envs.normalize import normalize_observations
+from sb3_softmod.envs.normalization_statistics import normalize_observations
 
 
 class ActingSAC(LearningSAC):

@@ -11,9 +11,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
-from sb3_softmod.algorithm.options import check_n_steps, check_reward_scaling
+from sb3_softmod.algorithm.options import check_learning, check_n_steps, check_reward_scaling
 from sb3_softmod.algorithm.task_turns import TaskTurns
-from sb3_softmod.algorithm.weighting_options import check_loss_weighting
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.learner.acceleration import Acceleration, decide
 from sb3_softmod.learner.aggregators import GradientSurgery, Surgery
@@ -95,7 +94,7 @@ class LearningSAC(SavingSAC):
 
         Tells the replay buffer too.
         """
-        check_loss_weighting(vars(self))
+        check_learning(vars(self))
         check_critic(vars(self), {name: getattr(self, name) for name in ("num_atoms", "v_min", "v_max")})
         self._update_reward_scale()
         state, buffer = self._learner_state(), self.replay_buffer

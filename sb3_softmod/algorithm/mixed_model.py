@@ -12,7 +12,7 @@ from sb3_softmod.algorithm.options import TOLERANCE, check_observation
 from sb3_softmod.common.checks import require_choice, require_names, require_number
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.task_observation import check_task_names, make_space, split
-from sb3_softmod.envs.normalize import mixed_statistics
+from sb3_softmod.envs.normalization_statistics import mixed_statistics
 from sb3_softmod.networks import MultiTaskNetwork
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids, task_names_of, tasks_in_turn
-from sb3_softmod.envs.normalize import normalize_observations
+from sb3_softmod.envs.normalization_statistics import normalize_observations
 
 #: Episodes of each new task that are played as each known one.
 EPISODES = 3

@@ -45,7 +45,6 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "buffer_size": (1, LARGEST_BUFFER),
     "gradient_steps": (-1, None),
     "target_update_interval": (1, None),
-    "policy_delay": (1, None),
     "sde_sample_freq": (-1, None),
     "_stats_window_size": (1, None),
 }
@@ -109,11 +108,9 @@ def check_options(given: Mapping[str, Any]) -> None:
     if not callable(given["learning_rate"]):
         require_number("learning_rate", given["learning_rate"], 0)
     target_entropy_of(given["target_entropy"], 1)
+    check_learning(given)
     _check_critic(given)
-    check_loss_weighting(given)
     check_reward_scaling(given["reward_scaling"], given["gamma"], given["_vec_normalize_env"])
-    if given["reward_scaling"] is not None:
-        require_number("v_max", given["v_max"], above=0)
     require_choice("precision", given["precision"], PRECISIONS)
     require_choice("on_nonfinite", given["on_nonfinite"], ON_NONFINITE)
     for name in ("compile", "cuda_graphs"):
@@ -129,10 +126,22 @@ def check_options(given: Mapping[str, Any]) -> None:
     _check_buffer_device(given["buffer_device"], given["replay_buffer_class"])
 
 
+def check_learning(given: Mapping[str, Any]) -> None:
+    """Refuse options of the gradient step, which count anew in each call of ``train``: a user may have changed them.
+
+    :param given: the attributes of a model
+    :raises ConfigurationError: naming the option, with the nearest names that are known
+    """
+    require_choice("critic", given["critic_kind"], CRITICS)
+    require_choice("critic_target", given["critic_target_kind"], CRITIC_TARGETS)
+    require_integer("policy_delay", given["policy_delay"], 1)
+    if given["reward_scaling"] is not None:
+        require_number("v_max", given["v_max"], above=0)
+    check_loss_weighting(given)
+
+
 def _check_critic(given: Mapping[str, Any]) -> None:
     kind, made = given["critic_kind"], given["policy_kwargs"].get("value_atoms")
-    require_choice("critic", kind, CRITICS)
-    require_choice("critic_target", given["critic_target_kind"], CRITIC_TARGETS)
     atoms = require_atoms(given["num_atoms"], given["v_min"], given["v_max"])
     if kind != "mse" and not issubclass(given["policy_class"], MultiTaskSACPolicy):
         raise ConfigurationError(

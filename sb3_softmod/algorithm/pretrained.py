@@ -39,10 +39,16 @@ def pretrained(
     :param name: see :func:`pretrained_names`
     :param env: to go on learning; an env, or the name of a Meta-World task or set, with the goals of the training
     :param device: where to load to
-    :raises ConfigurationError: for an unknown name, with those that there are, or an env of other tasks
+    :raises ConfigurationError: for an unknown name, with those that there are, an env of other tasks, or a name
+        where the envs of the training were made with more than a seed
     :raises FileError: naming the file, if it is broken
     """
-    path, seed = _file(name, "zip"), pretrained_card(name)["env_kwargs"].get("seed")
+    path, made_with = _file(name, "zip"), pretrained_card(name)["env_kwargs"]
+    seed = made_with.get("seed")
+    if isinstance(env, (str, list, tuple)) and set(made_with) - {"seed"}:
+        raise ConfigurationError(
+            f"{name} was trained in envs made with {made_with}: pass an env that is made with them."
+        )
     model = MultiTaskSAC.load(path, env=as_env(env, seed), device=device, safe=True)
     model.seed = seed  # envs that are made for it have the goals of its training
     return model

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
-from sb3_softmod.envs.normalize import obs_mean_and_std
+from sb3_softmod.envs.normalization_statistics import obs_mean_and_std
 
 
 class DeployedPolicy(nn.Module):

@@ -12,18 +12,23 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_number
+from sb3_softmod.common.checks import require_choice, require_flag, require_number
 from sb3_softmod.common.errors import ConfigurationError, FileError
 from sb3_softmod.common.files import replacing
 from sb3_softmod.common.saved_files import naming, unpickled
 from sb3_softmod.common.task_observation import num_tasks_of, split, task_ids
 from sb3_softmod.envs.gymnasium_vector import GymnasiumVecEnv
+from sb3_softmod.envs.normalization_statistics import (
+    KINDS,
+    MEANS,
+    SETTINGS,
+    affine,
+    clip,
+    normalize_observations,
+    obs_mean_and_std,
+    unclipped,
+)
 from sb3_softmod.envs.progress import progress_of, set_progress_of
-
-_STATISTICS = ("pooled", "per-task")
-#: What :meth:`.MultiTaskVecNormalize.statistics` are of: settings, and running means.
-_SETTINGS = ("obs_statistics", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-_MEANS = ("obs_rms", "ret_rms")
 
 
 class MultiTaskVecNormalize(VecNormalize):
@@ -64,7 +69,7 @@ class MultiTaskVecNormalize(VecNormalize):
         require_number("gamma", gamma, 0, 1)
         for name, flag in (("training", training), ("norm_obs", norm_obs), ("norm_reward", norm_reward)):
             require_flag(name, flag)
-        require_choice("obs_statistics", obs_statistics, _STATISTICS)
+        require_choice("obs_statistics", obs_statistics, KINDS)
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon)
         self.obs_statistics = obs_statistics
         width = venv.observation_space.shape[0] - self.num_tasks  # type: ignore[index]
@@ -116,11 +121,11 @@ class MultiTaskVecNormalize(VecNormalize):
         :param info: of :meth:`step_wait`
         """
         raw = info.get("raw_terminal_observation")
-        return info if raw is None else {**info, "terminal_observation": _normalized(vars(self), raw)}
+        return info if raw is None else {**info, "terminal_observation": unclipped(vars(self), raw)}
 
     def unnormalize_obs(self, obs: Any) -> np.ndarray:
         """The inverse of :meth:`normalize_obs`, but for the clipping."""
-        return _affine(vars(self), obs, lambda x, mean, std: x * std + mean)
+        return affine(vars(self), obs, lambda x, mean, std: x * std + mean)
 
     def normalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
         """Scale rewards by the returns of their tasks.
@@ -132,7 +137,7 @@ class MultiTaskVecNormalize(VecNormalize):
         """
         if not self.norm_reward:
             return reward.astype(np.float32)
-        return _clip(reward / self._scale_of(reward, ids), self.clip_reward).astype(np.float32)
+        return clip(reward / self._scale_of(reward, ids), self.clip_reward).astype(np.float32)
 
     def unnormalize_reward(self, reward: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
         """The inverse of :meth:`normalize_reward`, but for the clipping."""
@@ -148,7 +153,7 @@ class MultiTaskVecNormalize(VecNormalize):
 
     def statistics(self) -> dict[str, Any]:
         """A copy of what :meth:`set_statistics` takes: all settings and running means, without the envs."""
-        return {name: deepcopy(getattr(self, name)) for name in (*_SETTINGS, *_MEANS, "num_tasks")}
+        return {name: deepcopy(getattr(self, name)) for name in (*SETTINGS, *MEANS, "num_tasks")}
 
     def set_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over the settings and running means of another one.
@@ -251,120 +256,6 @@ class MultiTaskVecNormalize(VecNormalize):
         return self.reward_scale()[ids].reshape(reward.shape)
 
 
-def mixed_statistics(statistics: Mapping[str, Any], routes: np.ndarray) -> dict[str, Any]:
-    """The statistics for tasks that are mixtures of others: mean and variance of what is, in parts, of each.
-
-    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`, of M tasks
-    :param routes: ``[K, M]``, the shares of the M tasks in each of the K
-    :return: the same of K tasks
-    """
-    out = {**deepcopy(dict(statistics)), "num_tasks": len(routes)}
-    for name in _MEANS:
-        if name == "ret_rms" or statistics["obs_statistics"] == "per-task":
-            out[name] = [_mixed(statistics[name], shares) for shares in routes.astype(np.float64)]
-    return out
-
-
-def _mixed(parts: list[RunningMeanStd], shares: np.ndarray) -> RunningMeanStd:
-    means, variances = (np.stack([getattr(rms, name) for rms in parts]) for name in ("mean", "var"))
-    out = RunningMeanStd(shape=means.shape[1:])
-    out.mean = np.tensordot(shares, means, 1)
-    out.var = np.tensordot(shares, variances + np.square(means - out.mean), 1)
-    out.count = float(shares @ [rms.count for rms in parts])
-    return out
-
-
-def normalize_observations(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
-    """Normalise observations as a :class:`MultiTaskVecNormalize` of these statistics does.
-
-    :param statistics: of :meth:`MultiTaskVecNormalize.statistics`
-    :param obs: ``[..., O + M]``
-    :return: the same shape, float32
-    """
-    out = _normalized(statistics, obs)
-    states = split(out, statistics["num_tasks"])[0]
-    if statistics["norm_obs"]:
-        states[...] = _clip(states, statistics["clip_obs"])
-    return out
-
-
-def _normalized(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
-    """Without the clipping."""
-    return _affine(statistics, obs, lambda x, mean, std: (x - mean) / std)
-
-
-def obs_mean_and_std(statistics: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """As :meth:`MultiTaskVecNormalize.obs_mean_and_std`, of its statistics alone."""
-    mean, var = (np.stack([getattr(rms, name) for rms in statistics["obs_rms"]]) for name in ("mean", "var"))
-    return mean, np.sqrt(var + statistics["epsilon"])
-
-
-def _affine(statistics: Mapping[str, Any], obs: Any, function: Any) -> np.ndarray:
-    out = np.array(obs, np.float32)
-    if statistics["norm_obs"]:
-        states, one_hot = split(out, statistics["num_tasks"])
-        by_task = statistics["obs_statistics"] == "per-task"
-        groups = one_hot.argmax(-1) if by_task else np.zeros(one_hot.shape[:-1], int)
-        mean, std = obs_mean_and_std(statistics)
-        states[...] = function(states, mean[groups], std[groups])
-    return out
-
-
-def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics as JSON has them, to the last bit, for files.
-
-    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`
-    """
-    plain = dict(statistics)
-    for name in _MEANS:
-        plain[name] = [
-            {"mean": np.asarray(rms.mean).tolist(), "var": np.asarray(rms.var).tolist(), "count": float(rms.count)}
-            for rms in statistics[name]
-        ]
-    return plain
-
-
-def statistics_from_plain(plain: Any) -> dict[str, Any]:
-    """What :meth:`.MultiTaskVecNormalize.set_statistics` takes, of what :func:`plain_statistics` gave.
-
-    :param plain: from a file, so that anything may be in it
-    :raises ConfigurationError: saying what is wrong with it
-    """
-    if not isinstance(plain, Mapping) or set(plain) != {*_SETTINGS, *_MEANS, "num_tasks"}:
-        raise ConfigurationError("its statistics of the observations are incomplete.")
-    require_integer("num_tasks of the statistics", plain["num_tasks"], 1)
-    require_choice("obs_statistics", plain["obs_statistics"], _STATISTICS)
-    for name in ("norm_obs", "norm_reward"):
-        require_flag(name, plain[name])
-    for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
-        if not isinstance(plain[name], (int, float)) or not plain[name] >= 0:
-            raise ConfigurationError(f"{name} of the statistics must be a number of at least 0, not {plain[name]!r}.")
-    num_tasks, by_task = plain["num_tasks"], plain["obs_statistics"] == "per-task"
-    groups = {"obs_rms": num_tasks if by_task else 1, "ret_rms": num_tasks}
-    means = {
-        name: _running_means(name, plain[name], groups[name], dims) for name, dims in (("obs_rms", 1), ("ret_rms", 0))
-    }
-    return {**plain, **means}
-
-
-def _running_means(name: str, plain: Any, groups: int, dims: int) -> list[RunningMeanStd]:
-    """Running means of a file, all of one shape with so many axes."""
-    found = []
-    try:
-        for each in plain:
-            mean, var = (np.array(each[key], np.float64) for key in ("mean", "var"))
-            rms = RunningMeanStd(shape=mean.shape)
-            rms.mean, rms.var, rms.count = mean, var, float(each["count"])
-            found.append(rms)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{name} of the statistics are no means and variances ({error}).") from error
-    shapes = {array.shape for rms in found for array in (rms.mean, rms.var)}
-    finite = all(np.isfinite([*np.ravel(rms.mean), *np.ravel(rms.var), rms.count]).all() for rms in found)
-    if len(found) != groups or len(shapes) != 1 or len(min(shapes)) != dims or not finite:
-        raise ConfigurationError(f"{name} of the statistics are not {groups} finite means and variances.")
-    return found
-
-
 def check_normalization(env: VecEnv | None, normalize: VecNormalize | None) -> None:
     """Refuse SB3's normalisation of observations that end in a one-hot task, and wrappers that change what it sends.
 
@@ -383,8 +274,3 @@ def check_normalization(env: VecEnv | None, normalize: VecNormalize | None) -> N
             "VecNormalize normalises the one-hot task too, which then names no task: use MultiTaskVecNormalize, or "
             "pass norm_obs=False."
         )
-
-
-def _clip(values: np.ndarray, limit: float) -> np.ndarray:
-    """Clip what is finite: an infinity stays one, for the algorithm to find."""
-    return np.where(np.isfinite(values), np.clip(values, -limit, limit), values)

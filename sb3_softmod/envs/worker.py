@@ -39,6 +39,10 @@ Replay = tuple[Episode, "np.ndarray | None", np.ndarray]
 #: What a vector must know of every env.
 FACTS = ("observation_space", "action_space", "num_tasks", "task_names", "task_id", "render_mode")
 
+#: By how much a worker's process is nicer (``os.nice``) than its parent, which it must not take the core of while that
+#: learns meanwhile: the whole step waits for the learner, and a worker finds time while the learner waits for it.
+NICENESS = 5
+
 #: In place of a success, for an env that reports none.
 NO_SUCCESS = -1
 
@@ -329,6 +333,8 @@ def serve(connection: Connection) -> None:
     An answer is a pickled value, which an exception may be, or empty for None.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the parent, as Ctrl-C is, which then hangs up
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(NICENESS)
     group: EnvGroup | None = None
     with suppress(EOFError, ConnectionError):
         while True:

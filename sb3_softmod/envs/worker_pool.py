@@ -12,7 +12,7 @@ import numpy as np
 
 from sb3_softmod.common.checks import require_integer
 from sb3_softmod.common.cores import usable_cores
-from sb3_softmod.common.errors import EnvError, SoftModError
+from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
 from sb3_softmod.common.task_observation import check_common
 from sb3_softmod.envs.origin import Origin
 from sb3_softmod.envs.worker import Replay, TaskMaker, check_task, step_dtype
@@ -195,15 +195,17 @@ def _close_all(workers: list[Worker]) -> None:
         worker.close()
 
 
-def default_workers(learning_threads: int = 0) -> int:
+def default_workers() -> int:
     """One worker for each core that this process may use; none for a process that is one of many itself.
 
     :data:`WORKERS` in the environment says how many instead: of one run among those of a grid.
 
-    :param learning_threads: threads that learn while the envs step; their cores are left to them
+    :raises ConfigurationError: for a variable that is no number
     """
     if multiprocessing.current_process().daemon:  # of a multiprocessing.Pool, most likely
         return 0
     if given := os.environ.get(WORKERS):
+        if not given.isdecimal():
+            raise ConfigurationError(f"The variable {WORKERS} must be a number of processes, not {given!r}.")
         return int(given)
-    return max(usable_cores() - learning_threads, 1)
+    return usable_cores()

@@ -111,6 +111,8 @@ def evaluate_tasks(
     given = dict(env_kwargs or {})
     if "seed" in given and seed is not None:
         raise ConfigurationError(f"The seed is there twice: seed={seed}, and {given['seed']!r} in env_kwargs.")
+    if "goals" in given and goals is not None:
+        raise ConfigurationError(f"The goals are there twice: goals={goals!r}, and {given['goals']!r} in env_kwargs.")
     seed = given.pop("seed", getattr(model, "seed", None)) if seed is None else seed
     options = {
         **as_task_set(env).options,

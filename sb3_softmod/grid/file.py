@@ -135,7 +135,7 @@ def parse_memory(place: str, value: Any) -> int:
 
     :raises ConfigurationError: naming the place
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(value).lower())
     if isinstance(value, bool) or found is None or not float(found[1]):
         raise ConfigurationError(f"{place}: memory must be a size such as 4G or 800M, not {value!r}.")
     return int(float(found[1]) * _UNITS[found[2]])

@@ -42,6 +42,7 @@ class RewardScale:
     def __init__(self, num_tasks: int, gamma: float, device: th.device) -> None:
         self.gamma = gamma
         self._largest = np.zeros(num_tasks)  # absolute return of each task, from the episodes that are over
+        self._provisional = np.zeros(num_tasks)  # of episodes that broke off, as though they had been truncated there
         self._has_ended = np.zeros(num_tasks, bool)  # an episode of each task
         self._tasks = np.zeros(0, int)  # that the envs play
         self._rewards: list[list[float]] = []  # of the unfinished episode of each env
@@ -72,12 +73,12 @@ class RewardScale:
             episode.clear()
 
     def begin(self, envs: np.ndarray | None = None) -> None:
-        """New episodes begin, whatever became of those before; what these counted for provisionally is kept.
+        """New episodes begin, whatever became of those before, which go on to count provisionally.
 
         :param envs: ``[n]`` booleans, where they do; None for all envs, as many as there then are
         """
         begun = range(len(self._rewards)) if envs is None else np.flatnonzero(envs[: len(self._rewards)]).tolist()
-        self._largest = self._with_unfinished(begun)
+        self._provisional = self._with_unfinished(begun)
         for env in begun:
             self._rewards[env].clear()
         if envs is None:
@@ -85,11 +86,11 @@ class RewardScale:
 
     def largest_returns(self) -> np.ndarray:
         """The largest absolute return of each task so far, ``[M]``; 0 without any reward."""
-        return self._with_unfinished(range(len(self._rewards)))
+        return np.where(self._has_ended, self._largest, self._with_unfinished(range(len(self._rewards))))
 
     def _with_unfinished(self, envs: Iterable[int]) -> np.ndarray:
-        """The largest absolute return of each task, ``[M]``, provisional ones of some envs included."""
-        largest = self._largest.copy()
+        """The provisional return of each task, ``[M]``, with those of the unfinished episodes of some envs."""
+        largest = self._provisional.copy()
         for env in envs:
             task, episode = self._tasks[env], self._rewards[env]
             if episode and not self._has_ended[task]:
@@ -136,11 +137,17 @@ class RewardScale:
 
     def progress(self) -> dict[str, Any]:
         """What :meth:`set_progress` takes, unfinished episodes included."""
-        arrays = {"largest": self._largest.copy(), "has_ended": self._has_ended.copy(), "tasks": self._tasks.copy()}
+        arrays = {
+            "largest": self._largest.copy(),
+            "provisional": self._provisional.copy(),
+            "has_ended": self._has_ended.copy(),
+            "tasks": self._tasks.copy(),
+        }
         return {"gamma": self.gamma, **arrays, "rewards": [np.array(rewards) for rewards in self._rewards]}
 
     def set_progress(self, progress: Mapping[str, Any]) -> None:
         """Go on from where another one was; of another discount only the unfinished episodes are taken."""
         if progress["gamma"] == self.gamma:
             self._largest, self._has_ended = progress["largest"].copy(), progress["has_ended"].copy()
+            self._provisional = progress.get("provisional", np.zeros_like(self._largest)).copy()  # not in older ones
         self._tasks, self._rewards = progress["tasks"].copy(), [each.tolist() for each in progress["rewards"]]

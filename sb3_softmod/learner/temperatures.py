@@ -76,7 +76,7 @@ def initial_temperatures(ent_coef: Any, num_tasks: int, weighting: LossWeighting
     try:
         if learned:
             prefix, _, start = ent_coef.partition("_")
-            values = [float(start or 1.0)] if prefix == "auto" else []
+            values = [float(start or 1.0)] if prefix == "auto" and "_" not in start else []  # Python reads 0_1 as 1
         else:
             values = [float(value) for value in (ent_coef if listed else [ent_coef])]
     except (TypeError, ValueError):
@@ -105,7 +105,11 @@ def target_entropy_of(given: Any, action_dim: int) -> float:
         return float(given)
     prefix, separator, multiple = given.partition("_")
     try:
-        entropy = -action_dim * (float(multiple) if separator else 1.0) if prefix == "auto" else math.nan
+        entropy = (
+            -action_dim * (float(multiple) if separator else 1.0)
+            if prefix == "auto" and "_" not in multiple
+            else math.nan
+        )
     except ValueError:
         entropy = math.nan
     if not math.isfinite(entropy):

@@ -49,11 +49,13 @@ def collect_curves(runs: Sequence[Run], benchmark: str) -> list[Curve]:
     :param benchmark: a task set
     :raises ConfigurationError: if no run of it was evaluated, or a seed was run twice
     """
-    evaluated = [run for run in runs if len(run.timesteps)]
+    evaluated = [run for run in runs if run.reports_success]
     groups = [one_a_seed(group) for group in grouped(run for run in evaluated if run.benchmark == benchmark)]
     if not groups:
         known = ", ".join(sorted({run.benchmark for run in evaluated})) or "nothing"
-        raise ConfigurationError(f"No run on {benchmark} was evaluated; there are evaluated runs on {known}.")
+        raise ConfigurationError(
+            f"No run on {benchmark} was evaluated, with tasks that report success; there are such runs on {known}."
+        )
     curves = []
     for group in groups:
         same_method = [other[0].setting for other in groups if other[0].method == group[0].method]

@@ -170,6 +170,11 @@ class Run:
         """How far it is, and how often it was resumed: an evaluation of another state is not of its last policy."""
         return [self.manifest.get("env_steps"), len(self.manifest.get("resumed") or [])]
 
+    @property
+    def reports_success(self) -> bool:
+        """Whether an evaluation while it learned has a success rate of a task."""
+        return bool(np.isfinite(self.success).any())
+
     @cached_property
     def final(self) -> FinalScore | None:
         """The final score: of :attr:`evaluation` or, without one, of the last evaluation of training.

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import get_system_info
 from sb3_softmod.common.checks import arguments_of, require_names
 from sb3_softmod.common.errors import ConfigurationError, EnvError, FileError, SoftModError, nearest
 from sb3_softmod.common.saved_files import BROKEN, checked_path, naming
-from sb3_softmod.envs.normalize import statistics_from_plain
+from sb3_softmod.envs.normalization_statistics import statistics_from_plain
 from sb3_softmod.learner.temperatures import initial_temperatures
 
 #: Of the arguments of a class, those that ``load`` has itself, or that the file tells.

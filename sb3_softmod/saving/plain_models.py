@@ -19,7 +19,7 @@ from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_fi
 from sb3_softmod.common.checks import arguments_of, require_choice
 from sb3_softmod.common.errors import ConfigurationError
 from sb3_softmod.common.saved_files import writing
-from sb3_softmod.envs.normalize import plain_statistics
+from sb3_softmod.envs.normalization_statistics import plain_statistics
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.saving.loading import ATTRIBUTES
 from sb3_softmod.saving.models import is_plain

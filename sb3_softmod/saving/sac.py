@@ -23,7 +23,8 @@ from sb3_softmod.common.saved_files import naming, unpickled, writing
 from sb3_softmod.common.task_observation import num_tasks_of
 from sb3_softmod.envs.episode_statistics import EpisodeStatistics
 from sb3_softmod.envs.make import as_env
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize, plain_statistics
+from sb3_softmod.envs.normalization_statistics import plain_statistics
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.some_tasks import SomeTasks, among
 from sb3_softmod.learner.aggregators import Surgery
 from sb3_softmod.learner.gradient_step import GradientStep

@@ -11,7 +11,8 @@ import torch as th
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_softmod.common.errors import ConfigurationError
-from sb3_softmod.envs.normalize import MultiTaskVecNormalize, statistics_from_plain
+from sb3_softmod.envs.normalization_statistics import statistics_from_plain
+from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.saving.loading import Saved, check_critic, check_networks, restore, with_own_options
 from sb3_softmod.saving.models import is_plain, saved_weights
 from sb3_softmod.saving.plain_models import (

@@ -49,7 +49,13 @@ class TimedSnapshots(BaseCallback):
     @property
     def finished(self) -> bool:
         """Whether the last mark was reached."""
-        return len(self.snapshots) == len(self.minutes)
+        return not self._left
+
+    @property
+    def _left(self) -> list[float]:
+        """The marks that were not reached; a training that is resumed may have others than before."""
+        reached = {each["minutes"] for each in self.snapshots}
+        return [each for each in self.minutes if each not in reached]
 
     def progress(self) -> dict[str, Any]:
         """For a checkpoint: how long the training took until now, and what was saved."""
@@ -81,8 +87,9 @@ class TimedSnapshots(BaseCallback):
     def _on_step(self) -> bool:
         seconds = self.seconds()
         self.logger.record("time/training_seconds", round(seconds, 1), exclude="tensorboard")
-        while not self.finished and seconds >= 60 * self.minutes[len(self.snapshots)]:
-            self._save(self.minutes[len(self.snapshots)], seconds)
+        for mark in self._left:
+            if seconds >= 60 * mark:
+                self._save(mark, seconds)
         return not self.finished
 
     def _on_training_end(self) -> None:

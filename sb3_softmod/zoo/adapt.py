@@ -28,7 +28,7 @@ def options() -> Parser:
     parser.add_argument("--pretrained", metavar="NAME", help="a model that comes with the package, instead of a run")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run of this command that was ended")
     parser.add_argument("--best", action="store_true", help="the best model of the run instead of the last")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="the new tasks")
+    parser.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help="the new tasks")
     parser.add_argument("--tune", default="routing", help="what learns: routing (default), task, heads or all")
     parser.add_argument("--init", default="nearest", help="what new tasks begin as: nearest (default), mean or fresh")
     parser.add_argument("--drop-tasks", action="store_true", help="leave the old tasks behind")

@@ -176,6 +176,11 @@ def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorith
     known = known_hyperparameters(algorithm)
     for name in parameters:
         require_choice("hyperparameter", name, known)
+    inside = _known_inside(algorithm)
+    for name in ("normalize", "monitor_kwargs"):  # the others are checked where they are used
+        if isinstance(parameters.get(name), Mapping):
+            for key in parameters[name]:
+                require_choice(f"key of {name}", key, inside[name])
     _check_values("-params", parameters)
 
 
@@ -287,6 +292,7 @@ def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
     known = dict(
         env_kwargs=sorted({option for options in ENV_OPTIONS.values() for option in options}),
         normalize=[name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
+        monitor_kwargs=["info_keywords"],  # of MonitorFile
     )
     if issubclass(algorithm, SAC):
         options = {name for policy in _policies().values() for name in policy_options(policy)}

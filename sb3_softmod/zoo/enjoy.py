@@ -38,7 +38,12 @@ def options() -> Parser:
     parser.add_argument("--stochastic", action="store_true", help="act by samples instead of the mean")
     parser.add_argument("--seed", type=int, help="of goals and sampling (default: that of training)")
     parser.add_argument(
-        "--env-kwargs", nargs="+", metavar="KEY:VALUE", help="change what the envs were in training (horizon:500)"
+        "--env-kwargs",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY:VALUE",
+        help="change what the envs were in training (horizon:500)",
     )
     parser.add_argument(
         "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import first, as in training"

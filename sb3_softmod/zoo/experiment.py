@@ -54,6 +54,7 @@ from sb3_softmod.zoo.configs import (
     unchanged,
 )
 from sb3_softmod.zoo.key_values import reason_of
+from sb3_softmod.zoo.minutes_bar import MinutesBar
 from sb3_softmod.zoo.monitor_file import MonitorFile
 from sb3_softmod.zoo.registration import ALGOS
 
@@ -94,7 +95,6 @@ class MultiTaskExperimentManager(ExperimentManager):
                 f"RL Zoo has no hyperparameters for {algo} on {env_id}: name a file of yours with --conf-file."
             )
         super().__init__(args, algo, env_id, *rest, **{**kwargs, "config": find_config(kwargs.get("config"))})
-        self._n_workers: int | None = None
         self._evaluation: MultiTaskEvalCallback | None = None
         self._snapshots: TimedSnapshots | None = None
         self._owns_folder = False
@@ -143,9 +143,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             return
         if self.args.num_threads <= 0:
             th.set_num_threads(max(usable_cores() // 2, 1) if threads == HALF else threads)
-        # A process more than there are cores left would take its time from the learner's.
-        self._n_workers = default_workers(th.get_num_threads() if hyperparams.get("overlap") else 0)
-        workers = 0 if self.vec_env_class is DummyVecEnv else min(self._n_workers, hyperparams["n_envs"])
+        workers = 0 if self.vec_env_class is DummyVecEnv else min(default_workers(), hyperparams["n_envs"])
         learning = "1 thread learns" if th.get_num_threads() == 1 else f"{th.get_num_threads()} threads learn"
         processes = "1 process" if workers == 1 else f"{workers} processes"
         where = f"in {processes}" if workers else "in the process that learns"
@@ -207,7 +205,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             n_envs,
             options=self.eval_env_kwargs if eval_env else self.env_kwargs,
             wrapper=self.env_wrapper,
-            n_workers=0 if self.vec_env_class is DummyVecEnv else None if eval_env else self._n_workers,
+            n_workers=0 if self.vec_env_class is DummyVecEnv else None,
             restart_failed=not eval_env,
         )
         if not eval_env and not no_log:
@@ -277,6 +275,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         """RL Zoo's, with an evaluation of every task in place of its own, and checkpoints to resume from."""
         eval_freq, self.eval_freq = self.eval_freq, -1
         every = EVAL_EVERY * len(self.task_names) if self.save_freq < 0 else self.save_freq
+        bar, self.show_progress = self.show_progress, self.show_progress and not self.args.minutes
         super().create_callbacks()
         if issubclass(ALGOS[self.algo], MultiTaskSAC) and not self.optimize_hyperparameters:
             self.callbacks.append(
@@ -290,6 +289,8 @@ class MultiTaskExperimentManager(ExperimentManager):
         if self.args.minutes:
             self._snapshots = TimedSnapshots(self.save_path, self.args.minutes, verbose=self.verbose)
             self.callbacks.append(self._snapshots)
+            if bar:
+                self.callbacks.append(MinutesBar(self._snapshots))
         if eval_freq <= 0 or self.optimize_hyperparameters:
             return
         self._evaluation = MultiTaskEvalCallback(

@@ -29,7 +29,7 @@ from sb3_softmod.envs.task_sets import get_task_set
 from sb3_softmod.evaluation.evaluate import evaluate_tasks
 from sb3_softmod.evaluation.result import percent
 from sb3_softmod.evaluation.video import Filmed, VideoFile
-from sb3_softmod.zoo.key_values import KeyValues
+from sb3_softmod.zoo.key_values import key_values
 from sb3_softmod.zoo.registration import ALGOS, register_methods, short_env_ids
 
 _ROW = "{:<30} {:>8} {:>10}"
@@ -49,7 +49,7 @@ def play(args: argparse.Namespace) -> None:
     if args.task is not None and args.task not in names:
         raise ConfigurationError(f"Unknown task {args.task!r} of {name}: {nearest(args.task, names)}")
     hyperparams, env_kwargs = policy.envs()
-    env_kwargs |= _key_values(args.env_kwargs)
+    env_kwargs |= key_values("--env-kwargs", args.env_kwargs)
     if args.seed is not None:
         env_kwargs["seed"] = args.seed
     task_set.arguments(env_kwargs)
@@ -137,13 +137,6 @@ def _of_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return hyperparams, {"seed": 0, **hyperparams.pop("env_kwargs", {})}
     except Exception as error:  # whatever the file led to
         raise FileError(f"{folder / 'config.yml'} is broken ({type(error).__name__}: {error}).") from error
-
-
-def _key_values(texts: list[str] | None) -> dict[str, Any]:
-    values = argparse.Namespace(out={})
-    if texts:
-        KeyValues(["--env-kwargs"], "out")(argparse.ArgumentParser(), values, texts, "--env-kwargs")
-    return values.out
 
 
 def _make_env(

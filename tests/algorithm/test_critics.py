@@ -175,6 +175,8 @@ def test_target_entropy() -> None:
         (dict(policy_delay=0), "policy_delay must be at least 1, not 0"),
         (dict(target_entropy="half"), "target_entropy must be \"auto\" .* not 'half'"),
         (dict(target_entropy="auto_x"), "not 'auto_x'"),
+        (dict(target_entropy="auto_0_5"), "not 'auto_0_5'"),
+        (dict(ent_coef="auto_0_1"), "not 'auto_0_1'"),
         (dict(target_entropy="auto_inf"), "not 'auto_inf'"),
         (
             dict(policy="MlpPolicy", critic="categorical", policy_kwargs={}),

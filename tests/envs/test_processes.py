@@ -18,7 +18,7 @@ from child_processes import is_alive
 from point_mass import PointMass
 from worker_envs import M, make_troubled, make_troubled_env
 
-from sb3_softmod import EnvError, MultiTaskVecEnv, make_multitask_env
+from sb3_softmod import ConfigurationError, EnvError, MultiTaskVecEnv, make_multitask_env
 from sb3_softmod.envs.worker_pool import WORKERS
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -178,6 +178,20 @@ def test_number_from_the_environment(number: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(WORKERS, str(number))
     own, pids = processes_of(None)
     assert len({*pids} - {own}) == number
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="Windows has no niceness")
+def test_workers_leave_the_cores_to_the_learner() -> None:
+    env = make_troubled_env(n_workers=1)
+    nicenesses = [os.getpriority(os.PRIO_PROCESS, pid) for pid in (os.getpid(), *env.env_method("pid")[:1])]
+    assert nicenesses[1] == min(nicenesses[0] + 5, 19)
+    env.close()
+
+
+def test_a_number_from_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS, "auto")
+    with pytest.raises(ConfigurationError, match="SB3_SOFTMOD_WORKERS must be a number of processes, not 'auto'"):
+        processes_of(None)
 
 
 def test_where_signals_lack_the_names_of_posix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,11 @@ def test_the_seed_is_that_of_the_model() -> None:
     assert evaluate_tasks(model, TASKS, **options).settings["seed"] == 6
     with pytest.raises(ConfigurationError, match="The seed is there twice: seed=5, and 6 in env_kwargs"):
         evaluate_tasks(model, TASKS, seed=5, **options)
+    options["env_kwargs"]["goals"] = "fixed"
+    with pytest.raises(
+        ConfigurationError, match="The goals are there twice: goals='random', and 'fixed' in env_kwargs"
+    ):
+        evaluate_tasks(model, TASKS, goals="random", **options)
 
 
 def test_the_paper_plays_the_goals_of_the_set() -> None:

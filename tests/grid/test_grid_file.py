@@ -175,6 +175,7 @@ def test_misfits(tmp_path: Path) -> None:
         ({"resources": {"threads": 0}}, "threads must be at least 1, not 0."),
         ({"resources": {"gpus": 1.5}}, "gpus must be a fraction of one, or a whole number, not 1.5."),
         ({"resources": {"memory": "lots"}}, "memory must be a size such as 4G or 800M, not 'lots'."),
+        ({"resources": {"memory": "4GiB"}}, "memory must be a size such as 4G or 800M, not '4GiB'."),
         ({"shared": "maybe"}, "shared must be True or False, not 'maybe'."),
         (
             {"train": {"n-timestops": 9}},

@@ -24,7 +24,7 @@ from sb3_softmod import (
     SoftModSAC,
     SoftModularNetwork,
 )
-from sb3_softmod.envs.normalize import plain_statistics
+from sb3_softmod.envs.normalization_statistics import plain_statistics
 from sb3_softmod.policies import POLICIES
 from sb3_softmod.saving.models import saved_facts
 from sb3_softmod.saving.plain_models import save_plain

@@ -118,6 +118,18 @@ def test_resumed(clock: Clock, tmp_path: Path) -> None:
     assert MultiTaskSAC.load(tmp_path / "model_1min.zip").num_timesteps == 8 * M
 
 
+@pytest.mark.parametrize("marks", [[1, 2, 3], [3], [0.5, 3]])
+def test_resumed_for_other_minutes(marks: list[float], clock: Clock, tmp_path: Path) -> None:
+    first = [CheckpointCallback(tmp_path, save_freq=8), Tick(clock, 10), TimedSnapshots(tmp_path, [1, 2])]
+    make_model().learn(9 * M, first)  # 90 seconds; the checkpoint is of 80
+    resumed = MultiTaskSAC.resume(tmp_path, make_point_mass_env(M), device="cpu")
+    resumed._total_timesteps = 10**9
+    resumed.learn(callback=[Tick(clock, 10), TimedSnapshots(tmp_path, marks)])
+    assert resumed.num_timesteps == 18 * M  # three minutes
+    found = {each["minutes"]: each["seconds"] for each in json.loads((tmp_path / "snapshots.json").read_text())}
+    assert found == {1: 60, **{mark: max(60 * mark, 90) for mark in marks if mark != 1}}
+
+
 def test_evaluations_say_how_long_they_took(tmp_path: Path) -> None:
     evaluation = MultiTaskEvalCallback(make_point_mass_env(M), n_eval_episodes=1, eval_freq=5, verbose=0)
     make_model().learn(4 * M, evaluation)

@@ -255,6 +255,9 @@ def test_enjoy_one_task(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "reach-v3" not in once
     assert "mean" not in once
     assert "seed 3" in once  # that of training
+    twice = ["--env-kwargs", "seed:4", "--env-kwargs", "horizon:5"]
+    assert main([*command.split(), "--task", "drawer-close-v3", *twice]) == 0
+    assert "seed 4" in capsys.readouterr().out  # the first of the two counts too
 
 
 @pytest.mark.parametrize(

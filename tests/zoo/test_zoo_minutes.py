@@ -30,7 +30,8 @@ def train_for(folder: Path, minutes: str, *options: str) -> Path:
 
 def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A run, its evaluation after some minutes, and its policy as a model that comes with the package."""
-    run = train_for(tmp_path, "0.02 0.01")
+    run = train_for(tmp_path, "0.02 0.01", "-P")
+    assert "1/1 " in capsys.readouterr().out  # seconds
     facts, marks = manifest(run), json.loads((run / "snapshots.json").read_text())
     assert (facts["status"], facts["planned_minutes"]) == ("finished", [0.01, 0.02])
     assert [mark["minutes"] for mark in marks] == [0.01, 0.02]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch as th
@@ -19,7 +18,6 @@ from zoo_runs import MT3, TINY, manifest, run_of, train
 from sb3_softmod import MultiTaskSAC
 from sb3_softmod.cli import main
 from sb3_softmod.common.cores import usable_cores
-from sb3_softmod.envs.worker_pool import WORKERS, WorkerPool
 
 
 def start_training(logs: Path, steps: int, *hyperparameters: str) -> subprocess.Popen[bytes]:
@@ -51,35 +49,6 @@ def test_threads(
     said = f"{usable_cores()} cores: {learning}, {3 if threads is None else 2} envs in the process that learns"
     assert said in capsys.readouterr().out
     assert manifest(run_of(tmp_path, "mt_sac", "reach-v3"))["hardware"]["torch_threads"] == learn
-
-
-@pytest.mark.parametrize("overlap", [True, False])
-def test_envs_leave_the_cores_to_the_threads_that_learn_meanwhile(
-    overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv(WORKERS)
-    workers: list[int] = []
-    pool_init = WorkerPool.__init__
-
-    def counting(self: WorkerPool, *args: Any, **kwargs: Any) -> None:
-        pool_init(self, *args, **kwargs)
-        workers.append(len(self.shares))
-
-    monkeypatch.setattr(WorkerPool, "__init__", counting)
-    file = tmp_path / "mine.yml"
-    file.write_text(
-        f"reach-v3:\n  n_timesteps: 20\n  n_envs: 2\n  batch_size: 4\n  num_threads: 1\n  overlap: {overlap}\n"
-    )
-    before = th.get_num_threads()
-    try:
-        command = f"train --algo mt_sac --env reach-v3 -f {tmp_path} -n 20 --eval-freq -1 --vec-env subproc --conf-file"
-        assert main([*command.split(), str(file)]) == 0
-    finally:
-        th.set_num_threads(before)
-    expected = min(max(usable_cores() - overlap, 1), 2)
-    processes = "1 process" if expected == 1 else f"{expected} processes"
-    assert f"1 thread learns, 2 envs in {processes}, " in capsys.readouterr().out
-    assert workers == [expected]
 
 
 def test_a_resumed_run_keeps_the_first(tmp_path: Path) -> None:
