@@ -21,6 +21,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,19 @@ from matplotlib.figure import Figure
 from sb3_softmod.common.errors import CheckpointError
 from sb3_softmod.common.files import replacing
 from sb3_softmod.envs.task_sets import get_task_set
-from sb3_softmod.evaluation.result import TaskEvaluation
 from sb3_softmod.methods import get_method
 from sb3_softmod.runs.curves import draw_band, quieten
-from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name
+from sb3_softmod.runs.evaluation import evaluation_of
 from sb3_softmod.runs.results import render
 from sb3_softmod.runs.run import MANIFEST, Run, load_run
 from sb3_softmod.runs.statistics import aggregate
 from sb3_softmod.saving.checkpoints import find
-from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes, snapshot_name
+from sb3_softmod.saving.timed_snapshots import SNAPSHOTS, check_minutes
 
 RESULTS = Path(__file__).parent / "results"
+
+#: How long a training that was interrupted may take to write its checkpoint, in seconds.
+PATIENCE = 60
 
 #: Options that leave a training what it is, each with its value.
 _OF_NO_MATTER = ("--eval-freq", "--eval-episodes", "--save-freq", "--verbose")
@@ -60,7 +63,9 @@ def main() -> None:
     )
     parser.add_argument("options", nargs="*", help="options of sb3-softmod train")
     args = parser.parse_args()
-    name, minutes = get_task_set(args.env).name, check_minutes(args.minutes)
+    # As the command line of train has them, whose snapshots are found by them.
+    minutes = check_minutes([float(f"{mark:g}") for mark in args.minutes])
+    name = get_task_set(args.env).name
     for algo in args.algos:
         get_method(algo)
 
@@ -90,12 +95,26 @@ def finished_run(out: Path, algo: str, env: str, seed: int, minutes: Sequence[fl
     if not any(run.finished for run in runs):
         begun = next((run for run in runs if has_checkpoint(run)), None)
         command = asked if begun is None else ["--resume", str(begun.folder)]
-        subprocess.run([sys.executable, "-m", "sb3_softmod.cli", "train", *command], check=True)
+        train(command)
         runs = runs_of(out, algo, env, asked)
     finished = [run for run in runs if run.finished]
     if not finished:  # Ctrl-C during the training, which has said how to go on
         sys.exit(1)
     return finished[0]
+
+
+def train(arguments: list[str]) -> None:
+    """Run sb3-softmod train. Ctrl-C is for it too: it writes a checkpoint, for which this process waits."""
+    process = subprocess.Popen([sys.executable, "-m", "sb3_softmod.cli", "train", *arguments])
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.terminate()  # where this process alone was interrupted
+        process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)  # it has said why
 
 
 def runs_of(out: Path, algo: str, env: str, asked: list[str]) -> list[Run]:
@@ -122,12 +141,8 @@ def arguments_of(out: Path, algo: str, env: str, seed: int, minutes: Sequence[fl
 
 def evaluated(run: Run, minutes: float, options: list[str]) -> dict[str, Any]:
     """How the policy after some minutes plays, and what it took to learn it; played once, and read afterwards."""
-    path, snapshot = run.folder / evaluation_name(minutes), run.folder / snapshot_name(minutes)
-    if path.exists() and not (snapshot.exists() and snapshot.stat().st_mtime > path.stat().st_mtime):
-        found = TaskEvaluation.from_json(path)
-    else:
-        found = evaluate_run(run.folder, protocol="metaworld", minutes=minutes)
-        print(f"\n{run.title}, seed {run.manifest['seed']}, after {minutes:g} minutes\n{found}", flush=True)
+    found = evaluation_of(run.folder, protocol="metaworld", minutes=minutes)
+    print(f"\n{run.title}, seed {run.manifest['seed']}, after {minutes:g} minutes\n{found}", flush=True)
     marks = json.loads((run.folder / SNAPSHOTS).read_text())
     facts = ("horizon", "goals", "reward_version", "n_envs", "network", "parameters", "hyperparams", "git")
     return {

@@ -18,8 +18,7 @@ import torch as th
 
 from sb3_softmod.algorithm.pretrained import FOLDER, save_pretrained
 from sb3_softmod.evaluation.evaluate import Protocol
-from sb3_softmod.evaluation.result import TaskEvaluation
-from sb3_softmod.runs.evaluation import evaluate_run, evaluation_name, load_model
+from sb3_softmod.runs.evaluation import evaluation_of, load_model
 from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.timed_snapshots import SNAPSHOTS
 
@@ -51,14 +50,7 @@ def main() -> None:
 def card_of(folder: Path, minutes: float | None) -> dict[str, Any]:
     """What is known of a run's policy; of one without evaluation by the protocol, once it was evaluated."""
     run = load_run(folder)
-    if minutes is None:
-        found = run.evaluation
-    else:
-        path = folder / evaluation_name(minutes)
-        found = TaskEvaluation.from_json(path) if path.exists() else None
-    wanted = ("last" if minutes is None else f"after {minutes:g} minutes", PROTOCOL)
-    if found is None or (found.settings.get("model"), found.settings.get("protocol")) != wanted:
-        found = evaluate_run(folder, protocol=PROTOCOL, minutes=minutes)
+    found = evaluation_of(folder, protocol=PROTOCOL, minutes=minutes)
     facts = run.manifest
     steps = {name: facts.get(name) for name in ("env_steps", "gradient_steps")}
     if minutes is not None:

@@ -243,7 +243,7 @@ def _plot_curves(args: argparse.Namespace) -> None:
 
 
 def _plot_profiles(args: argparse.Namespace) -> None:
-    from sb3_softmod.runs.profiles import draw_profiles, finished_entries, improvements
+    from sb3_softmod.runs.profiles import finished_entries, improvements, profiles_figure
     from sb3_softmod.runs.results import collect
 
     check_folder(args.out)
@@ -254,9 +254,11 @@ def _plot_profiles(args: argparse.Namespace) -> None:
             raise SoftModError(f"No run in {args.logs} is finished and reports success.")
         for name in names:
             with _without_others(names):
-                print(*save_figure(draw_profiles(runs, name), args.out / f"profiles-{name}"), sep="\n")
                 entries = finished_entries(runs, name)
-                for pair in improvements(entries):
+                pairs = improvements(entries)
+                figure = profiles_figure(entries, pairs, name)
+                print(*save_figure(figure, args.out / f"profiles-{name}"), sep="\n")
+                for pair in pairs:
                     seeds = " and ".join(str(len(entries[method].scores)) for method in (pair.first, pair.second))
                     bounds = pair.interval
                     spread = "too few for an interval" if bounds is None else "{:.2f} to {:.2f}".format(*bounds)

@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +19,7 @@ from zoo_runs import TINY
 from sb3_softmod.cli import main
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import get_task_set
+from sb3_softmod.evaluation.evaluate import PROTOCOLS
 from sb3_softmod.zoo.__main__ import PLOTS
 from sb3_softmod.zoo.__main__ import run as run_script
 
@@ -134,7 +134,7 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         steps = tiny.index("-n")
         del tiny[steps : steps + 2]
         less = ["--env", "MT3", "--minutes", "0.02", "--algos", "mt_sac", "--seeds", "0", "--results", "results"]
-        monkeypatch.setattr(laptop, "evaluate_run", partial(laptop.evaluate_run, n_eval_episodes=1))
+        monkeypatch.setitem(PROTOCOLS["metaworld"], "n_eval_episodes", 1)
         monkeypatch.setattr(sys, "argv", [*arguments, *less, "--", *tiny])
         laptop.main()
         assert re.search(r"\| mt_sac --vec-env dummy .* \| 0\.02 \| 1 \|", (folder / "laptop" / "MT3.md").read_text())

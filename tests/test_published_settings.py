@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_softmod import MultiTaskSAC, SoftModularNetwork, TaskEnv
-from sb3_softmod.envs.metaworld import TASK_SETS as METAWORLD
+from sb3_softmod.envs.metaworld import MEMBERS as METAWORLD
 from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, TASK_SETS
 from sb3_softmod.methods import METHODS, Method, join_kwargs
 from sb3_softmod.networks import MultiHeadNetwork

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,7 @@ import numpy as np
 from sb3_softmod.common.checks import require_choice, require_flag, require_integer, require_seed
 from sb3_softmod.common.errors import RENDERING_ADVICE, ConfigurationError, nearest
 from sb3_softmod.envs.arguments import as_names, check_copies
-from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, SHORT_NAMES
-from sb3_softmod.envs.task_sets import TASK_SETS as NAMED_SETS
+from sb3_softmod.envs.task_sets import METAWORLD_HORIZON, SHORT_NAMES, TASK_SETS
 from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
 
@@ -31,9 +31,9 @@ except (AttributeError, RuntimeError) as error:  # PyOpenGL's, under MUJOCO_GL=o
 
 Goals = Literal["random", "fixed", "each-once"]
 
-#: Named task sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes. Those of ML10 and ML45 have
-#: the tasks of Meta-World's meta-learning benchmarks, which hide the goals: here they are seen, as in the other sets.
-TASK_SETS: dict[str, tuple[str, ...]] = {
+#: The tasks of the named sets. MT3 is the set of the demo: three tasks that a laptop learns in minutes. Those of ML10
+#: and ML45 have the tasks of Meta-World's meta-learning benchmarks, which hide the goals: here they are seen.
+MEMBERS: dict[str, tuple[str, ...]] = {
     "MT3": ("reach-v3", "drawer-close-v3", "button-press-topdown-v3"),
     "MT10": tuple(MT10_V3),
     "MT25": tuple(MT25_V3),
@@ -60,23 +60,21 @@ MAX_HORIZON = 500
 def resolve_task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """The task names that a user means.
 
-    :param tasks: a task set, see :data:`TASK_SETS`, a task ("reach-v3"), or a list of these
+    :param tasks: a task set, see :data:`MEMBERS`, a task ("reach-v3"), or a list of these
     :raises ConfigurationError: for an unknown or repeated name, with the nearest known ones
     """
     if isinstance(tasks, str):
-        named = {name: task_set for name, task_set in NAMED_SETS.items() if task_set.suite == "metaworld"}
+        named = {name: task_set for name, task_set in TASK_SETS.items() if task_set.suite == "metaworld"}
         if tasks in named:
             tasks = str(named[tasks].tasks)
-        if tasks in TASK_SETS:
-            return TASK_SETS[tasks]
+        if tasks in MEMBERS:
+            return MEMBERS[tasks]
         if tasks not in ALL_V3_ENVIRONMENTS:
-            found = nearest(tasks, [*TASK_SETS, *named], SHORT_NAMES)
+            found = nearest(tasks, [*MEMBERS, *named], SHORT_NAMES)
             raise ConfigurationError(f"Unknown task or task set {tasks!r}: {found}")
         return (tasks,)
     if isinstance(tasks, (list, tuple)):
-        tasks = [
-            name for task in tasks for name in (TASK_SETS.get(task, (task,)) if isinstance(task, str) else (task,))
-        ]
+        tasks = [name for task in tasks for name in (MEMBERS.get(task, (task,)) if isinstance(task, str) else (task,))]
     return as_names(tasks, "task", ALL_V3_ENVIRONMENTS)
 
 
@@ -147,6 +145,22 @@ def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
     return True
 
 
+def _observation(env: SawyerXYZEnv, claws: Sequence[int]) -> np.ndarray:
+    """Meta-World's ``_get_curr_obs_combined_no_goal`` in half the time, bit for bit the same.
+
+    :param claws: the two bodies whose distance is the opening of the gripper
+    :return: ``[18]``: position of the hand, opening (1 at 10 cm), and position and quaternion of each object
+    """
+    out = np.zeros(4 + env._obs_obj_max_len)
+    out[:3] = env.get_endeff_pos()
+    between = env.data.xpos[claws[0]] - env.data.xpos[claws[1]]
+    out[3] = min(math.sqrt(between.dot(between)) / 0.1, 1.0)
+    positions, quaternions = env._get_pos_objects().reshape(-1, 3), env._get_quat_objects().reshape(-1, 4)
+    objects = out[4 : 4 + 7 * len(positions)].reshape(-1, 7)
+    objects[:, :3], objects[:, 3:] = positions, quaternions
+    return out
+
+
 def _reset(env: SawyerXYZEnv) -> tuple[np.ndarray, dict[str, Any]]:
     """Meta-World's reset in half the time, bit for bit the same.
 
@@ -198,6 +212,8 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         )
         super().__init__(env)
         env.touching_object = partial(_touching_object, env)  # type: ignore[method-assign]
+        claws = [env.model.body(name).id for name in ("rightclaw", "leftclaw")]
+        env._get_curr_obs_combined_no_goal = partial(_observation, env, claws)  # type: ignore[method-assign]
         cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
         require_choice("camera_name", camera_name, cameras)
         self._name, self._mode = name, goals

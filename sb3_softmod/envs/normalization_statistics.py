@@ -47,9 +47,9 @@ def _mixed(parts: list[RunningMeanStd], shares: np.ndarray) -> RunningMeanStd:
 
 
 def normalize_observations(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
-    """Normalise observations as a :class:`MultiTaskVecNormalize` of these statistics does.
+    """Normalise observations as a :class:`.MultiTaskVecNormalize` of these statistics does.
 
-    :param statistics: of :meth:`MultiTaskVecNormalize.statistics`
+    :param statistics: of :meth:`.MultiTaskVecNormalize.statistics`
     :param obs: ``[..., O + M]``
     :return: the same shape, float32
     """
@@ -66,7 +66,7 @@ def unclipped(statistics: Mapping[str, Any], obs: Any) -> np.ndarray:
 
 
 def obs_mean_and_std(statistics: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """As :meth:`MultiTaskVecNormalize.obs_mean_and_std`, of its statistics alone."""
+    """As :meth:`.MultiTaskVecNormalize.obs_mean_and_std`, of its statistics alone."""
     mean, var = (np.stack([getattr(rms, name) for rms in statistics["obs_rms"]]) for name in ("mean", "var"))
     return mean, np.sqrt(var + statistics["epsilon"])
 

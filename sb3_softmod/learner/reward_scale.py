@@ -148,6 +148,7 @@ class RewardScale:
     def set_progress(self, progress: Mapping[str, Any]) -> None:
         """Go on from where another one was; of another discount only the unfinished episodes are taken."""
         if progress["gamma"] == self.gamma:
-            self._largest, self._has_ended = progress["largest"].copy(), progress["has_ended"].copy()
-            self._provisional = progress.get("provisional", np.zeros_like(self._largest)).copy()  # not in older ones
+            largest, self._has_ended = progress["largest"], progress["has_ended"].copy()
+            self._largest = np.where(self._has_ended, largest, 0)  # older ones have provisional returns there too
+            self._provisional = progress.get("provisional", largest).copy()
         self._tasks, self._rewards = progress["tasks"].copy(), [each.tolist() for each in progress["rewards"]]

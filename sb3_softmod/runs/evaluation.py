@@ -143,6 +143,34 @@ def evaluation_name(minutes: float) -> str:
     return f"{Path(FINAL).stem}_{minutes:g}min.json"
 
 
+def evaluation_of(folder: str | Path, *, protocol: Protocol | None, minutes: float | None = None) -> TaskEvaluation:
+    """What :func:`evaluate_run` finds with these arguments, read where the folder has it and played where not.
+
+    An evaluation of other goals, of another number of episodes than the protocol's, or of an older policy is replaced.
+    """
+    run = load_run(folder)
+    found = run.evaluation if minutes is None else _evaluation_after(run, minutes)
+    if found is not None:
+        episodes = PROTOCOLS.get(protocol or "", {}).get("n_eval_episodes", found.settings.get("n_eval_episodes"))
+        wanted = {
+            "protocol": protocol,
+            "model": "last" if minutes is None else f"after {minutes:g} minutes",
+            "seed": run.goals_seed,
+            "n_eval_episodes": episodes,
+        }
+        if all(found.settings.get(name) == value for name, value in wanted.items()):
+            return found
+    return evaluate_run(folder, protocol=protocol, minutes=minutes)
+
+
+def _evaluation_after(run: Run, minutes: float) -> TaskEvaluation | None:
+    """What was found of the policy after some minutes; None where it was not played, or saved again since."""
+    path, model = run.folder / evaluation_name(minutes), run.folder / snapshot_name(minutes)
+    if not path.exists() or (model.exists() and model.stat().st_mtime > path.stat().st_mtime):
+        return None
+    return TaskEvaluation.from_json(path)
+
+
 def evaluate_runs(folders: Sequence[str | Path], **kwargs: Any) -> tuple[dict[Path, TaskEvaluation], list[str]]:
     """Evaluate several runs; one that cannot be evaluated does not stop the rest.
 

@@ -82,7 +82,16 @@ def draw_profiles(runs: Sequence[Run], benchmark: str) -> Figure:
     :raises ConfigurationError: if no run of it has ended
     """
     entries = finished_entries(runs, benchmark)
-    pairs = improvements(entries)
+    return profiles_figure(entries, improvements(entries), benchmark)
+
+
+def profiles_figure(entries: Mapping[str, Entry], pairs: Sequence[Improvement], benchmark: str) -> Figure:
+    """What :func:`draw_profiles` draws.
+
+    :param entries: by name, of :func:`finished_entries`
+    :param pairs: of :func:`improvements`, which take long
+    :param benchmark: for the title
+    """
     versus = [fill(f"{pair.first} > {pair.second}", _LABEL) for pair in pairs]
     lines = sum(1 + text.count("\n") for text in versus)
     profiles = performance_profiles({name: entry.scores for name, entry in entries.items()}, THRESHOLDS)

@@ -53,9 +53,9 @@ class TimedSnapshots(BaseCallback):
 
     @property
     def _left(self) -> list[float]:
-        """The marks that were not reached; a training that is resumed may have others than before."""
+        """The marks to come; a training that is resumed may have others than before, and those may be past."""
         reached = {each["minutes"] for each in self.snapshots}
-        return [each for each in self.minutes if each not in reached]
+        return [each for each in self.minutes if each not in reached and 60 * each > self._seconds_before]
 
     def progress(self) -> dict[str, Any]:
         """For a checkpoint: how long the training took until now, and what was saved."""

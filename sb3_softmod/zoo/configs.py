@@ -176,12 +176,16 @@ def check_parameters(parameters: Mapping[str, Any], algorithm: type[BaseAlgorith
     known = known_hyperparameters(algorithm)
     for name in parameters:
         require_choice("hyperparameter", name, known)
-    inside = _known_inside(algorithm)
-    for name in ("normalize", "monitor_kwargs"):  # the others are checked where they are used
-        if isinstance(parameters.get(name), Mapping):
-            for key in parameters[name]:
-                require_choice(f"key of {name}", key, inside[name])
     _check_values("-params", parameters)
+
+
+def check_keys(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse unknown keys of ``normalize`` or ``monitor_kwargs``, which may be code in files and options.
+
+    :raises ConfigurationError: with the nearest that are known
+    """
+    for key in given:
+        require_choice(f"key of {name}", key, _KEYS_INSIDE[name])
 
 
 def known_hyperparameters(algorithm: type[BaseAlgorithm]) -> list[str]:
@@ -287,13 +291,16 @@ def _policies() -> dict[str, type[MultiTaskSACPolicy]]:
     return {**POLICIES, **{policy.__name__: policy for policy in added}}
 
 
+#: What may stand inside some keys, whatever learns.
+_KEYS_INSIDE = {
+    "normalize": [name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
+    "monitor_kwargs": ["info_keywords"],  # of MonitorFile
+}
+
+
 def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
     """What may stand inside some keys."""
-    known = dict(
-        env_kwargs=sorted({option for options in ENV_OPTIONS.values() for option in options}),
-        normalize=[name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
-        monitor_kwargs=["info_keywords"],  # of MonitorFile
-    )
+    known = dict(env_kwargs=sorted({option for options in ENV_OPTIONS.values() for option in options}), **_KEYS_INSIDE)
     if issubclass(algorithm, SAC):
         options = {name for policy in _policies().values() for name in policy_options(policy)}
         known["policy_kwargs"] = sorted(options.union(inspect.signature(SACPolicy).parameters))

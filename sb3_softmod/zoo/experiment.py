@@ -46,6 +46,7 @@ from sb3_softmod.zoo.configs import (
     HALF,
     NUM_THREADS,
     block_of,
+    check_keys,
     check_parameters,
     complete,
     definition_of,
@@ -155,7 +156,10 @@ class MultiTaskExperimentManager(ExperimentManager):
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         with self._naming_the_file():
-            return super()._preprocess_hyperparams(hyperparams)
+            found = super()._preprocess_hyperparams(hyperparams)
+            check_keys("normalize", self.normalize_kwargs)
+            check_keys("monitor_kwargs", self.monitor_kwargs)
+        return found
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
@@ -289,8 +293,8 @@ class MultiTaskExperimentManager(ExperimentManager):
         if self.args.minutes:
             self._snapshots = TimedSnapshots(self.save_path, self.args.minutes, verbose=self.verbose)
             self.callbacks.append(self._snapshots)
-            if bar:
-                self.callbacks.append(MinutesBar(self._snapshots))
+            if bar:  # the first, which RL Zoo closes after an error
+                self.callbacks.insert(0, MinutesBar(self._snapshots))
         if eval_freq <= 0 or self.optimize_hyperparameters:
             return
         self._evaluation = MultiTaskEvalCallback(

@@ -11,7 +11,7 @@ from sb3_softmod.saving.timed_snapshots import TimedSnapshots
 class MinutesBar(ProgressBarCallback):
     """SB3's bar, of seconds of training instead of steps, whose number is not known before.
 
-    :param snapshots: tells the time; it has to come before the bar in the list of callbacks
+    :param snapshots: tells the time
     """
 
     def __init__(self, snapshots: TimedSnapshots) -> None:
@@ -24,3 +24,7 @@ class MinutesBar(ProgressBarCallback):
     def _on_step(self) -> bool:
         self.pbar.update(min(self._snapshots.seconds(), self.pbar.total) - self.pbar.n)
         return True
+
+    def _on_training_end(self) -> None:
+        if hasattr(self, "pbar"):  # RL Zoo ends its first callback after whatever error, also before the training began
+            super()._on_training_end()

@@ -142,6 +142,13 @@ def test_other_tasks(folder: Path) -> None:
         load_pretrained("tiny", make_point_mass_env(2))
 
 
+def test_names_of_envs_that_were_not_the_training_s(folder: Path) -> None:
+    save_pretrained(trained(), folder / "tiny", CARD | {"env_kwargs": {"seed": 4, "horizon": 5}})
+    with pytest.raises(ConfigurationError, match=r"trained in envs made with .*'horizon': 5}: pass an env"):
+        load_pretrained("tiny", "MT3")
+    assert load_pretrained("tiny", make_point_mass_env(M), device="cpu").seed == 4
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -146,7 +146,8 @@ def values() -> Iterator[tuple[str, str]]:
         ("noise_type:'loud'", "-params: unknown noise_type 'loud': known are 'normal'"),
         ("noise_type:'normal'", "-params: noise_std must be a finite number, not None."),
         ("monitor_kwargs:[1]", "-params: monitor_kwargs must map names to values (a dict), not [1]."),
-        ("monitor_kwargs:dict(reset_keywords=())", "Unknown key of monitor_kwargs 'reset_keywords': known are"),
+        ("monitor_kwargs:dict(reset_keywords=())", "Unknown key of monitor_kwargs 'reset_keywords': did you mean"),
+        ("normalize:'dict(norm_rewards=False)'", "Unknown key of normalize 'norm_rewards': did you mean 'norm_reward'"),
         ("normalize:dict(norm_rewards=False)", "Unknown key of normalize 'norm_rewards': did you mean 'norm_reward'"),
         ("env_kwargs:'dict(horizon=3)'", "-params: env_kwargs must map names to values"),
     ):
