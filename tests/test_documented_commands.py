@@ -33,6 +33,7 @@ ELSEWHERE = {
     "make lint": "part of make test",
     "make demo": "its path: test_demo.py",
     "make test": "runs this test",
+    "python -m pytest": "part of make test",
     "make test-slow": "",
     "python benchmarks/vec_env.py": "by hand: it measures for minutes",
     "sb3-softmod grid": "tests/grid",
