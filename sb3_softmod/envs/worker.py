@@ -39,8 +39,8 @@ Replay = tuple[Episode, "np.ndarray | None", np.ndarray]
 #: What a vector must know of every env.
 FACTS = ("observation_space", "action_space", "num_tasks", "task_names", "task_id", "render_mode")
 
-#: By how much a worker's process is nicer (``os.nice``) than its parent, which it must not take the core of while that
-#: learns meanwhile: the whole step waits for the learner, and a worker finds time while the learner waits for it.
+#: By how much a worker's process is nicer (``os.nice``) than its parent: it does not take the core of one that learns
+#: while the envs step, and has that core when the parent waits.
 NICENESS = 5
 
 #: In place of a success, for an env that reports none.

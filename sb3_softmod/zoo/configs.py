@@ -55,6 +55,11 @@ _ZOO_KEYS = (
 )
 #: The key of PyTorch's threads, and its value that goes by the machine.
 NUM_THREADS, HALF = "num_threads", "half"
+#: What may stand inside some keys, whatever learns.
+_KEYS_INSIDE = {
+    "normalize": [name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
+    "monitor_kwargs": ["info_keywords"],  # of MonitorFile
+}
 #: Arguments of an algorithm that RL Zoo passes itself, from its command line.
 _PASSED_BY_ZOO = ("env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
 _NOISES = ("normal", "ornstein-uhlenbeck")
@@ -289,13 +294,6 @@ def _policies() -> dict[str, type[MultiTaskSACPolicy]]:
     """The policies of the package, and those of methods that somebody added."""
     added = [method.policy for method in METHODS.values() if not isinstance(method.policy, str)]
     return {**POLICIES, **{policy.__name__: policy for policy in added}}
-
-
-#: What may stand inside some keys, whatever learns.
-_KEYS_INSIDE = {
-    "normalize": [name for name in inspect.signature(MultiTaskVecNormalize).parameters if name != "venv"],
-    "monitor_kwargs": ["info_keywords"],  # of MonitorFile
-}
 
 
 def _known_inside(algorithm: type[BaseAlgorithm]) -> dict[str, list[str]]:
