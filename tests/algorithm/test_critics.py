@@ -229,3 +229,27 @@ def test_attributes_that_change_meanwhile() -> None:
     changed.v_max = 6.0
     with pytest.raises(ConfigurationError, match=r"'v_max': 6.0}: leave critic, num_atoms, v_min and v_max out"):
         changed.train(1, 8 * M)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("policy_delay", 0, "policy_delay must be at least 1, not 0"),
+        ("critic_target_kind", "max", "Unknown critic_target 'max'"),
+        ("critic_kind", "hl-gauss", "Unknown critic 'hl-gauss': did you mean 'hl_gauss'"),
+    ],
+)
+def test_attributes_that_change_to_what_cannot_be(name: str, value: object, message: str) -> None:
+    model = make_model(**CATEGORICAL)
+    model.learn(20 * M)
+    setattr(model, name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        model.train(1, 8 * M)
+
+
+def test_a_scale_without_room_for_returns() -> None:
+    model = make_model(v_max=0.0, v_min=-1.0)
+    model.learn(20 * M)
+    model.reward_scaling = "per-task"
+    with pytest.raises(ConfigurationError, match=r"v_max must be positive, not 0\.0"):
+        model.train(1, 8 * M)

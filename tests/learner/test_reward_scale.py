@@ -140,6 +140,20 @@ def test_progress_is_exact() -> None:
     assert discounted.largest_returns().tolist() == [0, 0, 0]  # of another discount
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_progress_keeps_what_is_provisional(older: bool) -> None:
+    scale, other = RewardScale(2, 0.5, CPU), RewardScale(2, 0.5, CPU)
+    play(scale, 0, [8.0], "none")
+    scale.begin()
+    progress = scale.progress()
+    if older:  # which had it among the largest returns
+        progress["largest"] = progress.pop("provisional")
+    other.set_progress(progress)
+    assert other.largest_returns().tolist() == [16, 0]
+    play(other, 0, [1.0], "terminated")
+    assert other.largest_returns().tolist() == [1, 0]
+
+
 # -------------------------------------------------------------------------------------------- in a training
 
 
