@@ -56,7 +56,7 @@ def card_of(folder: Path, minutes: float | None) -> dict[str, Any]:
     if minutes is not None:
         marks = json.loads((folder / SNAPSHOTS).read_text())
         steps = next(mark for mark in marks if mark["minutes"] == minutes)
-    training = ("horizon", "goals", "reward_version", "n_envs", "network", "hardware", "git")
+    training = ("horizon", "goals", "reward_version", "n_envs", "hyperparams", "network", "hardware", "git")
     return {
         "method": run.method,
         "title": run.title,

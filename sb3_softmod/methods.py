@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sb3_softmod.networks import MultiTaskNetwork
     from sb3_softmod.policies import MultiTaskSACPolicy
 
-#: The authors' code clips for every method of the paper.
+#: The authors' code clips for every method that it has.
 _CLIPPED = {"max_grad_norm": MAX_GRAD_NORM["MT10"]}
 
 

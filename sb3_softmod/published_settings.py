@@ -84,7 +84,7 @@ ENV_STEPS: dict[str, Published] = {
 }
 
 #: Of the actor and of each critic: 1 in the code, whose critics' losses lack SB3's factor 1/2. For every method of the
-#: paper; mtrl, MOORE and PaCo do not clip.
+#: paper but single-task SAC; mtrl, MOORE and PaCo do not clip.
 MAX_GRAD_NORM = Published([1.0, 0.5], [1.0, 0.5], "Soft-Module, mt_sac.py: grad_clip, which every script leaves on")
 
 _NETWORKS = "Meta-World+, config/nn.py, after the paper"

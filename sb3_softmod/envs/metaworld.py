@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pickle
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +21,15 @@ from sb3_softmod.envs.tasks import TaskEnv, seed_or_drawn
 from sb3_softmod.envs.worker import TaskMaker
 
 try:
-    import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML10_V3, ML45_V3, MT10_V3, MT25_V3
     from metaworld.sawyer_xyz_env import RenderMode, SawyerXYZEnv
     from metaworld.types import Task
 except (AttributeError, RuntimeError) as error:  # PyOpenGL's, under MUJOCO_GL=osmesa; MuJoCo's, of a bad MUJOCO_GL
     raise ConfigurationError(f"MuJoCo finds no OpenGL library ({error}). {RENDERING_ADVICE}") from error
+
+from sb3_softmod.envs import metaworld_fast  # after the message about OpenGL
+
+metaworld_fast.speed_up_modules()  # of this process, with the same numbers
 
 Goals = Literal["random", "fixed", "each-once"]
 
@@ -91,7 +93,7 @@ def draw_goals(env: SawyerXYZEnv, name: str, seed: int) -> list[Task]:
     env._freeze_rand_vec = False
     env._set_task_called = True
     goals = []
-    with _kinematics_alone(env), _own_generator(env, seed):
+    with metaworld_fast.kinematics_alone(env), _own_generator(env, seed):
         for _ in range(NUM_GOALS):
             env.reset()
             data = dict(rand_vec=env._last_rand_vec, env_cls=type(env), partially_observable=False)
@@ -122,59 +124,6 @@ def _own_generator(env: SawyerXYZEnv, seed: int) -> Iterator[None]:
         yield
     finally:
         env._np_random, env.seeded_rand_vec = before, False
-
-
-@contextmanager
-def _kinematics_alone(env: SawyerXYZEnv) -> Iterator[None]:
-    """Place the bodies, but let no time pass."""
-    env.do_simulation = lambda *_: mujoco.mj_kinematics(env.model, env.data)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del env.do_simulation
-
-
-def _touching_object(env: SawyerXYZEnv, object_geom_id: int) -> bool:
-    """Meta-World's ``touching_object``, which looks at the contacts one by one, for all of them at once."""
-    contacts = env.data.contact
-    of_object = (contacts.geom == object_geom_id).any(1)
-    for pad in ("leftpad_geom", "rightpad_geom"):
-        touching = of_object & (contacts.geom == env.data.geom(pad).id).any(1)
-        if not sum(env.data.efc_force[row] for row in contacts.efc_address[touching]) > 0:
-            return False
-    return True
-
-
-def _observation(env: SawyerXYZEnv, claws: Sequence[int]) -> np.ndarray:
-    """Meta-World's ``_get_curr_obs_combined_no_goal`` in half the time, bit for bit the same.
-
-    :param claws: the two bodies whose distance is the opening of the gripper
-    :return: ``[18]``: position of the hand, opening (1 at 10 cm), and position and quaternion of each object
-    """
-    out = np.zeros(4 + env._obs_obj_max_len)
-    out[:3] = env.get_endeff_pos()
-    between = env.data.xpos[claws[0]] - env.data.xpos[claws[1]]
-    out[3] = min(math.sqrt(between.dot(between)) / 0.1, 1.0)
-    positions, quaternions = env._get_pos_objects().reshape(-1, 3), env._get_quat_objects().reshape(-1, 4)
-    objects = out[4 : 4 + 7 * len(positions)].reshape(-1, 7)
-    objects[:, :3], objects[:, 3:] = positions, quaternions
-    return out
-
-
-def _reset(env: SawyerXYZEnv) -> tuple[np.ndarray, dict[str, Any]]:
-    """Meta-World's reset in half the time, bit for bit the same.
-
-    It settles the arm twice, and the second time starts from scratch: what the first leaves behind is where it put
-    the bodies of the model, for which the kinematics are enough.
-    """
-
-    def first() -> np.ndarray:
-        del env.reset_model  # the second time is Meta-World's own
-        with _kinematics_alone(env):
-            return env.reset_model()
-
-    env.reset_model = first  # type: ignore[method-assign]
-    return env.reset()
 
 
 class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -211,9 +160,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             reward_function_version=reward_version, render_mode=render_mode, camera_name=camera_name
         )
         super().__init__(env)
-        env.touching_object = partial(_touching_object, env)  # type: ignore[method-assign]
-        claws = [env.model.body(name).id for name in ("rightclaw", "leftclaw")]
-        env._get_curr_obs_combined_no_goal = partial(_observation, env, claws)  # type: ignore[method-assign]
+        metaworld_fast.speed_up(env)
         cameras = [env.model.camera(index).name for index in range(env.model.ncam)]
         require_choice("camera_name", camera_name, cameras)
         self._name, self._mode = name, goals
@@ -239,7 +186,7 @@ class MetaWorldEnv(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             self._start_order(seed)
         self._episodes += 1
         self.unwrapped.set_task(self._goals[next(self._order)])  # type: ignore[attr-defined]
-        return _reset(self.unwrapped)  # type: ignore[arg-type]
+        return metaworld_fast.reset(self.unwrapped)  # type: ignore[arg-type]
 
     def render(self) -> Any:
         """A frame, upright.

@@ -12,6 +12,7 @@ from typing import Any
 import metaworld
 import numpy as np
 import pytest
+from meta_worlds_own import use_meta_worlds_own
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
 from sb3_softmod import ConfigurationError, MultiTaskSAC, MultiTaskVecEnv, SoftModSAC, make_metaworld_env
@@ -123,7 +124,9 @@ def test_goals_of_all_tasks_are_those_of_meta_world() -> None:
         test_goals_are_those_of_meta_world(name)
 
 
-def check_against_meta_world(tasks: Sequence[str], horizon: int = 25, episodes: int = 3) -> None:
+def check_against_meta_world(
+    monkeypatch: pytest.MonkeyPatch, tasks: Sequence[str], horizon: int = 25, episodes: int = 3
+) -> None:
     """Step our vector of envs and Meta-World's own, one by one, with the same actions and goals: equal to the bit.
 
     The first episode is cut off in its middle by a reset.
@@ -138,6 +141,7 @@ def check_against_meta_world(tasks: Sequence[str], horizon: int = 25, episodes: 
     last_infos = env.step(np.zeros((len(tasks), 4)))[3]
     env.close()
     assert not any("terminal_observation" in info for info in last_infos)  # an episode has just begun
+    use_meta_worlds_own(monkeypatch)
     for i, name in enumerate(tasks):
         benchmark = metaworld.MT1(name, seed=3)
         theirs = benchmark.train_classes[name]()
@@ -159,31 +163,14 @@ def check_against_meta_world(tasks: Sequence[str], horizon: int = 25, episodes: 
                 order.integers(50)
 
 
-def test_trajectories_equal_meta_world_stepped_by_hand() -> None:
+def test_trajectories_equal_meta_world_stepped_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among them tasks whose start depends on where Meta-World's first of two resets put their bodies."""
-    check_against_meta_world([*PAIR, "window-open-v3", "door-lock-v3", "lever-pull-v3"])
-
-
-def test_touching_an_object_is_what_meta_world_says() -> None:
-    """Along an episode of Meta-World's own expert, which grasps."""
-    from metaworld.policies import ENV_POLICY_MAP
-
-    expert: Any = ENV_POLICY_MAP["pick-place-v3"]()  # type: ignore[abstract]
-    env = MetaWorldEnv("pick-place-v3", seed=0)
-    simulator: Any = env.unwrapped
-    obs, _ = env.reset()
-    seen = []
-    for _ in range(120):
-        obs, *_ = env.step(np.clip(expert.get_action(obs), -1, 1).astype(np.float32))
-        main = simulator._get_id_main_object()
-        seen.append(simulator.touching_object(main))
-        assert seen[-1] == type(simulator).touching_object(simulator, main)
-    assert 20 < sum(seen) < 100
+    check_against_meta_world(monkeypatch, [*PAIR, "window-open-v3", "door-lock-v3", "lever-pull-v3"])
 
 
 @pytest.mark.slow
-def test_trajectories_of_all_tasks_equal_meta_world() -> None:
-    check_against_meta_world(resolve_task_names("MT50"))
+def test_trajectories_of_all_tasks_equal_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_against_meta_world(monkeypatch, resolve_task_names("MT50"))
 
 
 def test_observations_and_infos() -> None:

@@ -12,6 +12,7 @@ import gymnasium as gym
 import metaworld
 import numpy as np
 import pytest
+from meta_worlds_own import use_meta_worlds_own
 from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
 from zoo_runs import train
@@ -75,9 +76,11 @@ def by_metaworld(model: Any, seed: int, episodes: int, horizon: int | None) -> t
     ("model", "horizon"),
     [pytest.param(Expert(), None, id="expert", marks=pytest.mark.slow), pytest.param(Expert(1), 90, id="clumsy")],
 )
-def test_equals_meta_worlds_own_evaluator(model: Any, horizon: int | None) -> None:
+def test_equals_meta_worlds_own_evaluator(monkeypatch: pytest.MonkeyPatch, model: Any, horizon: int | None) -> None:
     """Same goals, each of the 50 once: the same success rates, and returns to rounding."""
-    success, returns = by_metaworld(model, seed=3, episodes=50, horizon=horizon)
+    with monkeypatch.context() as patch:
+        use_meta_worlds_own(patch)
+        success, returns = by_metaworld(model, seed=3, episodes=50, horizon=horizon)
     env_kwargs = None if horizon is None else dict(horizon=horizon)
     ours = evaluate_tasks(model, TASKS, protocol="metaworld", seed=3, env_kwargs=env_kwargs)
     assert ours.success_rate == success
