@@ -78,7 +78,7 @@ def sheet_of(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Row
     further = {key: key.replace("_", " ") for manifest in manifests for key in manifest if key not in known}
     sections = []
     for heading, words in {**_WORDS, "Further": further}.items():
-        rows = [Row(label, [_cell(key, manifest.get(key)) for manifest in manifests]) for key, label in words.items()]
+        rows = [Row(label, [_cell(key, manifest) for manifest in manifests]) for key, label in words.items()]
         rows = [row for row in rows if any(row.cells)]
         if rows:
             sections.append((heading, rows))
@@ -96,13 +96,15 @@ def packages_of(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
     return sorted(versions.items(), key=lambda item: len(item[1]) == 1)
 
 
-def _cell(key: str, value: Any) -> list[tuple[str, str]]:
+def _cell(key: str, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    value = manifest.get(key)
     if key == "wall_time_s" and _is_number(value):
         return [("", duration(value))]
     if key.endswith("_success_rate") and _is_number(value):
         return [("", percent(value))]
     if key == "arguments" and isinstance(value, list):
-        return [("", shlex.join(["sb3-softmod", "train", *map(str, value)]))]
+        command = "adapt" if "adapted_from" in manifest else "train"
+        return [("", shlex.join(["sb3-softmod", command, *map(str, value)]))]
     if key == "hyperparams" and isinstance(value, Mapping):  # what has lines of its own, and none of minutes stands for
         value = {name: each for name, each in value.items() if name not in ("n_timesteps", "n_envs", "env_kwargs")}
     if key == "began_with" and isinstance(value, Mapping) and not value.get("env_steps"):

@@ -86,4 +86,4 @@ def adapt(arguments: Sequence[str]) -> None:
 
     from sb3_softmod.zoo.adaptation import Adaptation  # here, so that --help does not wait for torch
 
-    Adaptation.of(args).run()
+    Adaptation.of(args, arguments).run()

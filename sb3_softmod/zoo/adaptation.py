@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,11 @@ class Adaptation:
     params: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Adaptation:
+    def of(cls, args: argparse.Namespace, arguments: Sequence[str]) -> Adaptation:
         """What a command line asks for.
 
+        :param args: what it says
+        :param arguments: as they were written
         :raises ConfigurationError: for what cannot work
         """
         check_device("--device", args.device)
@@ -131,7 +134,8 @@ class Adaptation:
                 f"The names of these tasks make one of {len(name)} characters, and files take {_LONGEST}: adapt in "
                 "Python (model.adapt), or to fewer tasks."
             )
-        return cls(_facts(args, source, name, params), args, None, source, params)
+        facts = {**_facts(args, source, name, params), "arguments": list(arguments)}
+        return cls(facts, args, None, source, params)
 
     def run(self) -> None:
         """Adapt, learn and save; or go on."""

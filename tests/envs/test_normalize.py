@@ -274,6 +274,34 @@ def test_evaluation_neither_changes_the_statistics_nor_does_without_them() -> No
         evaluate_tasks(model, make_env(), n_eval_episodes=2)
 
 
+@pytest.mark.parametrize("obs_statistics", ["pooled", "per-task"])
+@pytest.mark.parametrize("copies", [1, 3, 20])
+def test_statistics_are_sb3s_of_the_rows_of_each_task(obs_statistics: Any, copies: int) -> None:
+    """To the bit, also where a row that is not finite leaves a task with fewer."""
+    makers = [partial(TaskEnv, PointMass(task), task, ["a", "b", "c"]) for task in range(3) for _ in range(copies)]
+    env = MultiTaskVecNormalize(DummyVecEnv(makers), obs_statistics=obs_statistics)
+    env.reset()
+    expected = [rms.copy() for rms in env.obs_rms]
+    rng = np.random.default_rng(copies)
+    observations = np.asarray(env.get_original_obs()).copy()
+    tasks = np.arange(3).repeat(copies)
+    env.venv.step_wait = lambda: (observations, np.zeros(len(tasks)), np.zeros(len(tasks), bool), [{}] * len(tasks))  # type: ignore[method-assign]
+    for step in range(4):
+        observations[:, :2] = rng.normal(rng.normal(), rng.uniform(0.1, 10), (len(tasks), 2))
+        if step == 2:
+            observations[1, 0] = np.inf
+        env.step_wait()
+        rows = observations[:, :2], np.isfinite(observations).all(1)
+        for task, rms in enumerate(expected):
+            mine = rows[1] & ((tasks == task) | (obs_statistics == "pooled"))
+            if mine.any():
+                rms.update(rows[0][mine])
+    for ours, theirs in zip(env.obs_rms, expected, strict=True):
+        assert ours.mean.tobytes() == theirs.mean.tobytes()
+        assert ours.var.tobytes() == theirs.var.tobytes()
+        assert ours.count == theirs.count
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_infinity_is_not_clipped_away(training: bool) -> None:
     env = MultiTaskVecNormalize(make_env(), training=training)

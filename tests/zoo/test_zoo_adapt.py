@@ -66,6 +66,8 @@ def test_a_run(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert main(["report", str(run)]) == 0
     assert "left out" not in capsys.readouterr().err
+    again = f"sb3-softmod adapt {source} --tasks coffee-button-v3 -n 80 -f {tmp_path}"
+    assert again in (run / "report.html").read_text()
     assert main(f"evaluate {run} --episodes 1".split()) == 0
     assert main(f"enjoy --algo softmod_deep --env {SET} -f {tmp_path} --episodes 1".split()) == 0
     assert "coffee-button-v3" in capsys.readouterr().out
