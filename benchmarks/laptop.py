@@ -191,7 +191,7 @@ def title_of(row: dict[str, Any]) -> str:
 
 
 def figure_of(rows: Sequence[dict[str, Any]], name: str) -> Figure:
-    """Success against minutes: a dot for each seed, and a line through the means of those marks that most seeds have."""
+    """Success against minutes: a dot for each seed, and a line through the means of marks that most seeds have."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for place, title in enumerate(dict.fromkeys(map(title_of, rows))):

@@ -56,7 +56,9 @@ def card_of(folder: Path, minutes: float | None) -> dict[str, Any]:
     if minutes is not None:
         marks = json.loads((folder / SNAPSHOTS).read_text())
         steps = next(mark for mark in marks if mark["minutes"] == minutes)
-    training = ("horizon", "goals", "reward_version", "n_envs", "hyperparams", "network", "hardware", "git")
+    training = ("horizon", "goals", "reward_version", "n_envs", "network", "hardware", "git")
+    said_elsewhere = ("n_timesteps", "n_envs", "env_kwargs")
+    settings = {k: v for k, v in (facts.get("hyperparams") or {}).items() if k not in said_elsewhere}
     return {
         "method": run.method,
         "title": run.title,
@@ -65,6 +67,7 @@ def card_of(folder: Path, minutes: float | None) -> dict[str, Any]:
         "env_kwargs": facts["env_kwargs"],
         "seed": facts["seed"],
         "budget": steps,
+        "settings": settings,
         "training": {name: facts.get(name) for name in training},
         "evaluation": found.settings,
         "mean_success": found.mean_success_rate,
