@@ -97,7 +97,7 @@ def packages_of(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
 
 
 def _cell(key: str, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    value = manifest.get(key)
+    value: Any = manifest.get(key)
     if key == "wall_time_s" and _is_number(value):
         return [("", duration(value))]
     if key.endswith("_success_rate") and _is_number(value):

@@ -278,7 +278,9 @@ def test_evaluation_neither_changes_the_statistics_nor_does_without_them() -> No
 @pytest.mark.parametrize("copies", [1, 3, 20])
 def test_statistics_are_sb3s_of_the_rows_of_each_task(obs_statistics: Any, copies: int) -> None:
     """To the bit, also where a row that is not finite leaves a task with fewer."""
-    makers = [partial(TaskEnv, PointMass(task), task, ["a", "b", "c"]) for task in range(3) for _ in range(copies)]
+    makers: list[Any] = [
+        partial(TaskEnv, PointMass(task), task, ["a", "b", "c"]) for task in range(3) for _ in range(copies)
+    ]
     env = MultiTaskVecNormalize(DummyVecEnv(makers), obs_statistics=obs_statistics)
     env.reset()
     expected = [rms.copy() for rms in env.obs_rms]
