@@ -2,7 +2,7 @@
 
 A file maps env names, or "default" for every other env, to hyperparameters. One block is our own: "policies" maps a
 policy to ``policy_kwargs`` that stand behind those of a method, so that one file can make the networks of all methods
-small. One key is, too: "num_threads", of PyTorch, a number or "half" of the cores: the envs have the rest.
+small. One key is, too: "num_threads", of PyTorch, a number or "half" of the cores.
 """
 
 from __future__ import annotations
