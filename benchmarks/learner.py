@@ -46,7 +46,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": dict(precision="bf16"),
     "bf16 + compile": dict(precision="bf16", compile=True),
     "categorical": dict(critic="categorical"),
-    "hl_gauss": dict(critic="hl_gauss"),
     "3 steps": dict(n_steps=3),
     "scaled rewards": dict(reward_scaling="per-task"),
     "delayed actor": dict(policy_delay=2),

@@ -51,7 +51,7 @@ def run_demo(out: Path, *, vector_steps: int, n_eval_episodes: int, seed: int) -
         tau=0.01,
         n_steps=3,
         batch_size=64 * env.num_tasks,
-        critic="hl_gauss",
+        critic="categorical",
         reward_scaling="per-task",
         ent_coef="auto_0.03",
         target_entropy="auto_0.5",

@@ -73,8 +73,7 @@ class MultiTaskSAC(CollectingSAC):
     :param target_entropy: "auto" (minus the action dimension A), "auto_0.5" (minus half of A), or a number
     :param critic: what the critics predict: "mse", the Q-value, by its squared error; "categorical", a distribution of
         the return on ``num_atoms`` values, by cross-entropy, whose expectation is the Q-value, see
-        :class:`.CrossEntropy`; "hl_gauss", the same with another target, see :class:`.GaussianHistogram`. The last two
-        need a policy of this package
+        :class:`.CrossEntropy`; it needs a policy of this package
     :param num_atoms: K, of a distribution
     :param v_min: the least return of a distribution
     :param v_max: the greatest; returns beyond these count as they do, so that rewards must fit. Also what

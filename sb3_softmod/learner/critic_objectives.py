@@ -11,14 +11,11 @@ from torch import Tensor
 from sb3_softmod.policies import MultiTaskCritic
 from sb3_softmod.policies.value_atoms import ValueAtoms, expectation
 
-CriticKind = Literal["mse", "categorical", "hl_gauss"]
+CriticKind = Literal["mse", "categorical"]
 CRITICS: tuple[CriticKind, ...] = get_args(CriticKind)
 
 CriticTarget = Literal["min", "mean"]
 CRITIC_TARGETS: tuple[CriticTarget, ...] = get_args(CriticTarget)
-
-#: Standard deviation of HL-Gauss's histograms, in units of the atoms' spacing (Farebrother et al. 2024).
-_GAUSS_WIDTH = 0.75
 
 
 class CriticObjective(Protocol):
@@ -135,22 +132,6 @@ class CrossEntropy:
         return th.special.entr(target).sum(-1)
 
 
-class GaussianHistogram(CrossEntropy):
-    """As :class:`CrossEntropy`, but the target is a Gaussian around the scalar soft Bellman target, as a histogram
-    whose bins have the atoms as their centres (HL-Gauss, Farebrother et al. 2024).
-    """
-
-    def target(
-        self, predictions: Tensor, over: CriticTarget, entropy_cost: Tensor, rewards: Tensor, discounts: Tensor
-    ) -> Tensor:
-        """See :class:`CriticObjective`; probabilities ``[B, K]``."""
-        value = SquaredError().target(self.q_values(predictions), over, entropy_cost, rewards, discounts)
-        at = self._atoms.position(value)
-        edges = th.arange(-0.5, self._atoms.num_atoms, device=at.device)  # [K + 1], in units of the spacing
-        below = th.special.ndtr((edges - at.unsqueeze(-1)) / _GAUSS_WIDTH)
-        return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
-
-
 def project(probabilities: Tensor, positions: Tensor) -> Tensor:
     """Move masses to whole positions: each is divided linearly between the two next to it.
 
@@ -175,4 +156,4 @@ def make_objective(kind: CriticKind, atoms: tuple[int, float, float] | None, dev
     if kind == "mse":
         return SquaredError()
     assert atoms is not None
-    return (GaussianHistogram if kind == "hl_gauss" else CrossEntropy)(ValueAtoms(*atoms), device)
+    return CrossEntropy(ValueAtoms(*atoms), device)

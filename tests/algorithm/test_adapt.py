@@ -117,7 +117,7 @@ class WideEnv(PointMass):
             "have 2 entries.*those of the new tasks 3",
         ),
         (lambda: MultiTaskVecNormalize(new_env()), {}, "must not be normalised by itself"),
-        (lambda: new_env(), {"critic": "hl_gauss"}, "critics were trained by squared errors, not as critic='hl_gauss'"),
+        (lambda: new_env(), {"critic": "categorical"}, "were trained by squared errors, not as critic='categorical'"),
     ],
 )
 def test_bad_input(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
@@ -127,7 +127,7 @@ def test_bad_input(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
 
 
 def test_distributions_of_returns_stay() -> None:
-    model = trained(steps=0, critic="hl_gauss", num_atoms=11, v_max=5.0)
+    model = trained(steps=0, critic="categorical", num_atoms=11, v_max=5.0)
     for other in (dict[str, Any](v_max=6.0), dict[str, Any](critic="mse")):
         with pytest.raises(ConfigurationError, match=r"on 11 atoms from -10 to 5, not as .*leave critic, num_atoms"):
             model.adapt(new_env(), init="mean", **other)

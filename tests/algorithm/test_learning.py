@@ -55,7 +55,7 @@ def learn(
 @pytest.mark.parametrize(
     ("policy", "options"),
     [
-        ("MultiHeadPolicy", dict(critic="hl_gauss")),
+        ("MultiHeadPolicy", dict(critic="categorical")),
         ("MultiHeadPolicy", dict(gradient_surgery="pcgrad")),
         ("MOOREPolicy", dict()),
         ("SingleTaskPolicy", dict()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch as th
 
@@ -12,7 +11,6 @@ from sb3_softmod.learner.critic_objectives import (
     CriticObjective,
     CriticTarget,
     CrossEntropy,
-    GaussianHistogram,
     SquaredError,
     project,
 )
@@ -94,23 +92,6 @@ def test_cross_entropy() -> None:
     ]
 
 
-@pytest.mark.parametrize("value", [-2.0, -1.999, -0.4, 0.0, 0.3, 1.1, 2.0])
-def test_histogram_around_a_value(value: float) -> None:
-    """Against the normal distribution's integral over each bin; its mean misses the value only near an edge."""
-    atoms = ValueAtoms(41, -2.0, 2.0)
-    objective = GaussianHistogram(atoms, CPU)
-    nothing = th.zeros(1)
-    target = objective.target(th.zeros(2, 1, 41), "min", nothing, th.tensor([value]), nothing)[0]
-
-    def below(x: float) -> float:
-        return 0.5 * (1 + math.erf((x - value) / (0.75 * 0.1) / math.sqrt(2)))
-
-    mass = np.array([below(z + 0.05) - below(z - 0.05) for z in np.linspace(-2, 2, 41)])
-    np.testing.assert_allclose(target, mass / mass.sum(), atol=1e-5)
-    at_edge = abs(abs(value) - 2) < 0.2
-    assert abs(float(target @ atoms.values()) - value) < (0.05 if at_edge else 1e-4)
-
-
 # ----------------------------------------------------------------------------------------------------- a chain
 
 #: Rewards of a walk along four states, after the last of which it terminates.
@@ -149,8 +130,6 @@ def test_a_chain() -> None:
     th.testing.assert_close(mse, expected, atol=1e-3, rtol=0)
     c51 = trained(CrossEntropy(atoms, CPU), "mean", (41,))
     th.testing.assert_close(c51, expected, atol=5e-3, rtol=0)
-    gauss = trained(GaussianHistogram(atoms, CPU), "min", (41,))
-    th.testing.assert_close(gauss, expected, atol=1e-2, rtol=0)
 
 
 def test_expectations_obey_the_bellman_equation() -> None:

@@ -85,7 +85,7 @@ def step_of(optimizer: th.optim.Optimizer) -> None:
 # --------------------------------------------------------------------------- against plain loops
 
 
-@pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
+@pytest.mark.parametrize("critic", ["mse", "categorical"])
 @pytest.mark.parametrize("weighting", LEARNED_WEIGHTINGS)
 def test_equals_the_algorithm_of_the_paper(weighting: str, critic: Any) -> None:
     """30 gradient steps of the critics by plain descent: weights in each, and what the critics learned."""
@@ -161,7 +161,7 @@ def test_famo_favours_the_task_that_falls_less() -> None:
 # -------------------------------------------------------------------------- norms of the gradients
 
 
-@pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
+@pytest.mark.parametrize("critic", ["mse", "categorical"])
 @pytest.mark.parametrize("policy", SHARING)
 def test_the_norms_equal_one_backward_pass_each(policy: str, critic: Any) -> None:
     model = make_model("uniform", policy, critic=critic)

@@ -55,7 +55,7 @@ def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     card = pretrained.pretrained_card("small")
     assert (card["task_set"], card["tasks"], card["seed"], card["budget"]) == ("MT3", MT3, 3, marks[0])
     assert card["env_kwargs"] == {"seed": 3, "horizon": 5}
-    assert card["settings"].items() >= {"critic": "hl_gauss", "gamma": 0.97, "loss_weighting": "success"}.items()
+    assert card["settings"].items() >= {"critic": "categorical", "gamma": 0.97, "loss_weighting": "success"}.items()
     assert "n_timesteps" not in card["settings"]
     assert str(tmp_path) not in json.dumps(card)
 

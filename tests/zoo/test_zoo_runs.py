@@ -102,7 +102,7 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert facts["tasks"] == MT3
     assert (facts["goals"], facts["horizon"], facts["reward_version"]) == ("random", 5, "v2")
     told = facts["hyperparams"]
-    assert (told["critic"], told["batch_size"], told["env_kwargs"]) == ("hl_gauss", 6, dict(seed=3, horizon=5))
+    assert (told["critic"], told["batch_size"], told["env_kwargs"]) == ("categorical", 6, dict(seed=3, horizon=5))
     assert told["policy_kwargs"]["net_arch"] == [200] * 3
     assert facts["seed"] == 3
     assert facts["env_steps"] == facts["planned_env_steps"] == 150
