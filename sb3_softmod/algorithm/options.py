@@ -132,7 +132,7 @@ def check_learning(given: Mapping[str, Any]) -> None:
     :param given: the attributes of a model
     :raises ConfigurationError: naming the option, with the nearest names that are known
     """
-    if given["critic_kind"] == "hl_gauss":  # of models that were saved while there was one
+    if str(given["critic_kind"]) == "hl_gauss":  # of models that were saved while there was one
         raise ConfigurationError(
             "critic='hl_gauss' is no more: 'categorical' learned MT10 in fewer gradient steps. The networks are the "
             "same: load the model with critic='categorical' to go on."

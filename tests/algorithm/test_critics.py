@@ -221,11 +221,15 @@ def test_a_file_of_a_kind_that_is_no_more(tmp_path: Path) -> None:
 
 
 def test_attributes_that_change_meanwhile() -> None:
-    """Atoms stay where they are."""
+    """Critics stay what they are, and atoms where they are."""
     model = make_model(**CATEGORICAL)
     model.learn(20 * M)
     model.v_max = 6.0
     with pytest.raises(ConfigurationError, match=r"'v_max': 6.0}: leave critic, num_atoms, v_min and v_max out"):
+        model.train(1, 8 * M)
+    model.v_max = 5.0
+    model.critic_kind = "mse"
+    with pytest.raises(ConfigurationError, match=r"on 31 atoms from -20 to 5, not as critic='mse'"):
         model.train(1, 8 * M)
 
 
