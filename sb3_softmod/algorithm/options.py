@@ -132,11 +132,6 @@ def check_learning(given: Mapping[str, Any]) -> None:
     :param given: the attributes of a model
     :raises ConfigurationError: naming the option, with the nearest names that are known
     """
-    if str(given["critic_kind"]) == "hl_gauss":  # of models that were saved while there was one
-        raise ConfigurationError(
-            "critic='hl_gauss' is no more: 'categorical' learned MT10 in fewer gradient steps. The networks are the "
-            "same: load the model with critic='categorical' to go on."
-        )
     require_choice("critic", given["critic_kind"], CRITICS)
     require_choice("critic_target", given["critic_target_kind"], CRITIC_TARGETS)
     require_integer("policy_delay", given["policy_delay"], 1)

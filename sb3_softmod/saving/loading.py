@@ -284,6 +284,11 @@ def check_critic(saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
     names = ("num_atoms", "v_min", "v_max")
     own = dict(zip(names, made or [saved.get(name) for name in names], strict=True))
     kind = kwargs.get("critic", saved.get("critic_kind", "mse"))
+    if "critic" not in kwargs and kind == "hl_gauss":  # saved while there was such a target
+        raise ConfigurationError(
+            "The model's critics were trained with critic='hl_gauss', which is no more. The networks of "
+            "critic='categorical' are the same: load the model with critic='categorical' to go on with that target."
+        )
     given = {name: kwargs.get(name, value) for name, value in own.items()}
     if (kind != "mse") != (made is not None) or (made is not None and given != own):
         trained = f"on {made[0]} atoms from {made[1]:g} to {made[2]:g}" if made is not None else "by squared errors"

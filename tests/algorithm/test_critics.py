@@ -210,10 +210,12 @@ def test_a_file_keeps_its_kind_of_critic(tmp_path: Path) -> None:
 def test_a_file_of_a_kind_that_is_no_more(tmp_path: Path) -> None:
     model = make_model(**CATEGORICAL)
     model.learn(10 * M)
-    model.critic_kind = "hl_gauss"  # type: ignore[assignment]
+    vars(model).update(critic_kind="hl_gauss")
     model.save(tmp_path / "model")
-    with pytest.raises(ConfigurationError, match=r"'hl_gauss' is no more.*load the model with critic='categorical'"):
-        MultiTaskSAC.load(tmp_path / "model")
+    for options in (dict(), dict(safe=True, policy="SoftModPolicy")):
+        message = r"critic='hl_gauss', which is no more.*load the model with critic='categorical'"
+        with pytest.raises(ConfigurationError, match=message):
+            MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), **options)  # type: ignore[arg-type]
     loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), critic="categorical")
     assert same(parameters(loaded.critic), parameters(model.critic))
     loaded.learn(10 * M)
