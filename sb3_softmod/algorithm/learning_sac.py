@@ -105,7 +105,6 @@ class LearningSAC(SavingSAC):
         if made is not None and (
             made.learned_weights is not state.learned_weights
             or made.options.on_nonfinite != state.options.on_nonfinite  # how many updates may fail in a row
-            or made.options.critic_kind != state.options.critic_kind
         ):
             self._forget_gradient_step()
         if self._gradient_step is None:
