@@ -1,10 +1,10 @@
-"""What one gradient step of every method costs, at 10 and at 50 tasks with the same batch.
+"""What one gradient step and acting cost with every method, at 10 and at 50 tasks with the same batch.
 
     python benchmarks/methods.py [--methods mt_sac softmod_deep ...] [--batch-size 1250] [--rounds 5] [--steps 3]
 
 Meta-World's shapes (39 observations, 4 actions), random transitions, no simulator. In each round every method takes a
 few steps at 10 tasks and then at 50: "growth" is the ratio of the two, "x MT-SAC" that to MT-SAC's steps at 10 tasks
-of the same round. Medians over the rounds.
+of the same round. "acting" is ``predict`` on one observation of each of the 50 tasks. Medians over the rounds.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def make_env(num_tasks: int) -> VecEnv:
     return make_multitask_env({f"task-{i}": Shapes for i in range(num_tasks)}, n_workers=0)
 
 
-def make_model(name: str, num_tasks: int, batch_size: int, device: str) -> MultiTaskSAC:
+def make_model(name: str, num_tasks: int, batch_size: int, device: str = "cpu", **options: Any) -> MultiTaskSAC:
     """A model whose buffer holds 200 random transitions of each task."""
-    env = make_env(num_tasks)
-    return fill(get_method(name).make(env, buffer_size=200 * num_tasks, batch_size=batch_size, seed=0, device=device))
+    options |= dict(buffer_size=200 * num_tasks, batch_size=batch_size, seed=0, device=device)
+    return fill(get_method(name).make(make_env(num_tasks), **options))
 
 
 def fill(model: Model) -> Model:
@@ -85,6 +85,16 @@ def seconds_a_step(model: MultiTaskSAC, steps: int, batch_size: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
+def seconds_to_act(model: MultiTaskSAC, repeats: int = 50) -> float:
+    """Of one call of ``predict`` with an observation of each task."""
+    states = np.random.default_rng(0).normal(size=(model.num_tasks, OBSERVATION_DIM))
+    observations = np.concatenate([states, np.eye(model.num_tasks)], 1).astype(np.float32)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        model.predict(observations)  # brings the actions back to the CPU
+    return (time.perf_counter() - start) / repeats
+
+
 def distinct() -> list[str]:
     """MT-SAC first, and of the methods with the same network and step only one."""
     seen: dict[str, str] = {}
@@ -110,6 +120,7 @@ def main() -> None:
 
     names = list(dict.fromkeys(["mt_sac", *args.methods]))
     times: dict[str, dict[int, list[float]]] = {name: {m: [] for m in NUM_TASKS} for name in names}
+    acting: dict[str, dict[int, list[float]]] = {name: {m: [] for m in NUM_TASKS} for name in names}
     models = {
         (name, num_tasks): make_model(name, num_tasks, args.batch_size, args.device)
         for name in names
@@ -117,31 +128,37 @@ def main() -> None:
     }
     for round_ in range(args.rounds + 1):
         for (name, num_tasks), model in models.items():
-            seconds = seconds_a_step(model, args.steps, args.batch_size)
+            seconds, seconds_acting = seconds_a_step(model, args.steps, args.batch_size), seconds_to_act(model)
             if round_:  # the first warms up
                 times[name][num_tasks].append(seconds)
+                acting[name][num_tasks].append(seconds_acting)
 
     few, many = NUM_TASKS
     machine = f"{len(os.sched_getaffinity(0))} cores, {th.get_num_threads()} threads of torch, {args.device}"
     print(f"batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps, {machine}")
     header = f"{few} tasks (min - max)"
-    print(f"{'method':34}{header:>28}{f'{many} tasks':>12}{'x MT-SAC':>10}{'growth':>8}")
+    print(f"{'method':34}{header:>28}{f'{many} tasks':>12}{'x MT-SAC':>10}{'growth':>8}{'acting':>10}")
     rows = []
     for name in names:
         one, other = times[name][few], times[name][many]
         row = dict(
             method=name,
-            milliseconds={few: [1e3 * t for t in one], many: [1e3 * t for t in other]},
+            milliseconds=milliseconds(times[name]),
+            acting_milliseconds=milliseconds(acting[name]),
             relative=statistics.median(t / base for t, base in zip(one, times["mt_sac"][few], strict=True)),
             growth=statistics.median(more / less for more, less in zip(other, one, strict=True)),
         )
         rows.append(row)
         spread = f"{1e3 * statistics.median(one):.1f} ms ({1e3 * min(one):.1f} - {1e3 * max(one):.1f})"
-        last = f"{1e3 * statistics.median(other):.1f} ms"
-        print(f"{METHODS[name].title:34}{spread:>28}{last:>12}{row['relative']:>10.2f}{row['growth']:>8.2f}")
+        last, act = f"{1e3 * statistics.median(other):.1f} ms", f"{1e3 * statistics.median(acting[name][many]):.2f} ms"
+        print(f"{METHODS[name].title:34}{spread:>28}{last:>12}{row['relative']:>10.2f}{row['growth']:>8.2f}{act:>10}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(dict(machine=machine, batch_size=args.batch_size, methods=rows), indent=1))
+
+
+def milliseconds(seconds: dict[int, list[float]]) -> dict[int, list[float]]:
+    return {num_tasks: [1e3 * second for second in each] for num_tasks, each in seconds.items()}
 
 
 if __name__ == "__main__":

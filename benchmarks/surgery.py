@@ -12,22 +12,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
 
 import torch as th
-from methods import NUM_TASKS, fill, make_env
+from methods import NUM_TASKS, make_model
 
-from sb3_softmod import MultiTaskSAC
 from sb3_softmod.learner.acceleration import keep_memory
 from sb3_softmod.learner.aggregators import GRADIENT_SURGERIES
-from sb3_softmod.methods import get_method
-
-
-def make_model(surgery: str | None, num_tasks: int, batch_size: int) -> MultiTaskSAC:
-    options: dict[str, Any] = dict(
-        buffer_size=200 * num_tasks, batch_size=batch_size, seed=0, device="cpu", gradient_surgery=surgery
-    )
-    return fill(get_method("mt_sac").make(make_env(num_tasks), **options))
 
 
 def main() -> None:
@@ -38,7 +28,9 @@ def main() -> None:
     keep_memory()
     th.set_num_threads(1)  # threads that wait would count
     kinds = (None, *GRADIENT_SURGERIES)
-    models = {(kind, n): make_model(kind, n, args.batch_size) for kind in kinds for n in NUM_TASKS}
+    models = {
+        (kind, n): make_model("mt_sac", n, args.batch_size, gradient_surgery=kind) for kind in kinds for n in NUM_TASKS
+    }
     times: dict[tuple[str | None, int], list[float]] = {key: [] for key in models}
     for round_ in range(args.rounds + 1):
         for key, model in models.items():

@@ -50,7 +50,6 @@ ELSEWHERE = {
     "python benchmarks/laptop.py --env MT50-Conditioned": "as that of MT10-Conditioned",
     "python benchmarks/learner.py": "by hand: it measures for minutes",
     "python benchmarks/peer_jax.py": "by hand; the step itself: tests/learner/test_jax_peer.py",
-    "python benchmarks/scaling.py": "by hand: it measures for minutes",
     "python benchmarks/faults.py": "by hand; small versions: test_faults.py",
     "python benchmarks/new_tasks.py": "by hand: it measures for minutes",
     "sb3-softmod mixture": "test_zoo_runs.py: it needs a run on MT10",

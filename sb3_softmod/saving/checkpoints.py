@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sb3_softmod.common.errors import CheckpointError
+from sb3_softmod.common.errors import CheckpointError, ConfigurationError
 from sb3_softmod.common.version import __version__
 
 #: Of the files of a checkpoint; one more whenever older code could not read them rightly.
@@ -257,11 +257,16 @@ def is_locked(run: Path) -> bool:
     return False
 
 
-def check_unlocked(run: Path) -> None:
-    """Refuse to go on with a run that some process goes on with, before any of its files is touched.
+def check_resumable(run: Path, status: str | None) -> None:
+    """Refuse to go on with a run that is finished or that some process goes on with, before any file is touched.
 
-    :raises CheckpointError: naming the folder
+    :param status: of its ``run.json``
+    :raises ConfigurationError: for a finished one
+    :raises CheckpointError: for one that is going on
     """
+    # One that was killed while it wrote its last model has its checkpoints still.
+    if status == "finished" and not has_checkpoint(run):
+        raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
     if (run / FOLDER).is_dir():
         CheckpointFolder(run / FOLDER, 1).close()
 

@@ -37,7 +37,7 @@ from sb3_softmod.runs.progress import ProgressFileCallback
 from sb3_softmod.runs.run import load_run
 from sb3_softmod.saving.checkpoint_callback import CheckpointCallback
 from sb3_softmod.saving.checkpoints import FOLDER as CHECKPOINTS
-from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
+from sb3_softmod.saving.checkpoints import check_resumable
 from sb3_softmod.saving.loading import check_arguments
 from sb3_softmod.zoo.experiment import EVAL_EVERY, in_words
 from sb3_softmod.zoo.key_values import key_values
@@ -297,9 +297,7 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     :raises ConfigurationError: for a folder that is no such run, or one that is finished
     """
     manifest = read_json(folder / "run.json")
-    if manifest.get("status") == "finished" and not has_checkpoint(folder):
-        raise ConfigurationError(f"{folder} is finished: there is nothing to resume.")
-    check_unlocked(folder)
+    check_resumable(folder, manifest.get("status"))
     if "adapted_from" not in manifest:
         raise ConfigurationError(f"{folder} was not adapted: go on with sb3-softmod train --resume {folder}")
     missing = [name for name in _NEEDED if name not in manifest]

@@ -26,7 +26,7 @@ from sb3_softmod.common.files import check_folder, read_json
 from sb3_softmod.envs.registered import task_names
 from sb3_softmod.envs.task_sets import NAMESPACE, TASK_SETS, get_task_set
 from sb3_softmod.methods import METHODS
-from sb3_softmod.saving.checkpoints import check_unlocked, has_checkpoint
+from sb3_softmod.saving.checkpoints import check_resumable
 from sb3_softmod.saving.timed_snapshots import check_minutes
 from sb3_softmod.zoo.configs import find_config
 from sb3_softmod.zoo.experiment import EVAL_EPISODES, EVAL_EVERY, MultiTaskExperimentManager
@@ -184,10 +184,7 @@ def _arguments_of(run: Path, given: Sequence[str]) -> list[str]:
     :raises ConfigurationError: for a folder that is no run, a run that is finished, or options that would change it
     """
     manifest = read_json(run / "run.json")
-    # One that was killed while it wrote its last model has its checkpoints still.
-    if manifest.get("status") == "finished" and not has_checkpoint(run):
-        raise ConfigurationError(f"{run} is finished: there is nothing to resume.")
-    check_unlocked(run)
+    check_resumable(run, manifest.get("status"))
     if "adapted_from" in manifest:
         raise ConfigurationError(f"{run} adapts a policy: go on with sb3-softmod adapt --resume {run}")
     if "arguments" not in manifest:
