@@ -38,7 +38,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/learner.py --out bench/learner.json
 	$(BIN)/python benchmarks/peer_jax.py --options plain bf16 --out bench/peer_jax.json
-	$(BIN)/python benchmarks/methods.py --out bench/methods.json
+	$(BIN)/python benchmarks/methods.py --methods softmod_shallow softmod_deep softmod_official --out bench/methods.json
 	$(BIN)/python benchmarks/memory.py --out bench/memory.json
 	$(BIN)/python benchmarks/end_to_end.py --out bench/end_to_end.json
 	$(BIN)/python benchmarks/vec_env.py --sets MT10 --rounds 3 --seconds 2
