@@ -50,8 +50,8 @@ def test_every_policy_learns_saves_and_loads(policy: str, tmp_path: Path) -> Non
     th.testing.assert_close(th.cat(model.critic(obs, actions), 1).T, expected)
     th.testing.assert_close(model.critic.q1_forward(obs, actions)[:, 0], expected[0])
     model.save(tmp_path / "model")
-    for options in (dict(), dict(safe=True, policy=policy)):
-        again = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), **options)  # type: ignore[arg-type]
+    for options in (dict[str, Any](), dict[str, Any](safe=True, policy=policy)):
+        again = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), **options)
         assert (again.critic_kind, again.num_atoms, again.v_min, again.v_max) == ("categorical", 31, -20, 5)
         again.policy.set_training_mode(False)
         th.testing.assert_close(again.critic.q1_forward(obs, actions)[:, 0], expected[0])
@@ -212,10 +212,10 @@ def test_a_file_of_a_kind_that_is_no_more(tmp_path: Path) -> None:
     model.learn(10 * M)
     vars(model).update(critic_kind="hl_gauss")
     model.save(tmp_path / "model")
-    for options in (dict(), dict(safe=True, policy="SoftModPolicy")):
+    for options in (dict[str, Any](), dict[str, Any](safe=True, policy="SoftModPolicy")):
         message = r"critic='hl_gauss', which is no more.*load the model with critic='categorical'"
         with pytest.raises(ConfigurationError, match=message):
-            MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), **options)  # type: ignore[arg-type]
+            MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), **options)
     loaded = MultiTaskSAC.load(tmp_path / "model", make_point_mass_env(M), critic="categorical")
     assert same(parameters(loaded.critic), parameters(model.critic))
     loaded.learn(10 * M)
