@@ -14,6 +14,7 @@ from zoo_runs import assert_same_training, manifest, run_of, train
 
 from sb3_softmod.cli import main
 from sb3_softmod.grid.folder import is_finished
+from sb3_softmod.saving.checkpoints import CheckpointFolder
 
 STEPS = 300
 RUN_OPTIONS = ("--save-freq", "45")
@@ -173,6 +174,10 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["train", *options]) == 2
         assert f"sb3-softmod: {message}" in capsys.readouterr().err
+    going_on = CheckpointFolder(run / "checkpoints", 2)  # as another process has it
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"writes checkpoints to {run / 'checkpoints'}: wait for its end" in capsys.readouterr().err
+    going_on.close()
     assert kept == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     manifest_file = run / "checkpoints" / "000000000045" / "manifest.json"
     manifest_file.write_text(manifest_file.read_text().replace('"format": 1', '"format": 7'))
