@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -127,6 +128,7 @@ def main() -> None:
         for num_tasks in NUM_TASKS
     }
     for round_ in range(args.rounds + 1):
+        print(f"round {round_} of {args.rounds}" if round_ else "warming up", file=sys.stderr)
         for (name, num_tasks), model in models.items():
             seconds, seconds_acting = seconds_a_step(model, args.steps, args.batch_size), seconds_to_act(model)
             if round_:  # the first warms up

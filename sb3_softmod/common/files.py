@@ -102,6 +102,25 @@ def make_folder(path: str | Path) -> None:
         raise FileError(f"Cannot make the folder {path}: {error.strerror or error}.") from error
 
 
+def claim_folder(path: Path) -> Path:
+    """Make a folder that nobody else has, not even another process that looks for one at this moment.
+
+    :param path: that it gets if it is free; else the number at the end of its name goes up until none has it
+    :return: its path
+    :raises FileError: if it cannot be made
+    """
+    make_folder(path.parent)
+    while True:
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            stem, _, number = path.name.rpartition("_")
+            path = path.with_name(f"{stem}_{int(number) + 1}" if number.isdigit() else f"{path.name}_1")
+        except OSError as error:
+            raise FileError(f"Cannot make the folder {path}: {error.strerror or error}.") from error
+
+
 def check_writable(path: str | Path) -> None:
     """Make the folder of a file that is to be written later, and refuse a path where that cannot be done.
 

@@ -11,12 +11,14 @@ import time
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_softmod.common.files import read_json, write_text
+from sb3_softmod.evaluation.callback import MultiTaskEvalCallback
 from sb3_softmod.learner.replay_buffer import MultiTaskReplayBuffer
 
 #: Of a processor, as Linux calls them.
@@ -24,20 +26,28 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 class RunManifest:
-    """Writes the manifest when a run begins, with status "running", and again when it ends.
+    """Writes the manifest when a run begins, with status "running", and again when its ``with`` block ends.
 
     A run whose status is still "running" was killed. One that is resumed keeps what it began with.
 
     :param path: of the file
     :param model: ready to learn
     :param facts: what only the caller knows: method, tasks, seed, ...
-    :param seconds: that a resumed run has learned
+    :param evaluation: while the run learns, if there is one: its results are told, and its env is closed at the end
     """
 
-    def __init__(self, path: Path, model: BaseAlgorithm, facts: dict[str, Any], seconds: float | None = None) -> None:
-        self._path = path
-        self._start = time.perf_counter() - (seconds or 0.0)
-        if seconds is not None:
+    #: How the run ended, for the block to say: "finished", "ended early" (by a callback) or "stopped" (to go on later);
+    #: "failed" after an exception.
+    status = "failed"
+
+    def __init__(
+        self, path: Path, model: BaseAlgorithm, facts: dict[str, Any], evaluation: MultiTaskEvalCallback | None
+    ) -> None:
+        self._path, self._model, self._evaluation = path, model, evaluation
+        checkpoint = getattr(model, "resumed_from", None)
+        seconds = 0.0 if checkpoint is None else checkpoint.facts["seconds"]
+        self._start = time.perf_counter() - seconds
+        if checkpoint is not None:
             self._content = read_json(path)
             resumed = {"at": _now(), "env_steps": model.num_timesteps}
             self._content |= {"status": "running", "resumed": [*self._content.get("resumed", []), resumed]}
@@ -58,14 +68,18 @@ class RunManifest:
         }
         self._write()
 
-    def finish(self, status: str, model: BaseAlgorithm, facts: dict[str, Any]) -> None:
-        """Say how the run ended.
+    def __enter__(self) -> RunManifest:
+        return self
 
-        :param status: "finished", "ended early" (by a callback), "stopped" (to go on later) or "failed"
-        :param model: that has learned
-        :param facts: results
-        """
-        progress = _progress(model)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        facts: dict[str, Any] = {}
+        if error is not None:
+            self.status = "failed"
+            facts["error"] = f"{type(error).__name__}: {error}"
+        if self._evaluation is not None:
+            facts |= self._evaluation.summary()
+            self._evaluation.eval_env.close()
+        progress = _progress(self._model)
         for name in ("gradient_steps", "env_steps_by_task"):  # a model that was trained before brings those
             before = self._content["began_with"][name]
             if isinstance(before, dict):
@@ -73,7 +87,7 @@ class RunManifest:
             else:
                 progress[name] -= before
         wall_time = round(time.perf_counter() - self._start, 1)
-        self._content |= {"status": status, "ended": _now(), "wall_time_s": wall_time, **progress, **facts}
+        self._content |= {"status": self.status, "ended": _now(), "wall_time_s": wall_time, **progress, **facts}
         self._write()
 
     def _write(self) -> None:

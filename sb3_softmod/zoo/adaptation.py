@@ -8,12 +8,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch as th
 import yaml
+from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -23,7 +25,7 @@ from sb3_softmod.algorithm.pretrained import pretrained, pretrained_card
 from sb3_softmod.common.checks import require_choice
 from sb3_softmod.common.devices import check_device
 from sb3_softmod.common.errors import ConfigurationError, FileError
-from sb3_softmod.common.files import check_folder, read_json, write_text
+from sb3_softmod.common.files import check_folder, claim_folder, read_json, write_text
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -139,7 +141,7 @@ class Adaptation:
 
     def run(self) -> None:
         """Adapt, learn and save; or go on."""
-        folder = self.folder or _new_folder(self.args.log_folder / self.facts["method"], self.facts["task_set"])
+        folder = self.folder or self._new_folder()
         try:
             env = MonitorFile(self._envs(self.facts["played"]), str(folder), go_on=self.source is None)
             model = self._model(env, folder)
@@ -148,7 +150,12 @@ class Adaptation:
                 shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a file that is open
             raise
         _write_config(folder, self.facts)
-        self._learn(model, folder)
+        with closing(env):
+            self._learn(model, folder)
+
+    def _new_folder(self) -> Path:
+        parent, name = self.args.log_folder / self.facts["method"], self.facts["task_set"]
+        return claim_folder(parent / f"{name}_{get_latest_run_id(str(parent), name) + 1}")
 
     def _envs(self, tasks: list[str], **options: Any) -> VecEnv:
         task_set = get_task_set("+".join(tasks))
@@ -175,56 +182,41 @@ class Adaptation:
 
     def _learn(self, model: MultiTaskSAC, folder: Path) -> None:
         facts, name = self.facts, self.facts["task_set"]
-        evaluations = self._evaluations(model, folder)
+        evaluation = self._evaluation(model, folder)
         checkpoints = CheckpointCallback(
             folder,
             save_freq=_every(facts["options"]["save_freq"], facts["n_envs"]),
             how_to_resume=f"sb3-softmod adapt --resume {shlex.quote(str(folder))}",
             verbose=max(self.args.verbose - 1, 0),
         )
+        evaluations = [] if evaluation is None else [evaluation]
         callbacks: list[BaseCallback] = [checkpoints, *evaluations, ProgressFileCallback(str(folder))]
-        checkpoint = model.resumed_from
-        seconds = None if checkpoint is None else checkpoint.facts["seconds"]
-        manifest = RunManifest(folder / "run.json", model, facts, seconds)
-        status = "failed"
-        results: dict[str, Any] = {}
-        try:
-            model.learn(None if checkpoint else facts["planned_env_steps"], callbacks, progress_bar=self.args.progress)
+        steps = facts["planned_env_steps"] if model.resumed_from is None else None  # None: what is left
+        with RunManifest(folder / "run.json", model, facts, evaluation) as manifest:
+            model.learn(steps, callbacks, progress_bar=self.args.progress)
             model.save(folder / f"{name}.zip")
-            status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"
-        except BaseException as error:
-            results["error"] = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            for each in evaluations:
-                results |= each.summary()
-                each.eval_env.close()
-            if (env := model.get_env()) is not None:
-                env.close()
-            manifest.finish(status, model, results)
-        if status == "finished":
+            manifest.status = "finished" if model.num_timesteps >= facts["planned_env_steps"] else "stopped"
+        if manifest.status == "finished":
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         if self.args.verbose:
-            print(f"{folder}: {status} at step {model.num_timesteps:,}")
+            print(f"{folder}: {manifest.status} at step {model.num_timesteps:,}")
 
-    def _evaluations(self, model: MultiTaskSAC, folder: Path) -> list[MultiTaskEvalCallback]:
-        """Of all tasks while it learns; none without a frequency."""
+    def _evaluation(self, model: MultiTaskSAC, folder: Path) -> MultiTaskEvalCallback | None:
+        """Of all tasks while it learns; None without a frequency."""
         options = self.facts["options"]
         if not (every := _every(options["eval_freq"], self.facts["n_envs"])):
-            return []
+            return None
         env = self._envs([self.facts["task_set"]])
         if model.get_vec_normalize_env() is not None:
             env = MultiTaskVecNormalize(env, training=False, norm_reward=False)
-        return [
-            MultiTaskEvalCallback(
-                env,
-                n_eval_episodes=options["eval_episodes"],
-                eval_freq=every,
-                log_path=str(folder),
-                best_model_save_path=str(folder),
-                verbose=self.args.verbose,
-            )
-        ]
+        return MultiTaskEvalCallback(
+            env,
+            n_eval_episodes=options["eval_episodes"],
+            eval_freq=every,
+            log_path=str(folder),
+            best_model_save_path=str(folder),
+            verbose=self.args.verbose,
+        )
 
 
 def _every(env_steps: int, n_envs: int) -> int:
@@ -304,18 +296,6 @@ def _facts_of(folder: Path) -> dict[str, Any]:
     if missing:
         raise FileError(f"{folder / 'run.json'} is broken: it does not say {', '.join(missing)}.")
     return dict(manifest)
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """A folder that no other run has."""
-    number = 1
-    while True:
-        folder = parent / f"{name}_{number}"
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            number += 1
 
 
 def _write_config(folder: Path, facts: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 from sb3_softmod.algorithm.multitask_sac import MultiTaskSAC
 from sb3_softmod.common.cores import usable_cores
 from sb3_softmod.common.errors import ConfigurationError, EnvError, SoftModError
+from sb3_softmod.common.files import claim_folder
 from sb3_softmod.envs.make import make_task_set_env
 from sb3_softmod.envs.normalize import MultiTaskVecNormalize
 from sb3_softmod.envs.registered import task_names
@@ -224,15 +225,10 @@ class MultiTaskExperimentManager(ExperimentManager):
     # ------------------------------------------------------------------ running
 
     def create_log_folder(self) -> None:
-        """Make a folder that no other run has, not even one that begins at this moment; unless a run is resumed."""
-        while self._resumed_run is None:
-            try:
-                os.makedirs(self.save_path)
-                self._owns_folder = True
-                break
-            except FileExistsError:
-                stem, _, number = self.save_path.rpartition("_")
-                self.save_path = f"{stem}_{int(number) + 1}" if number.isdigit() else f"{self.save_path}_1"
+        """Make a folder of the run's own, unless it is resumed."""
+        if self._resumed_run is None:
+            self.save_path = str(claim_folder(Path(self.save_path)))
+            self._owns_folder = True
         self.params_path = os.path.join(self.save_path, self.env_name)
         os.makedirs(self.params_path, exist_ok=True)
         if self.tensorboard_log is not None:
@@ -331,35 +327,23 @@ class MultiTaskExperimentManager(ExperimentManager):
     def learn(self, model: BaseAlgorithm) -> None:
         """RL Zoo's, between the two writings of ``run.json``, with its log in ``progress.csv``."""
         self.callbacks.append(ProgressFileCallback(self.save_path))
-        seconds = None
         planned = self.n_timesteps
         if self._resumed_run is not None:
             assert isinstance(model, MultiTaskSAC)
-            assert model.resumed_from is not None
-            seconds = model.resumed_from.facts["seconds"]
             planned = model.num_timesteps + model.remaining_timesteps  # whatever its file of hyperparameters says now
             self.n_timesteps = None  # type: ignore[assignment]  # what is left
-        manifest = RunManifest(Path(self.save_path) / "run.json", model, self._facts(), seconds)
-        if self._resumed_run is None:
-            model.num_timesteps = 0  # learn sees to that too, if Ctrl-C does not come before
-        status, before = "failed", model.num_timesteps
-        results: dict[str, Any] = {}
-        try:
+        path = Path(self.save_path) / "run.json"
+        with RunManifest(path, model, self._facts(), self._evaluation) as manifest:
+            if self._resumed_run is None:
+                model.num_timesteps = 0  # learn sees to that too, if Ctrl-C does not come before
+            before = model.num_timesteps
             super().learn(model)
             super().save_trained_model(model)  # before run.json says that there is a last model
             self._finished = model.num_timesteps >= planned if self._snapshots is None else self._snapshots.finished
             by_signal = any(each.ended_by for each in checkpoint_callbacks(list(self.callbacks)))
             # Ctrl-C before the first step raises an exception, which RL Zoo catches.
             by_callback = isinstance(model, MultiTaskSAC) and not by_signal and model.num_timesteps > before
-            status = "finished" if self._finished else "ended early" if by_callback else "stopped"
-        except BaseException as error:
-            results["error"] = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            if self._evaluation is not None:
-                results |= self._evaluation.summary()
-                self._evaluation.eval_env.close()
-            manifest.finish(status, model, results)
+            manifest.status = "finished" if self._finished else "ended early" if by_callback else "stopped"
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Nothing more: it is saved. The checkpoints of a run that is finished go: nothing is left to resume."""

@@ -136,11 +136,12 @@ def test_a_last_model_that_could_not_be_written(source: Path, tmp_path: Path, mo
 
 
 def test_without_evaluations_and_checkpoints(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of ``sb3-softmod train``: not one at every step."""
+    """As of ``sb3-softmod train``: not one at every step; and the number of the folder is one more than the highest."""
+    run_of(tmp_path, env=SET, number=4).mkdir(parents=True)
     written: list[object] = []
     monkeypatch.setattr(CheckpointFolder, "write", lambda *args, **kwargs: written.append(args))
     assert adapt(source, tmp_path, "--init mean --eval-freq -1 --save-freq 0", steps=20) == 0
-    run = run_of(tmp_path, env=SET)
+    run = run_of(tmp_path, env=SET, number=5)
     assert manifest(run)["status"] == "finished"
     assert not written
     assert not list(run.glob("evaluations.*"))
