@@ -78,7 +78,6 @@ class RunManifest:
             facts["error"] = f"{type(error).__name__}: {error}"
         if self._evaluation is not None:
             facts |= self._evaluation.summary()
-            self._evaluation.eval_env.close()
         progress = _progress(self._model)
         for name in ("gradient_steps", "env_steps_by_task"):  # a model that was trained before brings those
             before = self._content["began_with"][name]
@@ -89,6 +88,8 @@ class RunManifest:
         wall_time = round(time.perf_counter() - self._start, 1)
         self._content |= {"status": self.status, "ended": _now(), "wall_time_s": wall_time, **progress, **facts}
         self._write()
+        if self._evaluation is not None:  # after the writing, which must not depend on how the env ends
+            self._evaluation.eval_env.close()
 
     def _write(self) -> None:
         write_text(self._path, json.dumps(self._content, indent=2, default=str) + "\n")
